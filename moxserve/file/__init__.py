@@ -1,0 +1,57 @@
+"""`mox.file`: every byte that moxserve reads or writes by path goes through here.
+
+`local` is the engine for plain paths. `atomic` is how files and directories come to be: complete, or not at all. A path
+with a scheme (`s3://`, `obs://`) is sent to the engine of that scheme; see `engines`.
+"""
+
+from moxserve.file.api import (
+    File,
+    MoxFileNameDuplicateException,
+    MoxFileNotExistsException,
+    append,
+    copy,
+    copy_parallel,
+    exists,
+    get_size,
+    glob,
+    is_directory,
+    list_directory,
+    make_dirs,
+    mk_dir,
+    read,
+    remove,
+    rename,
+    scan_dir,
+    stat,
+    walk,
+    write,
+)
+from moxserve.file.atomic import atomic_write, fsync_directory, publish_directory, staging_directory, sweep
+
+__all__ = [
+    "File",
+    "MoxFileNameDuplicateException",
+    "MoxFileNotExistsException",
+    "append",
+    "atomic_write",
+    "copy",
+    "copy_parallel",
+    "exists",
+    "fsync_directory",
+    "get_size",
+    "glob",
+    "is_directory",
+    "list_directory",
+    "make_dirs",
+    "mk_dir",
+    "publish_directory",
+    "read",
+    "remove",
+    "rename",
+    "scan_dir",
+    "staging_directory",
+    "stat",
+    "sweep",
+    "walk",
+    "write",
+]

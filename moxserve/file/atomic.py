@@ -1,0 +1,139 @@
+"""How files and directories come to be: under a temporary name, flushed to disk, then renamed.
+
+A reader sees the old state or the new one, never something between, whatever moment the writer dies at. Temporary names
+start with `TEMP_PREFIX`, which no reader of ours takes for data, and carry the writer's process id, so that `sweep` can
+tell a dead writer's leavings from work in progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+
+from moxserve.errors import VersionExistsError
+
+__all__ = ["TEMP_PREFIX", "atomic_write", "fsync_directory", "publish_directory", "staging_directory", "sweep"]
+
+TEMP_PREFIX = ".moxserve-tmp-"
+
+
+def _temp_name(folder: str) -> str:
+    return os.path.join(folder, f"{TEMP_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:12]}")
+
+
+def _fsync_path(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_directory(path: str) -> None:
+    """Flush a directory's entries, so that a rename in it survives a power cut."""
+    _fsync_path(path)
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Replace a file's content, all or nothing.
+
+    Args:
+        path: the file; its directory must exist.
+        data: bytes, or text that is written as UTF-8.
+
+    Raises:
+        OSError: the directory is missing or not writable; the old content is untouched.
+    """
+    target = os.path.abspath(path)
+    folder = os.path.dirname(target)
+    temp = _temp_name(folder)
+    try:
+        with open(temp, "wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temp, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temp)
+        raise
+    fsync_directory(folder)
+
+
+@contextlib.contextmanager
+def staging_directory(parent: str | os.PathLike[str]) -> Iterator[str]:
+    """Give a fresh hidden directory beside where its content will be published.
+
+    It is removed on exit if it is still there, so an exception leaves nothing behind; after a crash `sweep` removes it.
+
+    Args:
+        parent: the directory that the result is published into; made if missing.
+    """
+    os.makedirs(parent, exist_ok=True)
+    temp = _temp_name(os.path.abspath(parent))
+    os.mkdir(temp)
+    try:
+        yield temp
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def publish_directory(staged: str, final: str) -> None:
+    """Flush a staged directory to disk and rename it into place.
+
+    Args:
+        staged: a directory made by `staging_directory` on the same file system.
+        final: its final path, which must not exist.
+
+    Raises:
+        VersionExistsError: the final path is taken, by a directory with content or a file.
+    """
+    for folder, _, files in os.walk(staged):
+        for name in files:
+            _fsync_path(os.path.join(folder, name))
+        _fsync_path(folder)
+    try:
+        os.rename(staged, final)
+    except OSError as error:
+        if os.path.lexists(final):
+            raise VersionExistsError(
+                f"{final!r} exists already", hint="choose another version, or leave it out to take the next free one"
+            ) from error
+        raise
+    fsync_directory(os.path.dirname(os.path.abspath(final)))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sweep(folder: str | os.PathLike[str]) -> list[str]:
+    """Remove what writers that died left in a folder.
+
+    Returns:
+        The names that were removed. Those of living writers stay.
+    """
+    removed = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in list(entries):
+            if not entry.name.startswith(TEMP_PREFIX):
+                continue
+            pid = entry.name[len(TEMP_PREFIX) :].split("-", 1)[0]
+            if pid.isdecimal() and _alive(int(pid)):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(entry.path)
+            removed.append(entry.name)
+    return removed
