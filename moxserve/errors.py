@@ -5,7 +5,7 @@
         + ConfigError                                                    a file that the user wrote is wrong
         + MissingExtraError                                              an optional package is not installed
         x PluginError                                                    a plugin is unknown, doubled or broken
-        x ModelSpecError                                                 input_fn, model_fn or optimizer_fn broke its contract
+        x ModelSpecError                                                 a user function broke its contract
       x DataError                     exit 1   400  INVALID_ARGUMENT     data that cannot be read or does not fit
       x CheckpointError               exit 1   404  NOT_FOUND            no checkpoint, or one that does not fit
       x ExportError                   exit 1   500  INTERNAL             an artifact could not be made

@@ -14,7 +14,16 @@ import numpy as np
 
 from moxserve.errors import InvalidArgument
 
-__all__ = ["DTYPES", "DType", "ModelRef", "Signature", "TensorSpec", "dtype_by_enum", "dtype_by_name", "dtype_of"]
+__all__ = [
+    "DTYPES",
+    "DType",
+    "ModelRef",
+    "Signature",
+    "TensorSpec",
+    "dtype_by_enum",
+    "dtype_by_name",
+    "dtype_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +142,7 @@ class TensorSpec:
     tensor: str = ""
 
     def __str__(self) -> str:
-        if self.shape is None:
-            dims = "?"
-        else:
-            dims = ", ".join("?" if d is None else str(d) for d in self.shape)
+        dims = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
         return f"{self.name}: {self.dtype.name}[{dims}]"
 
 
@@ -183,7 +189,9 @@ class ModelRef:
         else:
             name, _, version = text.partition(":")
             if version and not version.isdecimal():
-                raise InvalidArgument(f"model {text!r}: expected NAME, NAME:VERSION or NAME@LABEL, version a whole number")
+                raise InvalidArgument(
+                    f"model {text!r}: expected NAME, NAME:VERSION or NAME@LABEL, version a whole number"
+                )
             ref = cls(name, int(version) if version else None)
         if not ref.name:
             raise InvalidArgument(f"model {text!r}: the name is empty; expected NAME, NAME:VERSION or NAME@LABEL")

@@ -27,7 +27,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "pipeline": ("moxserve.cli.pipeline:pipeline", "Run, check and show training pipelines."),
     "plugins": ("moxserve.cli.plugins:plugins", "List and show plugins."),
     "predict": ("moxserve.cli.predict:predict", "Predict a data set against a server or a local model."),
-    "quickstart": ("moxserve.cli.quickstart:quickstart", "Train, export, serve, predict and load-test on real digits."),
+    "quickstart": (
+        "moxserve.cli.quickstart:quickstart",
+        "Train, export, serve, predict and load-test on real digits.",
+    ),
     "serve": ("moxserve.cli.serve:serve", "Serve models: a drop-in for tensorflow_model_server."),
 }
 
@@ -67,7 +70,7 @@ class LazyGroup(click.Group):
             hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
             raise click.UsageError(f"{error.message.rstrip('.')}.{hint}", ctx) from None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the command list from the stored help lines, importing nothing."""
         rows = [(name, self._lazy[name][1]) for name in sorted(self._lazy)]
         with formatter.section("Commands"):

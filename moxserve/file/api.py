@@ -60,7 +60,9 @@ class File:
 
     def __init__(self, name: Url, mode: str = "r", **kwargs: Any) -> None:
         if "".join(sorted(mode)) not in _MODES:
-            raise UsageError(f"File({os.fsdecode(name)!r}): mode {mode!r} is none of r, w, a, r+, w+, a+ with or without b")
+            raise UsageError(
+                f"File({os.fsdecode(name)!r}): mode {mode!r} is none of r, w, a, r+, w+, a+ with or without b"
+            )
         path = _local(name)
         first = next(c for c in mode if c in "rwa")
         canonical = first + "".join(c for c in mode if c in "b+")
@@ -171,11 +173,11 @@ def list_directory(
     found: list[str] = []
     for folder, dirs, files in os.walk(base):
         prefix = os.path.relpath(folder, base)
-        join = (lambda n, p=prefix: n if p == "." else f"{p}/{n}")
+        prefix = "" if prefix == "." else f"{prefix}/"
         if not skip_dir:
-            found += [join(d) + ("" if remove_sep else "/") for d in dirs]
+            found += [prefix + d + ("" if remove_sep else "/") for d in dirs]
         if not skip_file:
-            found += [join(f) for f in files]
+            found += [prefix + f for f in files]
         if not recursive:
             break
     return sorted(found)
@@ -274,7 +276,11 @@ def copy_parallel(
     clashes += [d for d in dirs if os.path.isfile(os.path.join(dst, d))]
     if clashes:
         raise MoxFileNameDuplicateException(f"file and directory of one name below {dst!r}: {', '.join(clashes[:5])}")
-    for folder in {dst, *(os.path.join(dst, d) for d in dirs), *(os.path.dirname(os.path.join(dst, n)) for n in names)}:
+    for folder in {
+        dst,
+        *(os.path.join(dst, d) for d in dirs),
+        *(os.path.dirname(os.path.join(dst, n)) for n in names),
+    }:
         os.makedirs(folder, exist_ok=True)
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for _ in pool.map(lambda n: copy(os.path.join(src, n), os.path.join(dst, n)), names):

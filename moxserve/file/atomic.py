@@ -15,7 +15,14 @@ from collections.abc import Iterator
 
 from moxserve.errors import VersionExistsError
 
-__all__ = ["TEMP_PREFIX", "atomic_write", "fsync_directory", "publish_directory", "staging_directory", "sweep"]
+__all__ = [
+    "TEMP_PREFIX",
+    "atomic_write",
+    "fsync_directory",
+    "publish_directory",
+    "staging_directory",
+    "sweep",
+]
 
 TEMP_PREFIX = ".moxserve-tmp-"
 
@@ -100,7 +107,8 @@ def publish_directory(staged: str, final: str) -> None:
     except OSError as error:
         if os.path.lexists(final):
             raise VersionExistsError(
-                f"{final!r} exists already", hint="choose another version, or leave it out to take the next free one"
+                f"{final!r} exists already",
+                hint="choose another version, or leave it out to take the next free one",
             ) from error
         raise
     fsync_directory(os.path.dirname(os.path.abspath(final)))

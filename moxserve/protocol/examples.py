@@ -1,0 +1,71 @@
+"""tf.Example messages and Python values.
+
+A feature is a list of int64, of float32 or of bytes. Which one is taken from the value: integers and booleans, floats, text
+and bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moxserve.errors import DataError
+from moxserve.protocol import messages
+from moxserve.protocol.tensors import to_array
+
+__all__ = ["make_example", "parse_example"]
+
+
+def make_example(features: Mapping[str, Any]) -> Any:
+    """Build a tf.Example.
+
+    Args:
+        features: name -> scalar, list or array of any shape (flattened in row order).
+
+    Raises:
+        DataError: a value is neither number, text nor bytes.
+    """
+    example = messages.Example()
+    for name, value in features.items():
+        feature = example.features.feature[name]
+        array = to_array(value)
+        if array.dtype.kind in "iub":
+            feature.int64_list.value.extend(array.reshape(-1).astype(np.int64).tolist())
+        elif array.dtype.kind == "f":
+            feature.float_list.value.extend(array.reshape(-1).astype(np.float32).tolist())
+        elif array.dtype == object:
+            feature.bytes_list.value.extend(array.reshape(-1).tolist())
+        else:
+            raise DataError(f"feature {name!r}: {array.dtype} is neither integer, float, text nor bytes")
+    return example
+
+
+def parse_example(serialized: bytes) -> dict[str, np.ndarray]:
+    """Read a serialized tf.Example.
+
+    Returns:
+        name -> 1-D array: int64, float32, or object array of bytes; an empty float32 array for a feature without kind.
+
+    Raises:
+        DataError: the bytes are no tf.Example.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        example = messages.Example.FromString(serialized)
+    except DecodeError as error:
+        raise DataError(f"{len(serialized)} bytes are no serialized tf.Example: {error}") from None
+    found: dict[str, np.ndarray] = {}
+    for name, feature in example.features.feature.items():
+        kind = feature.WhichOneof("kind")
+        if kind == "int64_list":
+            found[name] = np.array(feature.int64_list.value, dtype=np.int64)
+        elif kind == "bytes_list":
+            values = np.empty(len(feature.bytes_list.value), dtype=object)
+            values[:] = list(feature.bytes_list.value)
+            found[name] = values
+        else:
+            found[name] = np.array(feature.float_list.value if kind else [], dtype=np.float32)
+    return found

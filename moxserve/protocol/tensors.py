@@ -1,0 +1,186 @@
+"""TensorProto and NumPy arrays, by TensorFlow's own rules.
+
+Reading (TensorFlow's framework/tensor.cc):
+  * dtype must be set; no shape, or an unknown rank, means a scalar; negative dimensions are refused;
+  * `tensor_content`, when not empty, must have exactly the right size and beats the typed fields;
+  * typed fields: fewer values than elements repeat the last one, none give zeros or empty strings, surplus is ignored;
+  * half and bfloat16 travel as 16-bit patterns in `half_val`; small integers in `int_val` and wrap.
+Writing: raw little-endian `tensor_content` by default (fast both ways), or the typed fields, which some clients read
+directly. Strings are arrays of `bytes` objects.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from moxserve.errors import InvalidArgument
+from moxserve.protocol import messages
+from moxserve.types import DType, dtype_by_enum, dtype_of
+
+__all__ = ["from_proto", "to_array", "to_proto"]
+
+
+def to_array(value: Any) -> np.ndarray:
+    """Turn a Python value into an array that a TensorProto can carry.
+
+    Lists of floats become float32, as TensorFlow clients expect; text becomes UTF-8 bytes in an object array.
+
+    Raises:
+        InvalidArgument: the value is ragged, or of a type that no tensor carries.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InvalidArgument(f"the value is ragged: {error}; expected lists of equal length at each level") from None
+    if array.dtype == np.float64 and not isinstance(value, (np.ndarray, np.generic)):
+        array = array.astype(np.float32)
+    if dtype_of(array).name == "string":
+        return _as_bytes(array)
+    return array
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    flat = np.empty(array.size, dtype=object)
+    for i, item in enumerate(array.reshape(-1)):
+        if isinstance(item, str):
+            flat[i] = item.encode()
+        elif isinstance(item, bytes):
+            flat[i] = bytes(item)
+        else:
+            raise InvalidArgument(
+                f"element {i} of a string tensor is {type(item).__name__} ({item!r:.80}); expected str or bytes"
+            )
+    return flat.reshape(array.shape)
+
+
+def to_proto(value: Any, *, typed: bool = False) -> Any:
+    """Encode an array as a TensorProto of `messages`.
+
+    Args:
+        value: array, or anything that `to_array` takes.
+        typed: fill the typed repeated field (`float_val` …) instead of `tensor_content`.
+
+    Raises:
+        InvalidArgument: the value has no tensor type.
+    """
+    array = to_array(value)
+    dtype = dtype_of(array)
+    proto = messages.TensorProto(dtype=dtype.enum)
+    dims = proto.tensor_shape.dim
+    for size in array.shape:
+        dims.add().size = size
+    if dtype.name == "string":
+        proto.string_val.extend(array.reshape(-1).tolist())
+    elif typed:
+        getattr(proto, dtype.proto_field).extend(_typed_values(array, dtype))
+    else:
+        proto.tensor_content = np.ascontiguousarray(array, dtype=dtype.numpy.newbyteorder("<")).tobytes()
+    return proto
+
+
+def _typed_values(array: np.ndarray, dtype: DType) -> Any:
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if dtype.proto_field == "half_val":
+        return flat.view(np.uint16).tolist()
+    if dtype.name in ("complex64", "complex128"):
+        return flat.view(flat.real.dtype).tolist()
+    return flat.tolist()
+
+
+def _shape_of(proto: Any) -> tuple[int, ...]:
+    if proto.tensor_shape.unknown_rank:
+        return ()
+    shape = tuple(d.size for d in proto.tensor_shape.dim)
+    if any(d < 0 for d in shape):
+        raise InvalidArgument(f"a tensor of shape {list(shape)} has a negative dimension")
+    return shape
+
+
+def from_proto(proto: Any) -> np.ndarray:
+    """Decode a TensorProto; the array may share memory with it and may be read-only.
+
+    Args:
+        proto: a TensorProto of any pool.
+
+    Returns:
+        An array of the proto's shape; strings as an object array of bytes.
+
+    Raises:
+        InvalidArgument: dtype unset or unknown, negative dimension, or content of the wrong size.
+    """
+    if proto.dtype == 0:
+        raise InvalidArgument("a tensor without a dtype")
+    dtype = dtype_by_enum(proto.dtype)
+    shape = _shape_of(proto)
+    count = math.prod(shape)
+    content = proto.tensor_content
+    if dtype.name == "string":
+        values = _split_strings(content, count) if content else list(proto.string_val)
+        return _string_array(values, shape, count)
+    if content:
+        expected = count * dtype.numpy.itemsize
+        if len(content) != expected:
+            raise InvalidArgument(
+                f"tensor_content has {len(content)} bytes; {dtype.name}{list(shape)} needs {expected}"
+            )
+        return np.frombuffer(content, dtype=dtype.numpy).reshape(shape)
+    return _from_typed(getattr(proto, dtype.proto_field), dtype, count).reshape(shape)
+
+
+def _from_typed(values: Any, dtype: DType, count: int) -> np.ndarray:
+    if dtype.proto_field == "half_val":
+        found = np.array(values, dtype=np.uint32).astype(np.uint16).view(dtype.numpy)
+    elif dtype.name in ("complex64", "complex128"):
+        part = np.float32 if dtype.name == "complex64" else np.float64
+        pairs = np.array(values, dtype=part)
+        found = pairs[: pairs.size // 2 * 2].view(dtype.numpy)
+    elif dtype.proto_field == "int_val":
+        found = np.array(values, dtype=np.int32).astype(dtype.numpy)
+    else:
+        found = np.array(values, dtype=dtype.numpy)
+    return _fill(found, count, lambda n: np.zeros(n, dtype=dtype.numpy))
+
+
+def _fill(found: np.ndarray, count: int, zeros: Callable[[int], np.ndarray]) -> np.ndarray:
+    if found.size == count:
+        return found
+    if found.size > count:
+        return found[:count]
+    if found.size == 0:
+        return zeros(count)
+    return np.concatenate([found, np.repeat(found[-1:], count - found.size)])
+
+
+def _string_array(values: list[bytes], shape: tuple[int, ...], count: int) -> np.ndarray:
+    flat = np.empty(count, dtype=object)
+    filler = values[-1] if values else b""
+    flat[:] = (values + [filler] * max(0, count - len(values)))[:count]
+    return flat.reshape(shape)
+
+
+def _split_strings(content: bytes, count: int) -> list[bytes]:
+    """Read TensorFlow's layout of string content: all lengths as varints, then the bytes."""
+    lengths, at = [], 0
+    for _ in range(count):
+        length = shift = 0
+        while True:
+            if at >= len(content) or shift > 63:
+                raise InvalidArgument(f"tensor_content ends inside the lengths of {count} strings")
+            byte = content[at]
+            at += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        lengths.append(length)
+    if at + sum(lengths) != len(content):
+        raise InvalidArgument(f"tensor_content has {len(content)} bytes; its {count} strings need {at + sum(lengths)}")
+    out = []
+    for length in lengths:
+        out.append(content[at : at + length])
+        at += length
+    return out
