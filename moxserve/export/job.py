@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moxserve.errors import UsageError
 from moxserve.types import Signature, TensorSpec
 
 __all__ = ["ExportJob", "ExportResult"]
@@ -29,6 +30,8 @@ class ExportJob:
         atol: largest absolute difference that verification lets pass.
         rtol: the same, relative to the reference.
         metadata: put into the manifest as it is; must be JSON.
+        version: overrides the ExportSpec's version: -1 for the next free number, a number, or a folder name.
+        check_eval: also compare with the EVAL graph, where model_fn gives an ExportSpec in that mode too.
     """
 
     model_fn: Callable[..., Any]
@@ -42,6 +45,43 @@ class ExportJob:
     atol: float = 1e-5
     rtol: float = 1e-4
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    version: int | str | None = None
+    check_eval: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be exported, before any work is done.
+
+        Raises:
+            UsageError: no inputs, a bad batch size or tolerance, or samples that do not belong to the inputs.
+        """
+        if not self.inputs:
+            raise UsageError("an export needs at least one input of model_fn; got none")
+        if not self.model_name:
+            raise UsageError("model_name is empty; expected the name that clients will ask for")
+        for size in self.warmup_batches:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise UsageError(f"warmup batch size {size!r}: expected a whole number of at least 1")
+        for name in ("atol", "rtol"):
+            value = getattr(self, name)
+            # Written so that NaN is refused as well.
+            if not value >= 0:
+                raise UsageError(f"{name} {value!r}: expected a number of at least 0")
+        self._check_samples()
+
+    def _check_samples(self) -> None:
+        if len(self.samples) == 0:
+            return
+        if len(self.samples) != len(self.inputs):
+            raise UsageError(f"samples has {len(self.samples)} arrays; model_fn has {len(self.inputs)} inputs")
+        rows = {len(a) if np.ndim(a) else None for a in self.samples}
+        if len(rows) != 1 or None in rows:
+            shapes = ", ".join(f"{s.name} {list(np.shape(a))}" for s, a in zip(self.inputs, self.samples, strict=True))
+            raise UsageError(f"samples must have one first dimension, the rows; got {shapes}")
+
+    @property
+    def sample_rows(self) -> int:
+        """How many real rows there are; 0 without samples."""
+        return len(self.samples[0]) if len(self.samples) else 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +96,8 @@ class ExportResult:
         warmup_records: how many warmup records were written.
         size_bytes: of the whole directory.
         seconds: wall time of the export.
+        verified_rows: how many real rows were compared; 0 when there were no samples.
+        notes: what the caller should know, such as "no samples".
     """
 
     path: str
@@ -65,3 +107,5 @@ class ExportResult:
     warmup_records: int
     size_bytes: int
     seconds: float
+    verified_rows: int = 0
+    notes: Sequence[str] = ()

@@ -1,8 +1,8 @@
 """How a version directory comes to be: complete, or not at all. No TensorFlow.
 
 Layout, as TensorFlow Serving reads it: `BASE/<version>/` with `saved_model.pb`, `variables/`, `assets/` and
-`assets.extra/`. A version is staged under a hidden temporary name in BASE (whose name is no number, so no server takes it
-for a version), flushed to disk and renamed into place.
+`assets.extra/`. A version is staged under a hidden temporary name in BASE (no number, so no server takes it for one),
+flushed to disk and renamed into place.
 """
 
 from __future__ import annotations
@@ -12,11 +12,21 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 from moxserve import file
 from moxserve.errors import UsageError, VersionExistsError
 
-__all__ = ["AUTO", "StagedVersion", "check_version", "list_versions", "next_version", "publish_version"]
+__all__ = [
+    "AUTO",
+    "StagedVersion",
+    "check_version",
+    "list_versions",
+    "next_version",
+    "normalize_version",
+    "parse_version",
+    "publish_version",
+]
 
 AUTO = -1
 _INT64_MAX = 2**63 - 1
@@ -60,8 +70,44 @@ def list_versions(base: str) -> list[int]:
 
 
 def next_version(base: str) -> int:
-    """Return the number that the next export takes: the highest there plus one, at least 1."""
-    return max([0, *list_versions(base)]) + 1
+    """Return the number that the next export takes: the highest there plus one, at least 1.
+
+    Raises:
+        UsageError: the highest there is the largest number that a server can read.
+    """
+    number = max([0, *list_versions(base)]) + 1
+    if number > _INT64_MAX:
+        raise UsageError(f"no version number is left above {number - 1} below {base!r}", hint="give a version yourself")
+    return number
+
+
+def normalize_version(version: object) -> int | str:
+    """Bring a version that a user gave into one form: a number, also when it came as text, or a folder name.
+
+    Returns:
+        -1 (next free number), a number of at least 0, or a name that is no number.
+
+    Raises:
+        UsageError: it is none of those.
+    """
+    if isinstance(version, Integral) and not isinstance(version, bool):
+        number: int | None = int(version)
+    elif isinstance(version, str):
+        number = parse_version(version)
+    else:
+        raise _no_version(version)
+    if number is None:
+        name = str(version)
+        if not name or name.startswith(".") or "/" in name or "\0" in name:
+            raise _no_version(version)
+        return name
+    if number != AUTO and not 0 <= number <= _INT64_MAX:
+        raise _no_version(version)
+    return number
+
+
+def _no_version(version: object) -> UsageError:
+    return UsageError(f"version {version!r}: expected -1 (next free number), a whole number or a plain folder name")
 
 
 def check_version(base: str, version: int | str) -> None:
@@ -69,22 +115,20 @@ def check_version(base: str, version: int | str) -> None:
 
     Raises:
         UsageError: it is no valid directory name.
-        VersionExistsError: it is there already.
+        VersionExistsError: it is there already, also under another spelling of the number (`7` and `007`).
     """
+    version = normalize_version(version)
     if version == AUTO:
         return
-    name = str(version)
-    if not name or "/" in name or name.startswith("."):
-        raise UsageError(f"version {version!r}: expected -1 (next free number), a whole number or a plain folder name")
-    taken = file.exists(os.path.join(base, name))
+    taken = os.path.lexists(os.path.join(base, str(version)))
     if taken or (isinstance(version, int) and version in list_versions(base)):
-        raise _exists(base, name)
+        raise _exists(base, str(version))
 
 
 def _exists(base: str, name: str) -> VersionExistsError:
     return VersionExistsError(
-        f"Export directory already exists: {os.path.join(base, name)!r}",
-        hint="specify a version that does not exist, or -1 to take the next free number",
+        f"Export directory already exists. Please specify a different export directory: {os.path.join(base, name)}",
+        hint="give a version that does not exist, or -1 to take the next free number",
     )
 
 
@@ -103,6 +147,7 @@ def publish_version(base: str, version: int | str = AUTO) -> Iterator[StagedVers
         UsageError: the version is no valid directory name.
         VersionExistsError: the version is there already. Nothing was published.
     """
+    version = normalize_version(version)
     check_version(base, version)
     file.make_dirs(base)
     file.sweep(base)

@@ -1,0 +1,313 @@
+"""`assets.extra/moxserve.json`: what a version directory holds, where it came from and how it was verified.
+
+Written last into a staged version and read back by the server, which needs no TensorFlow for it. SavedModel loaders
+ignore `assets.extra/`. Readers ignore keys that they do not know, so that later versions can add some; a breaking
+change raises `SCHEMA_VERSION`. The version number is the directory's name and is not repeated here: it is only known
+once the directory has been renamed into place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from moxserve import file
+from moxserve.errors import DataError
+from moxserve.types import Signature, TensorSpec, dtype_by_name
+
+__all__ = [
+    "MANIFEST_PATH",
+    "SCHEMA_VERSION",
+    "FileEntry",
+    "Manifest",
+    "OutputCheck",
+    "SignatureEntry",
+    "Source",
+    "TensorEntry",
+    "Variant",
+    "Verification",
+    "Warmup",
+    "check_files",
+    "list_files",
+    "read_manifest",
+    "write_manifest",
+]
+
+MANIFEST_PATH = os.path.join("assets.extra", "moxserve.json")
+SCHEMA_VERSION = 1
+_CHUNK_BYTES = 1 << 20
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class TensorEntry(_Entry):
+    """One input or output of a signature.
+
+    Attributes:
+        dtype: TensorFlow's name, such as `float32`.
+        shape: None in the place of a dimension that varies; None as a whole when the rank varies.
+        tensor: name in the graph, such as `images:0`.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...] | None
+    tensor: str = ""
+
+    @classmethod
+    def from_spec(cls, spec: TensorSpec) -> TensorEntry:
+        """Take dtype, shape and tensor name from a spec."""
+        return cls(dtype=spec.dtype.name, shape=spec.shape, tensor=spec.tensor)
+
+    def to_spec(self, alias: str) -> TensorSpec:
+        """Return the spec under its alias.
+
+        Raises:
+            InvalidArgument: the dtype is unknown.
+        """
+        return TensorSpec(alias, dtype_by_name(self.dtype), self.shape, self.tensor)
+
+
+class SignatureEntry(_Entry):
+    """A named way to call the model."""
+
+    method: str
+    inputs: dict[str, TensorEntry]
+    outputs: dict[str, TensorEntry]
+
+    @classmethod
+    def from_signature(cls, signature: Signature) -> SignatureEntry:
+        """Take everything but the name, which is the key in the manifest."""
+        return cls(
+            method=signature.method,
+            inputs={a: TensorEntry.from_spec(s) for a, s in signature.inputs.items()},
+            outputs={a: TensorEntry.from_spec(s) for a, s in signature.outputs.items()},
+        )
+
+    def to_signature(self, name: str) -> Signature:
+        """Return the signature under its name."""
+        return Signature(
+            name,
+            self.method,
+            {a: e.to_spec(a) for a, e in self.inputs.items()},
+            {a: e.to_spec(a) for a, e in self.outputs.items()},
+        )
+
+
+class Source(_Entry):
+    """The checkpoint that the artifact was made of."""
+
+    checkpoint: str
+    global_step: int | None = None
+
+
+class FileEntry(_Entry):
+    """One file of the version, by path relative to it with forward slashes."""
+
+    path: str
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if not value or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"expected a path below the version directory, got {value!r}")
+        return value
+
+
+class OutputCheck(_Entry):
+    """How far one output of one signature was from the reference."""
+
+    signature: str
+    output: str
+    max_abs_error: float
+    max_rel_error: float
+
+
+class Verification(_Entry):
+    """What was compared before the version was published.
+
+    Attributes:
+        mode: `samples` for real rows; `zeros` when there were none and one row of zeros was run; `loaded` when the
+            model does not take zeros either and was only loaded.
+        rows: how many real rows were compared.
+        references: what the artifact was held against, such as `EXPORT graph` and `EVAL graph`.
+        atol: absolute tolerance.
+        rtol: relative tolerance.
+        max_abs_error: over all outputs.
+        outputs: per signature and output.
+    """
+
+    mode: Literal["samples", "zeros", "loaded"]
+    rows: int = 0
+    references: tuple[str, ...] = ()
+    atol: float
+    rtol: float
+    max_abs_error: float = 0.0
+    outputs: tuple[OutputCheck, ...] = ()
+
+
+class Warmup(_Entry):
+    """The warmup records, in file order."""
+
+    records: int = 0
+    batch_sizes: tuple[int, ...] = ()
+    signatures: tuple[str, ...] = ()
+
+
+class Variant(_Entry):
+    """One form of the model inside the version; further forms come beside the SavedModel, each verified.
+
+    Attributes:
+        name: such as `saved_model`.
+        format: what loads it.
+        path: directory or file relative to the version; `.` is the version directory itself.
+        verification: against the source.
+    """
+
+    name: str
+    format: str
+    path: str = "."
+    verification: Verification
+
+
+class Manifest(_Entry):
+    """The whole of `moxserve.json`.
+
+    Attributes:
+        schema_version: of this format.
+        created: UTC, ISO 8601.
+        tools: program -> version.
+        model_name: as the exporter was told.
+        signatures: by key.
+        source: the checkpoint.
+        variants: the forms of the model in this version.
+        warmup: the records written.
+        files: every file but this one.
+        metadata: whatever the caller gave.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    created: datetime = Field(default_factory=lambda: datetime.now(timezone.utc).replace(microsecond=0))
+    tools: dict[str, str] = Field(default_factory=dict)
+    model_name: str
+    signatures: dict[str, SignatureEntry]
+    source: Source
+    variants: tuple[Variant, ...]
+    warmup: Warmup = Warmup()
+    files: tuple[FileEntry, ...] = ()
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    def signature_map(self) -> Mapping[str, Signature]:
+        """Return the signatures as the rest of moxserve knows them."""
+        return {name: entry.to_signature(name) for name, entry in self.signatures.items()}
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with file.File(path, "rb") as f:
+        while chunk := f.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def list_files(version_dir: str) -> tuple[FileEntry, ...]:
+    """Describe every file below a version directory but its manifest, sorted by path."""
+    own = MANIFEST_PATH.replace(os.sep, "/")
+    names = [n for n in file.list_directory(version_dir, recursive=True, skip_dir=True) if n != own]
+    paths = ((n, os.path.join(version_dir, n)) for n in names)
+    return tuple(FileEntry(path=n, size_bytes=file.get_size(p), sha256=_sha256(p)) for n, p in paths)
+
+
+def write_manifest(version_dir: str, manifest: Manifest) -> Manifest:
+    """Take stock of a staged version's files and write its manifest, all or nothing.
+
+    Args:
+        version_dir: the staged directory, complete but for this file.
+        manifest: everything else; its `files` are replaced.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        DataError: the metadata cannot be written as JSON.
+    """
+    complete = manifest.model_copy(update={"files": list_files(version_dir)})
+    file.make_dirs(os.path.join(version_dir, os.path.dirname(MANIFEST_PATH)))
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    try:
+        text = orjson.dumps(complete.model_dump(), option=options)
+    except TypeError as error:
+        raise DataError(f"metadata: expected JSON values, NumPy numbers and dates: {error}") from error
+    file.write(os.path.join(version_dir, MANIFEST_PATH), text, binary=True)
+    return complete
+
+
+def read_manifest(version_dir: str) -> Manifest | None:
+    """Read the manifest of a version directory.
+
+    Returns:
+        The manifest, or None when there is none: the version was not made by moxserve.
+
+    Raises:
+        DataError: it is no manifest, or of a newer schema than this program knows.
+    """
+    path = os.path.join(version_dir, MANIFEST_PATH)
+    if not file.exists(path):
+        return None
+    try:
+        manifest = Manifest.model_validate_json(file.read(path, binary=True))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        raise DataError(
+            f"{path}: {place + ': ' if place else ''}{first['msg']}; expected a moxserve manifest"
+        ) from None
+    if manifest.schema_version > SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: schema version {manifest.schema_version}; this moxserve knows up to {SCHEMA_VERSION}",
+            hint="upgrade moxserve",
+        )
+    return manifest
+
+
+def check_files(version_dir: str, *, digests: bool = True) -> list[str]:
+    """Compare a version directory with its manifest.
+
+    Args:
+        version_dir: the version directory.
+        digests: also compare checksums, which reads every file.
+
+    Returns:
+        What is wrong, one sentence a file; empty when all is there, or when there is no manifest to compare with.
+
+    Raises:
+        DataError: the manifest cannot be read.
+    """
+    manifest = read_manifest(version_dir)
+    if manifest is None:
+        return []
+    problems = (_check_file(version_dir, entry, digests) for entry in manifest.files)
+    return [p for p in problems if p]
+
+
+def _check_file(version_dir: str, entry: FileEntry, digests: bool) -> str:
+    path = os.path.join(version_dir, entry.path)
+    if not os.path.isfile(path):
+        return f"{entry.path} is missing"
+    size = file.get_size(path)
+    if size != entry.size_bytes:
+        return f"{entry.path} has {size} bytes; the manifest says {entry.size_bytes}"
+    if digests and _sha256(path) != entry.sha256:
+        return f"{entry.path} has another content than the manifest says (SHA-256 differs)"
+    return ""
