@@ -13,7 +13,8 @@
         + VerificationError           exit 5   500  DATA_LOSS            the artifact answers differently
       x ServingError                  one class a status: InvalidArgument, NotFound, FailedPrecondition,
                                       Unimplemented, Internal, Unavailable, ResourceExhausted, DeadlineExceeded,
-                                      Cancelled, DataLoss, AlreadyExists, UnknownError
+                                      Cancelled, DataLoss, AlreadyExists, PermissionDenied, Aborted, OutOfRange,
+                                      Unauthenticated, UnknownError
       x ClientError                   exit 1
         + ServerUnreachableError      exit 4   503  UNAVAILABLE
         + RequestError                          as the server answered
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 __all__ = [
+    "Aborted",
     "AlreadyExists",
     "Cancelled",
     "CheckpointError",
@@ -51,12 +53,15 @@ __all__ = [
     "ModelSpecError",
     "MoxserveError",
     "NotFound",
+    "OutOfRange",
     "PartialFailureError",
+    "PermissionDenied",
     "PluginError",
     "RequestError",
     "ResourceExhausted",
     "ServerUnreachableError",
     "ServingError",
+    "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "UnknownError",
@@ -64,6 +69,7 @@ __all__ = [
     "VerificationError",
     "VersionExistsError",
     "did_you_mean",
+    "serving_error",
 ]
 
 
@@ -295,6 +301,40 @@ class DataLoss(ServingError):  # noqa: N818
 
     http_status = 500
     grpc_code = 15
+
+
+class PermissionDenied(ServingError):  # noqa: N818
+    """The caller may not do that."""
+
+    http_status = 403
+    grpc_code = 7
+
+
+class Aborted(ServingError):  # noqa: N818
+    """A conflict with another operation ended this one."""
+
+    http_status = 409
+    grpc_code = 10
+
+
+class OutOfRange(ServingError):  # noqa: N818
+    """An index or an iterator passed the end."""
+
+    http_status = 400
+    grpc_code = 11
+
+
+class Unauthenticated(ServingError):  # noqa: N818
+    """The caller did not say who it is."""
+
+    http_status = 401
+    grpc_code = 16
+
+
+def serving_error(code: int, message: str) -> ServingError:
+    """Make the error of a gRPC status number; `UnknownError` for a number that has no class."""
+    classes = {cls.grpc_code: cls for cls in ServingError.__subclasses__()}
+    return classes.get(code, UnknownError)(message)
 
 
 class ClientError(MoxserveError):

@@ -1,0 +1,247 @@
+"""SavedModels of TF1, TF2 and Keras, run by a TensorFlow session over the MetaGraph's SignatureDefs.
+
+A session callable feeds graph tensors without looking at their static shapes, as tensorflow_model_server does, and costs a
+quarter of `Session.run`. Each set of outputs has its own callable, so only the part of the graph that is asked for runs.
+Variables of a version live in its own session and graph: closing them gives the memory back.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moxserve.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    MissingExtraError,
+    NotFound,
+    Unimplemented,
+    UnknownError,
+    serving_error,
+)
+from moxserve.protocol import messages
+from moxserve.protocol.metadata import signatures_from_map
+from moxserve.serving.backends.base import LoadOptions
+from moxserve.serving.backends.calls import CallSignature
+
+__all__ = ["SavedModelBackend"]
+
+_INIT_OP = "__saved_model_init_op"
+_MAX_PROGRAMS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """One compiled way through the graph.
+
+    Attributes:
+        feeds: alias and element type of each argument of `call`, in order.
+        call: the session callable.
+        fetched: output aliases in the order of the results of `call`.
+        passed: output alias -> input alias, for outputs that are inputs handed through.
+    """
+
+    feeds: tuple[tuple[str, np.dtype[Any]], ...]
+    call: Callable[..., list[Any]]
+    fetched: tuple[str, ...]
+    passed: Mapping[str, str]
+
+
+class SavedModelBackend:
+    """A SavedModel in a session of its own. See `Backend` for the interface.
+
+    Args:
+        path: the version directory.
+        options: tags, threads, GPU memory.
+
+    Raises:
+        MissingExtraError: TensorFlow is not installed.
+        NotFound: the directory holds no SavedModel, or none with these tags.
+        ServingError: TensorFlow cannot load it.
+    """
+
+    platform = "tensorflow"
+
+    def __init__(self, path: str, options: LoadOptions) -> None:
+        tf = _import_tensorflow()
+        _check_directory(path)
+        self._tf = tf
+        self._graph = tf.Graph()
+        self._session = tf.compat.v1.Session(graph=self._graph, config=_session_config(tf, options))
+        try:
+            meta_graph = _load_meta_graph(tf, self._session, path, options.tags)
+            self.signature_defs = _signature_map(meta_graph)
+            self._graph.finalize()
+        except BaseException:
+            self._session.close()
+            raise
+        self.signatures = {
+            name: signature for name, signature in signatures_from_map(self.signature_defs).items() if name != _INIT_OP
+        }
+        definitions = self.signature_defs.signature_def
+        self.calls = {name: CallSignature.from_def(s, definitions[name]) for name, s in self.signatures.items()}
+        self._programs: dict[tuple[str, tuple[str, ...]], _Program] = {}
+        self._lock = threading.Lock()
+
+    def run(
+        self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run one signature; see `Backend.run`."""
+        call = self.calls.get(signature)
+        if call is None:
+            raise FailedPrecondition(f'Serving signature key "{signature}" not found.')
+        call.match_inputs(inputs)
+        names = call.match_outputs(outputs)
+        program = self._programs.get((signature, names)) or self._compile(call, names)
+        if call.defaults:
+            inputs = {**call.defaults, **inputs}
+        arguments = [_checked(inputs[alias], dtype, i, alias) for i, (alias, dtype) in enumerate(program.feeds)]
+        try:
+            values = program.call(*arguments)
+        except self._tf.errors.OpError as error:
+            raise serving_error(error.error_code, error.message) from None
+        result = {alias: _as_array(value) for alias, value in zip(program.fetched, values, strict=True)}
+        for alias, source in program.passed.items():
+            result[alias] = inputs[source]
+        return result
+
+    def close(self) -> None:
+        """Free the session with its variables, and the graph."""
+        self._programs.clear()
+        self._session.close()
+        self._graph = None
+
+    def _compile(self, call: CallSignature, names: tuple[str, ...]) -> _Program:
+        key = (call.signature.name, names)
+        with self._lock:
+            program = self._programs.get(key)
+            if program is None:
+                program = self._make_program(call, names)
+                while len(self._programs) >= _MAX_PROGRAMS:
+                    # Each subset of outputs that a client asks for makes one: forget the oldest, it can be made again.
+                    self._programs.pop(next(iter(self._programs)))
+                self._programs[key] = program
+        return program
+
+    def _make_program(self, call: CallSignature, names: tuple[str, ...]) -> _Program:
+        inputs, outputs = call.signature.inputs, call.signature.outputs
+        feeds = {spec.tensor: alias for alias, spec in inputs.items()}
+        passed = {alias: feeds[outputs[alias].tensor] for alias in names if outputs[alias].tensor in feeds}
+        fetched = tuple(alias for alias in names if alias not in passed)
+        # Two aliases may mean one tensor; the callable wants each feed once.
+        feed_tensors = [spec.tensor for spec in inputs.values()]
+        if len(set(feed_tensors)) != len(feed_tensors):
+            raise FailedPrecondition(
+                f"signature {call.signature.name!r} feeds one tensor through several inputs: {', '.join(feed_tensors)}"
+            )
+        from tensorflow.core.protobuf import config_pb2
+
+        options = config_pb2.CallableOptions(feed=feed_tensors, fetch=[outputs[alias].tensor for alias in fetched])
+        try:
+            dtypes = [np.dtype(self._graph.get_tensor_by_name(t).dtype.as_numpy_dtype) for t in feed_tensors]
+            compiled = self._session._make_callable_from_options(options)
+        except self._tf.errors.OpError as error:
+            raise serving_error(error.error_code, error.message) from None
+        except (KeyError, ValueError) as error:
+            raise FailedPrecondition(
+                f"signature {call.signature.name!r} names a tensor that the graph does not have: {error}"
+            ) from None
+        return _Program(tuple(zip(inputs, dtypes, strict=True)), compiled, fetched, passed)
+
+
+def _import_tensorflow() -> Any:
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        if error.name != "tensorflow":
+            raise
+        raise MissingExtraError("tensorflow", "serve", "serving a SavedModel") from None
+    return tf
+
+
+def _check_directory(path: str) -> None:
+    if any(os.path.isfile(os.path.join(path, name)) for name in ("saved_model.pb", "saved_model.pbtxt")):
+        return
+    if os.path.isfile(os.path.join(path, "export.meta")):
+        raise Unimplemented("Session Bundle is deprecated and removed.")
+    raise NotFound(
+        "Specified file path does not appear to contain a SavedModel bundle (should have a file called "
+        f"`saved_model.pb`)\nSpecified file path: {path}"
+    )
+
+
+def _session_config(tf: Any, options: LoadOptions) -> Any:
+    config = tf.compat.v1.ConfigProto(
+        intra_op_parallelism_threads=options.intra_op_threads,
+        inter_op_parallelism_threads=options.inter_op_threads,
+    )
+    config.gpu_options.per_process_gpu_memory_fraction = options.gpu_memory_fraction
+    return config
+
+
+def _load_meta_graph(tf: Any, session: Any, path: str, tags: Sequence[str]) -> Any:
+    """Restore a MetaGraph into the session: variables, then asset feeds and the main op.
+
+    Raises:
+        NotFound: no MetaGraph has just these tags.
+        DataLoss: saved_model.pb cannot be read.
+        ServingError: with TensorFlow's own status.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorflow.python.util import deprecation
+
+    # The function is deprecated for those who build models; there is no other that gives all SignatureDefs of both
+    # kinds of SavedModel, so its warning would only alarm operators.
+    with session.graph.as_default(), deprecation.silence():
+        try:
+            return tf.compat.v1.saved_model.load(session, list(tags), path)
+        except tf.errors.OpError as error:
+            raise serving_error(error.error_code, error.message) from error
+        except RuntimeError as error:
+            if "MetaGraphDef associated with tags" not in str(error):
+                raise UnknownError(f"{path}: {error}") from error
+            wanted = "{ " + " ".join(tags) + " }"
+            raise NotFound(
+                f"Could not find meta graph def matching supplied tags: {wanted}. To inspect available tag-sets in the "
+                f"SavedModel, please use the SavedModel CLI: `saved_model_cli`; path: {path}"
+            ) from error
+        except (OSError, DecodeError) as error:
+            raise DataLoss(f"{path}: saved_model.pb cannot be read: {error}") from error
+
+
+def _signature_map(meta_graph: Any) -> Any:
+    """Carry the SignatureDefs of a MetaGraphDef over into our own pool, by bytes."""
+    signature_map = messages.SignatureDefMap()
+    for name, definition in meta_graph.signature_def.items():
+        signature_map.signature_def[name].ParseFromString(definition.SerializeToString())
+    return signature_map
+
+
+_CPP_NAMES = {"float32": "float", "float64": "double", "float16": "half", "object": "string"}
+
+
+def _checked(array: np.ndarray, dtype: np.dtype[Any], index: int, alias: str) -> np.ndarray:
+    """Refuse an array of the wrong element type with the text of the C++ server; shapes are the graph's business."""
+    if array.dtype == dtype:
+        return array
+    if dtype.kind == "O" and array.dtype.kind in "SU":
+        return array.astype(object)
+    expected, came = (_CPP_NAMES.get(d.name, d.name) for d in (dtype, array.dtype))
+    raise InvalidArgument(f"Expects arg[{index}] to be {expected} but {came} is provided (input {alias!r})")
+
+
+def _as_array(value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, bytes):
+        # A string scalar comes back bare; np.asarray would cut trailing zero bytes off it.
+        scalar = np.empty((), dtype=object)
+        scalar[()] = value
+        return scalar
+    return np.asarray(value)

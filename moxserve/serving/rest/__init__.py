@@ -1,0 +1,1 @@
+"""The REST transport: URLs and HTTP statuses; everything else is the dataplane's."""
