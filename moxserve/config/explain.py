@@ -1,0 +1,123 @@
+"""Pydantic's errors as problems of a file: place, key, what was expected, what was given, the nearest valid name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from moxserve.config.tree import Node, Place, format_value
+from moxserve.errors import ConfigProblem, did_you_mean
+
+__all__ = ["expectation", "explain"]
+
+_Context = Mapping[str, Any]
+
+# What was expected, by pydantic's error type. The text ends "…, got VALUE".
+_EXPECTED: Mapping[str, str | Callable[[_Context], str]] = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "none_required": "null",
+    "greater_than": lambda c: f"a number greater than {c['gt']}",
+    "greater_than_equal": lambda c: f"a number of at least {c['ge']}",
+    "less_than": lambda c: f"a number less than {c['lt']}",
+    "less_than_equal": lambda c: f"a number of at most {c['le']}",
+    "multiple_of": lambda c: f"a multiple of {c['multiple_of']}",
+    "string_too_short": lambda c: f"text of at least {c['min_length']} character(s)",
+    "string_too_long": lambda c: f"text of at most {c['max_length']} character(s)",
+    "string_pattern_mismatch": lambda c: f"text that matches {c['pattern']}",
+    "too_short": lambda c: f"at least {c['min_length']} entries",
+    "too_long": lambda c: f"at most {c['max_length']} entries",
+    "literal_error": lambda c: str(c["expected"]),
+    "enum": lambda c: str(c["expected"]),
+}
+
+
+def expectation(error: ErrorDetails) -> str:
+    """Say what pydantic expected; its own words when the kind of error is none of ours."""
+    found = _EXPECTED.get(error["type"])
+    context = error.get("ctx", {})
+    if found is None:
+        cause = context.get("error")
+        return str(cause) if cause is not None else error["msg"]
+    return "expected " + (found if isinstance(found, str) else found(context))
+
+
+def explain(error: ValidationError, model: type[BaseModel], node: Node, stage: str) -> list[ConfigProblem]:
+    """Turn all errors of one stage into problems.
+
+    Args:
+        error: what pydantic raised on `node.data()`.
+        model: the class that was to be filled.
+        node: the stage's mapping.
+        stage: its key.
+    """
+    found: dict[tuple[Place, str], list[str]] = {}
+    for details in error.errors(include_url=False):
+        place, key, message = _explain_one(details, model, node, stage)
+        messages = found.setdefault((place, key), [])
+        if message not in messages:
+            messages.append(message)
+    return [place.problem(_joined(messages), key) for (place, key), messages in found.items()]
+
+
+def _joined(messages: list[str]) -> str:
+    """Join what the branches of a union expected: `expected a number or a list, got 'x'`."""
+    if len(messages) == 1:
+        return messages[0]
+    heads = [m.partition(", got ")[0].removeprefix("expected ") for m in messages]
+    tail = messages[0].partition(", got ")[2]
+    return f"expected {' or '.join(heads)}, got {tail}"
+
+
+def _explain_one(details: ErrorDetails, model: type[BaseModel], node: Node, stage: str) -> tuple[Place, str, str]:
+    location = details["loc"]
+    target, keys = _walk(node, location)
+    kind = details["type"]
+    if kind == "extra_forbidden":
+        name = str(location[-1])
+        place = target.key_place or target.place
+        return place, ".".join([stage, *keys]), f"unknown key {name!r}; {did_you_mean(name, _fields(model), 20)}"
+    if kind == "missing":
+        name = str(location[-1])
+        place = target.key_place or target.place
+        field = model.model_fields.get(name) if len(location) == 1 else None
+        meaning = f": {field.description}" if field is not None and field.description else ""
+        return place, ".".join([stage, *keys]), f"missing key {name!r}{meaning}"
+    message = expectation(details)
+    if location:
+        message += f", got {format_value(target.data())}"
+        if kind == "literal_error" and isinstance(target.value, str):
+            names = str(details.get("ctx", {}).get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
+            near = did_you_mean(target.value, names)
+            message += f"; {near}" if near.startswith("did you mean") else ""
+    return target.place, ".".join([stage, *keys]), message
+
+
+def _fields(model: type[BaseModel]) -> list[str]:
+    return [name for name in model.model_fields if name != "plugin"]
+
+
+def _walk(node: Node, location: tuple[int | str, ...]) -> tuple[Node, list[str]]:
+    """Follow pydantic's location as far as the file goes; names of union branches are in no file."""
+    keys = []
+    for part in location:
+        child = node.child(part)
+        if child is not None:
+            node = child
+            keys.append(str(part))
+    return node, keys
