@@ -110,19 +110,10 @@ class Source(_Entry):
 
 
 class FileEntry(_Entry):
-    """One file of the version, by path relative to it with forward slashes."""
+    """One file of the version."""
 
-    path: str
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-    @field_validator("path")
-    @classmethod
-    def _stays_inside(cls, value: str) -> str:
-        path = PurePosixPath(value)
-        if not value or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"expected a path below the version directory, got {value!r}")
-        return value
 
 
 class OutputCheck(_Entry):
@@ -193,7 +184,7 @@ class Manifest(_Entry):
         source: the checkpoint.
         variants: the forms of the model in this version.
         warmup: the records written.
-        files: every file but this one.
+        files: every file but this one, by path relative to the version, with forward slashes.
         metadata: whatever the caller gave.
     """
 
@@ -205,8 +196,17 @@ class Manifest(_Entry):
     source: Source
     variants: tuple[Variant, ...]
     warmup: Warmup = Warmup()
-    files: tuple[FileEntry, ...] = ()
+    files: dict[str, FileEntry] = Field(default_factory=dict)
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, value: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in value:
+            path = PurePosixPath(name)
+            if not name or path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"expected paths below the version directory, got {name!r}")
+        return value
 
     def signature_map(self) -> Mapping[str, Signature]:
         """Return the signatures as the rest of moxserve knows them."""
@@ -221,12 +221,12 @@ def _sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def list_files(version_dir: str) -> tuple[FileEntry, ...]:
-    """Describe every file below a version directory but its manifest, sorted by path."""
+def list_files(version_dir: str) -> dict[str, FileEntry]:
+    """Describe every file below a version directory but its manifest, by relative path, sorted."""
     own = MANIFEST_PATH.replace(os.sep, "/")
     names = [n for n in file.list_directory(version_dir, recursive=True, skip_dir=True) if n != own]
     paths = ((n, os.path.join(version_dir, n)) for n in names)
-    return tuple(FileEntry(path=n, size_bytes=file.get_size(p), sha256=_sha256(p)) for n, p in paths)
+    return {n: FileEntry(size_bytes=file.get_size(p), sha256=_sha256(p)) for n, p in paths}
 
 
 def write_manifest(version_dir: str, manifest: Manifest) -> Manifest:
@@ -297,17 +297,17 @@ def check_files(version_dir: str, *, digests: bool = True) -> list[str]:
     manifest = read_manifest(version_dir)
     if manifest is None:
         return []
-    problems = (_check_file(version_dir, entry, digests) for entry in manifest.files)
+    problems = (_check_file(version_dir, name, entry, digests) for name, entry in manifest.files.items())
     return [p for p in problems if p]
 
 
-def _check_file(version_dir: str, entry: FileEntry, digests: bool) -> str:
-    path = os.path.join(version_dir, entry.path)
+def _check_file(version_dir: str, name: str, entry: FileEntry, digests: bool) -> str:
+    path = os.path.join(version_dir, name)
     if not os.path.isfile(path):
-        return f"{entry.path} is missing"
+        return f"{name} is missing"
     size = file.get_size(path)
     if size != entry.size_bytes:
-        return f"{entry.path} has {size} bytes; the manifest says {entry.size_bytes}"
+        return f"{name} has {size} bytes; the manifest says {entry.size_bytes}"
     if digests and _sha256(path) != entry.sha256:
-        return f"{entry.path} has another content than the manifest says (SHA-256 differs)"
+        return f"{name} has another content than the manifest says (SHA-256 differs)"
     return ""

@@ -1,0 +1,169 @@
+"""Writing a SavedModel: signatures, weights, tables and assets, without devices and without what only training needs.
+
+The model is built anew by model_fn in mode EXPORT and restored from the checkpoint; the training graph is never
+exported.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moxserve import file
+from moxserve.errors import ExportError
+from moxserve.export.graphs import Endpoints, ModelSession, needed_variables, open_model
+from moxserve.export.job import ExportJob
+from moxserve.export.signatures import LABELS_FILE, SignatureGraph, build_signatures
+from moxserve.tensorflow.executor.env import tf1
+from moxserve.types import Signature
+
+__all__ = ["write_saved_model"]
+
+_SAVED_MODEL = "saved_model.pb"
+# Collections that loaders read; everything else speaks about training.
+_KEPT_COLLECTIONS = {"saved_model_assets", "saved_model_main_op", "asset_filepaths", "table_initializer"}
+_VARIABLE_COLLECTIONS = {"variables", "trainable_variables"}
+
+
+def write_saved_model(job: ExportJob, directory: str) -> Mapping[str, Signature]:
+    """Build the model in mode EXPORT and write it.
+
+    Args:
+        job: what to export.
+        directory: empty directory to write into.
+
+    Returns:
+        The signatures by key.
+
+    Raises:
+        ModelSpecError: the ExportSpec is missing or cannot be exported.
+        ExportError: an output cannot be computed from the inputs.
+        CheckpointError: the checkpoint does not fit the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="moxserve-labels-") as assets, open_model(job) as model:
+        labels_path = _write_labels(model.endpoints, assets)
+        built = build_signatures(model.endpoints, labels_path)
+        _build(model, built, directory)
+    _prune(os.path.join(directory, _SAVED_MODEL))
+    return built.signatures
+
+
+def _write_labels(endpoints: Endpoints, folder: str) -> str | None:
+    if endpoints.scores is None or endpoints.labels is None:
+        return None
+    path = os.path.join(folder, LABELS_FILE)
+    file.write(path, "".join(f"{label}\n" for label in endpoints.labels))
+    return path
+
+
+def _build(model: ModelSession, built: SignatureGraph, directory: str) -> None:
+    if built.asset is not None:
+        tf1.add_to_collection(tf1.GraphKeys.ASSET_FILEPATHS, built.asset)
+    tables = tf1.get_collection(tf1.GraphKeys.TABLE_INITIALIZERS)
+    variables = needed_variables(model.endpoints.outputs.values(), model.endpoints.inputs.values())
+    builder = tf1.saved_model.Builder(directory)
+    builder.add_meta_graph_and_variables(
+        model.session,
+        [tf1.saved_model.tag_constants.SERVING],
+        signature_def_map=dict(built.protos),
+        assets_collection=tf1.get_collection(tf1.GraphKeys.ASSET_FILEPATHS),
+        main_op=tf1.tables_initializer() if tables else None,
+        clear_devices=True,
+        strip_default_attrs=True,
+        saver=tf1.train.Saver(variables, allow_empty=True),
+    )
+    builder.save()
+
+
+def _prune(path: str) -> None:
+    """Drop every node that no signature, weight or table needs: losses, labels, summaries.
+
+    Raises:
+        ExportError: the file does not hold exactly one graph.
+    """
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString(file.read(path, binary=True))
+    if len(saved.meta_graphs) != 1:
+        raise ExportError(f"{path}: expected one graph, found {len(saved.meta_graphs)}")
+    meta = saved.meta_graphs[0]
+    kept_variables = _prune_variables(meta)
+    roots = {_node_name(name) for name in _referenced(meta)} | kept_variables
+    graph_def = tf1.graph_util.extract_sub_graph(meta.graph_def, sorted(roots))
+    names = {node.name for node in graph_def.node}
+    for node in graph_def.node:
+        _drop_dangling_colocation(node, names)
+    _hide_asset_paths(meta, graph_def)
+    meta.graph_def.CopyFrom(graph_def)
+    file.write(path, saved.SerializeToString(deterministic=True), binary=True)
+
+
+def _node_name(tensor_name: str) -> str:
+    return tensor_name.partition(":")[0].lstrip("^")
+
+
+def _referenced(meta: Any) -> Iterator[str]:
+    """Yield the names of all nodes that a loader looks up."""
+    for signature in meta.signature_def.values():
+        for info in (*signature.inputs.values(), *signature.outputs.values()):
+            yield info.name
+    saver = meta.saver_def
+    yield from (n for n in (saver.filename_tensor_name, saver.save_tensor_name, saver.restore_op_name) if n)
+    for key in [key for key in meta.collection_def if key not in _KEPT_COLLECTIONS | _VARIABLE_COLLECTIONS]:
+        del meta.collection_def[key]
+    for key in _KEPT_COLLECTIONS:
+        if key in meta.collection_def:
+            yield from meta.collection_def[key].node_list.value
+    for asset in meta.asset_file_def:
+        yield asset.tensor_info.name
+
+
+def _prune_variables(meta: Any) -> set[str]:
+    """Keep the variables that are saved, and return the names of the nodes that belong to them."""
+    from tensorflow.core.framework import variable_pb2
+
+    saved = _saved_nodes(meta)
+    nodes: set[str] = set()
+    for key in _VARIABLE_COLLECTIONS:
+        if key not in meta.collection_def:
+            continue
+        values = meta.collection_def[key].bytes_list.value
+        kept = []
+        for raw in values:
+            definition = variable_pb2.VariableDef.FromString(raw)
+            if _node_name(definition.variable_name) in saved:
+                kept.append(raw)
+                parts = (definition.variable_name, definition.initializer_name, definition.snapshot_name)
+                nodes |= {_node_name(n) for n in (*parts, definition.initial_value_name) if n}
+        del values[:]
+        values.extend(kept)
+    return nodes
+
+
+def _saved_nodes(meta: Any) -> set[str]:
+    """Return the names of all nodes that the saver writes, directly or through a read."""
+    if not meta.saver_def.restore_op_name:
+        return set()
+    restore = tf1.graph_util.extract_sub_graph(meta.graph_def, [meta.saver_def.restore_op_name])
+    return {node.name for node in restore.node}
+
+
+def _drop_dangling_colocation(node: Any, names: set[str]) -> None:
+    if "_class" not in node.attr:
+        return
+    kept = [c for c in node.attr["_class"].list.s if c.decode().removeprefix("loc:@") in names]
+    if kept:
+        del node.attr["_class"].list.s[:]
+        node.attr["_class"].list.s.extend(kept)
+    else:
+        del node.attr["_class"]
+
+
+def _hide_asset_paths(meta: Any, graph_def: Any) -> None:
+    """Put the assets' names in the place of paths on this machine; loaders feed the real path."""
+    names = {_node_name(a.tensor_info.name): a.filename for a in meta.asset_file_def}
+    for node in graph_def.node:
+        if node.name in names and node.op == "Const":
+            node.attr["value"].tensor.string_val[:] = [names[node.name].encode()]
