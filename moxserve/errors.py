@@ -218,6 +218,18 @@ class VerificationError(ExportError):
 class ServingError(MoxserveError):
     """A request cannot be answered. Each status has a class; transports map `grpc_code` and `http_status`."""
 
+    @property
+    def status(self) -> str:
+        """Name of the gRPC status, such as `NOT_FOUND`."""
+        return _STATUS_NAMES[self.grpc_code]
+
+
+_STATUS_NAMES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+
 
 class Cancelled(ServingError):  # noqa: N818 - statuses keep their gRPC names
     """The caller gave up."""

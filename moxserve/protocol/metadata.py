@@ -15,11 +15,15 @@ from moxserve.types import Signature, TensorSpec, dtype_by_enum
 
 __all__ = ["metadata_json", "signature_from_def", "signatures_from_map"]
 
+_REF_OFFSET = 100
+
 
 def _tensor_spec(alias: str, info: Any) -> TensorSpec:
     shape = info.tensor_shape
     dims = None if shape.unknown_rank else tuple(None if d.size < 0 else d.size for d in shape.dim)
-    return TensorSpec(alias, dtype_by_enum(info.dtype), dims, info.name)
+    # A reference to a TF1 variable (DT_FLOAT_REF) is fetched as its value.
+    enum = info.dtype - _REF_OFFSET if info.dtype > _REF_OFFSET else info.dtype
+    return TensorSpec(alias, dtype_by_enum(enum), dims, info.name)
 
 
 def signature_from_def(name: str, definition: Any) -> Signature | None:

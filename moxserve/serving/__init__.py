@@ -1,6 +1,6 @@
 """The model server: finds versions, loads them, answers for them. Knows nothing of training.
 
-In the order of a version's life: `source` finds it on disk, `policy` decides what to load and unload, `manager` does it,
-`backends` runs it, `warmup` makes its first request fast. In the order of a request: `grpc` or `rest` takes it,
+In the order of a version's life: `source` finds it on disk, `policy` decides what to load and unload, `manager` does
+it, `backends` runs it, `warmup` makes its first request fast. In the order of a request: `grpc` or `rest` takes it,
 `dataplane` answers it. `options` and `flags` say what can be set, `main` puts it all together.
 """

@@ -1,8 +1,8 @@
 """SavedModels of TF1, TF2 and Keras, run by a TensorFlow session over the MetaGraph's SignatureDefs.
 
-A session callable feeds graph tensors without looking at their static shapes, as tensorflow_model_server does, and costs a
-quarter of `Session.run`. Each set of outputs has its own callable, so only the part of the graph that is asked for runs.
-Variables of a version live in its own session and graph: closing them gives the memory back.
+A session callable feeds graph tensors without looking at their static shapes, as tensorflow_model_server does, and
+costs a quarter of `Session.run`. Each set of outputs has its own callable, so only the part of the graph that is asked
+for runs. Variables of a version live in its own session and graph: closing them gives the memory back.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from moxserve.protocol import messages
 from moxserve.protocol.metadata import signatures_from_map
 from moxserve.serving.backends.base import LoadOptions
 from moxserve.serving.backends.calls import CallSignature
+from moxserve.types import Signature
 
 __all__ = ["SavedModelBackend"]
 
@@ -81,11 +82,13 @@ class SavedModelBackend:
         except BaseException:
             self._session.close()
             raise
-        self.signatures = {
+        self.signatures: Mapping[str, Signature] = {
             name: signature for name, signature in signatures_from_map(self.signature_defs).items() if name != _INIT_OP
         }
         definitions = self.signature_defs.signature_def
-        self.calls = {name: CallSignature.from_def(s, definitions[name]) for name, s in self.signatures.items()}
+        self.calls: Mapping[str, CallSignature] = {
+            name: CallSignature.from_def(s, definitions[name]) for name, s in self.signatures.items()
+        }
         self._programs: dict[tuple[str, tuple[str, ...]], _Program] = {}
         self._lock = threading.Lock()
 

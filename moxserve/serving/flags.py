@@ -1,0 +1,109 @@
+"""The flags of `moxserve serve`: one table for the command line, the help page, the docs and the warnings.
+
+Names, types and defaults are tensorflow_model_server's. A flag whose `state` is `later` is accepted, so that an
+existing command line starts, and warned about by name; one that is `ignored` means nothing to this server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["FLAGS", "Flag"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag.
+
+    Attributes:
+        name: with underscores, as tensorflow_model_server has it.
+        kind: `int`, `float`, `str` or `bool`.
+        default: value when it is not given.
+        group: heading on the help page.
+        help: what it does, in one line.
+        state: `works`, `later` (accepted with a warning) or `ignored`.
+        ours: whether tensorflow_model_server does not know it.
+    """
+
+    name: str
+    kind: str
+    default: Any
+    group: str
+    help: str
+    state: str = "works"
+    ours: bool = False
+
+
+_MODEL, _NET, _LOAD, _TF, _LATER, _IGNORED = (
+    "Model",
+    "Addresses and transports",
+    "Versions, loading and warmup",
+    "TensorFlow",
+    "Accepted, not in effect yet (a warning tells)",
+    "Accepted, without meaning here",
+)
+
+
+def _later(name: str, kind: str, default: Any, what: str) -> Flag:
+    return Flag(name, kind, default, _LATER, what, "later")
+
+
+def _ignored(name: str, kind: str, default: Any, what: str) -> Flag:
+    return Flag(name, kind, default, _IGNORED, what, "ignored")
+
+
+FLAGS: tuple[Flag, ...] = (
+    Flag("model_name", "str", "default", _MODEL, "Name that requests use."),
+    Flag("model_base_path", "str", "", _MODEL, "Directory that holds the version directories, such as BASE/1."),
+    Flag("saved_model_tags", "str", "serve", _MODEL, "Tag set of the MetaGraph to serve, separated by commas."),
+    Flag("port", "int", 8500, _NET, "gRPC port; 0 for none, then --grpc_socket_path must be given."),
+    Flag("grpc_socket_path", "str", "", _NET, "UNIX socket to listen on for gRPC as well, or instead with --port=0."),
+    Flag("rest_api_port", "int", 0, _NET, "HTTP port of the REST API; 0 for none."),
+    Flag("host", "str", "", _NET, "Address to bind. Default: all, 0.0.0.0 for gRPC and [::] for HTTP.", ours=True),
+    Flag("grpc_max_threads", "int", 0, _NET, "gRPC requests worked on at once; 0 takes 4 a CPU."),
+    Flag("rest_api_num_threads", "int", 0, _NET, "HTTP requests worked on at once; 0 takes 4 a CPU."),
+    Flag("rest_api_timeout_in_ms", "int", 30000, _NET, "Time limit of a REST inference, then 504; 0 or less for none."),
+    Flag("enable_grpc_healthcheck_service", "bool", False, _NET, "Offer grpc.health.v1.Health."),
+    Flag(
+        "enable_serialization_as_tensor_content", "bool", False, _NET,
+        "Answer gRPC Predict with tensor_content instead of the typed fields: faster to write and to read.",
+    ),
+    Flag("shutdown_grace_seconds", "float", 25.0, _NET, "How long SIGTERM lets requests finish.", ours=True),
+    Flag("file_system_poll_wait_seconds", "int", 1, _LOAD, "Time between two looks for versions; 0 looks once."),
+    Flag("max_num_load_retries", "int", 5, _LOAD, "Attempts to load a version after a first failed one."),
+    Flag("load_retry_interval_micros", "int", 60_000_000, _LOAD, "Pause between two attempts."),
+    Flag("num_load_threads", "int", 0, _LOAD, "Versions loaded at once; 0 takes one a CPU."),
+    Flag("enable_model_warmup", "bool", True, _LOAD, "Replay assets.extra/tf_serving_warmup_requests before serving."),
+    Flag("num_request_iterations_for_warmup", "int", 0, _LOAD, "How often each warmup record is run; 0 is once."),
+    Flag("tensorflow_session_parallelism", "int", 0, _TF, "Threads of a session, inside and across operations."),
+    Flag("tensorflow_intra_op_parallelism", "int", 0, _TF, "Threads inside one operation; 0 lets TensorFlow decide."),
+    Flag("tensorflow_inter_op_parallelism", "int", 0, _TF, "Operations at once; 0 lets TensorFlow decide."),
+    Flag("per_process_gpu_memory_fraction", "float", 0.0, _TF, "GPU memory to take at once; 0: TensorFlow decides."),
+    _later("model_config_file", "str", "", "Several models, policies and labels from a file."),
+    _later("model_config_file_poll_wait_seconds", "int", 0, "Read that file again this often."),
+    _later("allow_version_labels_for_unavailable_models", "bool", False, "Labels before their versions are loaded."),
+    _later("enable_batching", "bool", False, "Put requests together into batches."),
+    _later("batching_parameters_file", "str", "", "Sizes and times of batching."),
+    _later("enable_per_model_batching_parameters", "bool", False, "Batching parameters from each version directory."),
+    _later("monitoring_config_file", "str", "", "Prometheus page."),
+    _later("rest_api_enable_cors_support", "bool", False, "CORS headers."),
+    _later("ssl_config_file", "str", "", "TLS for gRPC."),
+    _later("grpc_channel_arguments", "str", "", "Channel arguments of the gRPC server."),
+    _later("enable_signature_method_name_check", "bool", False, "Refuse signatures of another method."),
+    _later("enable_profiler", "bool", True, "TensorFlow's profiler service."),
+    _later("prefer_tflite_model", "bool", False, "Serve model.tflite where there is one."),
+    _later("num_tflite_pools", "int", 0, "Interpreters for each TFLite model."),
+    _later("num_tflite_interpreters_per_pool", "int", 1, "Interpreters in a pool."),
+    _later("platform_config_file", "str", "", "PlatformConfigMap."),
+    _later("tensorflow_session_config_file", "str", "", "ConfigProto for sessions."),
+    _later("mixed_precision", "str", "", "bfloat16."),
+    _later("num_unload_threads", "int", 0, "Unloads at once; each has a thread of its own here."),
+    _ignored("flush_filesystem_caches", "bool", True, "Caches of TensorFlow's file systems."),
+    _ignored("remove_unused_fields_from_bundle_metagraph", "bool", True, "Only signatures are kept here, always."),
+    _ignored("xla_cpu_compilation_enabled", "bool", False, "XLA on the CPU."),
+    _ignored("xla_gpu_compilation_enabled", "bool", False, "XLA on the GPU."),
+    _ignored("use_alts_credentials", "bool", False, "Google's ALTS."),
+    _ignored("skip_initialize_tpu", "bool", False, "TPU."),
+    _ignored("thread_pool_factory_config_file", "str", "", "Thread pool factories of the C++ server."),
+)  # fmt: skip

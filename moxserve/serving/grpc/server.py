@@ -1,0 +1,231 @@
+"""The gRPC services of TensorFlow Serving, as generic handlers on our own messages.
+
+Requests arrive as bytes and are parsed in the handler, so that bytes which are no message get INVALID_ARGUMENT with a
+reason. Answers leave as bytes. No generated stubs are needed, and the official ones work as clients.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from moxserve.errors import DeadlineExceeded, InvalidArgument, MoxserveError, Unavailable, Unimplemented
+from moxserve.protocol import messages
+from moxserve.protocol.tensors import from_proto, to_proto
+from moxserve.serving.backends.calls import CallSignature
+from moxserve.serving.dataplane import DataPlane, Prediction
+from moxserve.serving.grpc.options import GrpcOptions
+from moxserve.types import ModelRef
+
+__all__ = ["GrpcServer"]
+
+logger = logging.getLogger(__name__)
+
+_MAX_MESSAGE = 1024
+_CUT = "...TRUNCATED"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_PREDICTION = "tensorflow.serving.PredictionService"
+_MODEL = "tensorflow.serving.ModelService"
+
+Method = Callable[[bytes, Any], bytes]
+
+
+class GrpcServer:
+    """A gRPC server on one or more addresses.
+
+    Args:
+        dataplane: that answers.
+        options: threads and encoding.
+    """
+
+    def __init__(self, dataplane: DataPlane, options: GrpcOptions) -> None:
+        self._dataplane = dataplane
+        self._options = options
+        self._pool = ThreadPoolExecutor(options.max_threads, thread_name_prefix="moxserve-grpc")
+        self._server = grpc.server(
+            self._pool,
+            options=[
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+                # A second server on this port must fail, not share its requests by chance.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        for service, methods in self._services().items():
+            handlers = {name: grpc.unary_unary_rpc_method_handler(_guarded(m)) for name, m in methods.items()}
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        self._health = _add_health(self._server) if options.health else None
+
+    def _services(self) -> Mapping[str, Mapping[str, Method]]:
+        return {
+            _PREDICTION: {
+                "Predict": self._predict,
+                "GetModelMetadata": self._metadata,
+                "Classify": _missing("Classify"),
+                "Regress": _missing("Regress"),
+                "MultiInference": _missing("MultiInference"),
+            },
+            _MODEL: {
+                "GetModelStatus": self._status,
+                "HandleReloadConfigRequest": _missing("HandleReloadConfigRequest"),
+            },
+        }
+
+    def listen(self, address: str) -> int:
+        """Bind an address, `host:port` or `unix:path`; port 0 lets the system choose.
+
+        Returns:
+            The real port; 1 for a UNIX socket.
+
+        Raises:
+            Unavailable: it cannot be bound.
+        """
+        try:
+            port: int = self._server.add_insecure_port(address)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise Unavailable(
+                f"cannot listen for gRPC at {address}: the address is in use or not ours",
+                hint="stop the other server, or choose another --port",
+            )
+        return port
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._server.start()
+
+    def stop(self, grace_s: float) -> bool:
+        """Refuse new requests at once and let those in flight finish.
+
+        Args:
+            grace_s: how long they may take; then they are cancelled.
+
+        Returns:
+            Whether all of them finished in time.
+        """
+        if self._health is not None:
+            self._health.enter_graceful_shutdown()
+        done: threading.Event = self._server.stop(grace_s)
+        finished = done.wait(grace_s)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return finished
+
+    # Methods
+
+    def _predict(self, data: bytes, context: Any) -> bytes:
+        request = _parse(messages.PredictRequest, data)
+        ref = _ref(request)
+        if (context.time_remaining() or 1.0) <= 0:
+            raise DeadlineExceeded("the deadline passed before the request was begun")
+        prediction = self._dataplane.predict(
+            ref, request.model_spec.signature_name, lambda call: _decode(request, call), request.output_filter
+        )
+        return self._encode(prediction)
+
+    def _encode(self, prediction: Prediction) -> bytes:
+        response = messages.PredictResponse()
+        _fill_spec(response.model_spec, prediction.name, prediction.version)
+        response.model_spec.signature_name = prediction.signature
+        typed = not self._options.tensor_content
+        for alias, array in prediction.outputs.items():
+            response.outputs[alias].CopyFrom(to_proto(array, typed=typed))
+        return response.SerializeToString()
+
+    def _metadata(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002 - gRPC gives it
+        request = _parse(messages.GetModelMetadataRequest, data)
+        ref = _ref(request)
+        if not request.metadata_field:
+            raise InvalidArgument("GetModelMetadataRequest must specify at least one metadata_field")
+        for field in request.metadata_field:
+            if field != "signature_def":
+                raise InvalidArgument(f"Metadata field {field} is not supported")
+        metadata = self._dataplane.metadata(ref)
+        response = messages.GetModelMetadataResponse()
+        _fill_spec(response.model_spec, metadata.name, metadata.version)
+        response.metadata["signature_def"].Pack(metadata.signature_defs)
+        return response.SerializeToString()
+
+    def _status(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002 - gRPC gives it
+        request = _parse(messages.GetModelStatusRequest, data)
+        return self._dataplane.status_response(_ref(request)).SerializeToString()
+
+
+def _decode(request: Any, call: CallSignature) -> dict[str, np.ndarray]:
+    call.match_inputs(request.inputs)
+    inputs = {}
+    for alias, proto in request.inputs.items():
+        try:
+            inputs[alias] = from_proto(proto)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"tensor parsing error: {alias}: {error.message}") from None
+    return inputs
+
+
+def _parse(message_class: Any, data: bytes) -> Any:
+    try:
+        return message_class.FromString(data)
+    except DecodeError as error:
+        name = message_class.DESCRIPTOR.name
+        raise InvalidArgument(f"the {len(data)} bytes of the request are no {name}: {error}") from None
+
+
+def _ref(request: Any) -> ModelRef:
+    if not request.HasField("model_spec"):
+        raise InvalidArgument("Missing ModelSpec")
+    spec = request.model_spec
+    version = spec.version.value if spec.HasField("version") else None
+    return ModelRef(spec.name, version, spec.version_label or None)
+
+
+def _fill_spec(spec: Any, name: str, version: int) -> None:
+    spec.name = name
+    spec.version.value = version
+
+
+def _missing(method: str) -> Method:
+    def refuse(data: bytes, context: Any) -> bytes:  # noqa: ARG001 - the signature of a method
+        raise Unimplemented(f"{method} is not implemented in this version of moxserve; Predict takes every signature")
+
+    return refuse
+
+
+def _guarded(method: Method) -> Method:
+    """Map errors to statuses. What is no error of ours is a bug: it is logged, and told as INTERNAL."""
+
+    def handle(data: bytes, context: Any) -> bytes:
+        try:
+            return method(data, context)
+        except MoxserveError as error:
+            return _refuse(context, error.grpc_code, str(error))
+        except Exception as error:
+            logger.exception("a gRPC request failed")
+            return _refuse(context, grpc.StatusCode.INTERNAL.value[0], f"{type(error).__name__}: {error}")
+
+    return handle
+
+
+def _refuse(context: Any, code: int, message: str) -> bytes:
+    raw = message.encode()
+    if len(raw) > _MAX_MESSAGE:
+        message = raw[: _MAX_MESSAGE - len(_CUT)].decode(errors="ignore") + _CUT
+    context.set_code(_CODES[code])
+    context.set_details(message)
+    return b""
+
+
+def _add_health(server: Any) -> Any:
+    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    for service in ("", "ModelService", "PredictionService", _MODEL, _PREDICTION):
+        servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+    return servicer

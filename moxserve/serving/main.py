@@ -1,0 +1,189 @@
+"""Puts a server together: start-up order, addresses, shutdown.
+
+Start: check the options and the addresses, load, wait until every model has a version, then open gRPC and REST. So a
+port that answers means a server that is ready. Stop: refuse new requests, let those in flight finish within a limit,
+unload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from types import TracebackType
+
+from moxserve.errors import Unavailable, UsageError
+from moxserve.serving import backends, warmup
+from moxserve.serving.dataplane import DataPlane
+from moxserve.serving.grpc.server import GrpcServer
+from moxserve.serving.manager import Manager
+from moxserve.serving.options import ServerOptions
+from moxserve.serving.servable import Servable
+
+__all__ = ["Server", "ServerOptions"]
+
+logger = logging.getLogger(__name__)
+
+
+class Server:
+    """A model server in this process; also a context manager that starts and stops it.
+
+    Args:
+        options: everything that it can be told.
+
+    Attributes:
+        grpc_port: real port; 0 before `start` and when gRPC has no TCP address.
+        rest_port: real port; 0 before `start` and without REST.
+        dataplane: answers without a transport, from `start` on.
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options = options
+        self.grpc_port = 0
+        self.rest_port = 0
+        self._manager = Manager(options.models(), self._load, options.manager)
+        self.dataplane = DataPlane(self._manager)
+        self._grpc: GrpcServer | None = None
+        self._stopped = threading.Event()
+        self._stop_lock = threading.Lock()
+
+    def _load(self, name: str, version: int, path: str) -> Servable:
+        backend = backends.load(path, self.options.load)
+        servable = Servable(name, version, path, backend)
+        if self.options.warmup:
+            try:
+                warmup.replay(servable, self.options.warmup_iterations)
+            except BaseException:
+                backend.close()
+                raise
+        return servable
+
+    def start(self) -> None:
+        """Load the models, then open the ports; returns when requests are answered.
+
+        Raises:
+            UsageError: an address makes no sense.
+            Unavailable: an address cannot be bound, or `stop` was called meanwhile.
+            UnknownError: a model did not become available.
+        """
+        for flag, address in (("--port", self.options.grpc_address), ("--rest_api_port", self.options.rest_address)):
+            if address:
+                # Loading may take minutes: a port that is taken is told before, not after.
+                bind(address, flag).close()
+        try:
+            self._manager.start()
+            if not self._manager.wait_until_ready():
+                raise Unavailable("stopped before the models were loaded")
+            self._open_grpc()
+            self._open_rest()
+        except BaseException:
+            self.stop(0.0)
+            raise
+
+    def _open_grpc(self) -> None:
+        server = GrpcServer(self.dataplane, self.options.grpc)
+        self._grpc = server
+        if self.options.grpc_address:
+            self.grpc_port = server.listen(self.options.grpc_address)
+        path = self.options.grpc_socket_path
+        if path:
+            _remove_old_socket(path)
+            server.listen(f"unix:{path}")
+        server.start()
+        if self.grpc_port:
+            host = self.options.grpc_address.rpartition(":")[0]
+            logger.info("Running gRPC ModelServer at %s:%d ...", host, self.grpc_port)
+        if path:
+            logger.info("Running gRPC ModelServer at UNIX socket %s ...", path)
+
+    def _open_rest(self) -> None:
+        pass
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the server is stopped; False when the time was up first."""
+        return self._stopped.wait(timeout_s)
+
+    def stop(self, grace_s: float | None = None) -> bool:
+        """Refuse new requests, let those in flight finish, unload the models.
+
+        Args:
+            grace_s: how long that may take; None takes the option.
+
+        Returns:
+            Whether every request finished and every model was unloaded in time.
+        """
+        grace_s = self.options.shutdown_grace_s if grace_s is None else grace_s
+        deadline = time.monotonic() + grace_s
+        with self._stop_lock:
+            if self._stopped.is_set():
+                return True
+            finished = True
+            if self._grpc is not None:
+                finished = self._grpc.stop(grace_s)
+            finished = self._manager.stop(max(0.1, deadline - time.monotonic())) and finished
+            self._stopped.set()
+        return finished
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split `host:port` or `[host]:port`.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    host, sep, port = address.rpartition(":")
+    if not sep or not port.isdecimal():
+        raise UsageError(f"address {address!r}: expected host:port")
+    return host.strip("[]"), int(port)
+
+
+def bind(address: str, flag: str) -> socket.socket:
+    """Bind a TCP socket, dual stack for `[::]`, falling back to IPv4 where the machine has no IPv6.
+
+    Raises:
+        UsageError: the address makes no sense.
+        Unavailable: it is in use or not ours.
+    """
+    host, port = split_address(address)
+    try:
+        return _bind(host, port)
+    except OSError as error:
+        if host == "::" and error.errno not in (socket.EADDRINUSE if hasattr(socket, "EADDRINUSE") else 98,):
+            with contextlib.suppress(OSError):
+                return _bind("0.0.0.0", port)
+        raise Unavailable(
+            f"cannot listen at {address}: {error.strerror or error}",
+            hint=f"stop the other server, or choose another {flag}",
+        ) from None
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_old_socket(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not os.path.isfile(path):
+            os.unlink(path)

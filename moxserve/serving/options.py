@@ -1,0 +1,141 @@
+"""What a server can be told, checked once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moxserve.errors import UsageError
+from moxserve.serving.backends.base import LoadOptions
+from moxserve.serving.grpc.options import GrpcOptions
+from moxserve.serving.manager import ManagerOptions, ModelConfig
+from moxserve.serving.rest.options import RestOptions
+
+__all__ = ["ServerOptions", "from_flags"]
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """A server in one value.
+
+    Attributes:
+        model_name: name that requests use.
+        model_base_path: directory of the versions; a relative one is taken from the working directory.
+        grpc_address: `host:port`; port 0 lets the system choose, empty is none.
+        grpc_socket_path: UNIX socket for gRPC; empty is none.
+        rest_address: `host:port` or `[host]:port` of the REST API; port 0 lets the system choose, empty is none.
+        manager: how versions are found and loaded.
+        load: how a version is loaded.
+        grpc: threads and encoding.
+        rest: threads and time limit.
+        warmup: whether recorded requests are replayed before a version is served.
+        warmup_iterations: how often each is run.
+        shutdown_grace_s: how long `stop` lets requests finish.
+    """
+
+    model_name: str = "default"
+    model_base_path: str = ""
+    grpc_address: str = "127.0.0.1:0"
+    grpc_socket_path: str = ""
+    rest_address: str = ""
+    manager: ManagerOptions = field(default_factory=ManagerOptions)
+    load: LoadOptions = field(default_factory=LoadOptions)
+    grpc: GrpcOptions = field(default_factory=GrpcOptions)
+    rest: RestOptions = field(default_factory=RestOptions)
+    warmup: bool = True
+    warmup_iterations: int = 1
+    shutdown_grace_s: float = 25.0
+
+    def models(self) -> list[ModelConfig]:
+        """Check the options and return the models to serve.
+
+        Raises:
+            UsageError: something is missing or contradictory.
+        """
+        if not self.grpc_address and not self.grpc_socket_path:
+            raise UsageError(
+                "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set.",
+                hint="give --port or --grpc_socket_path",
+            )
+        if not self.model_base_path:
+            raise UsageError(
+                "Both server_options.model_base_path and server_options.model_config_file are empty!",
+                hint="give --model_base_path=DIR, the directory that holds the version directories",
+            )
+        if not self.model_name:
+            raise UsageError("--model_name is empty; expected the name that requests use")
+        return [ModelConfig(self.model_name, _absolute(self.model_base_path))]
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
+
+
+def from_flags(values: Mapping[str, Any]) -> ServerOptions:
+    """Turn the values of `flags.FLAGS` into options.
+
+    Raises:
+        UsageError: flags contradict each other or are out of range.
+    """
+    threads = 4 * (os.cpu_count() or 1)
+    rest_port = values["rest_api_port"]
+    for name in ("port", "rest_api_port"):
+        if not 0 <= values[name] <= 65535:
+            raise UsageError(f"--{name}={values[name]}: expected a port from 0 to 65535")
+    if rest_port and rest_port == values["port"]:
+        raise UsageError(
+            f"--port and --rest_api_port are both {rest_port}; gRPC and HTTP need a port each",
+            hint=f"try --rest_api_port={rest_port + 1 if rest_port < 65535 else rest_port - 1}",
+        )
+    host = values["host"]
+    return ServerOptions(
+        model_name=values["model_name"],
+        model_base_path=values["model_base_path"],
+        grpc_address=f"{_bracketed(host or '0.0.0.0')}:{values['port']}" if values["port"] else "",
+        grpc_socket_path=values["grpc_socket_path"],
+        rest_address=f"{_bracketed(host or '::')}:{rest_port}" if rest_port else "",
+        manager=ManagerOptions(
+            poll_interval_s=values["file_system_poll_wait_seconds"],
+            max_load_retries=values["max_num_load_retries"],
+            load_retry_interval_s=values["load_retry_interval_micros"] / 1e6,
+            load_threads=max(0, values["num_load_threads"]),
+        ),
+        load=_load_options(values),
+        grpc=GrpcOptions(
+            max_threads=values["grpc_max_threads"] if values["grpc_max_threads"] > 0 else threads,
+            tensor_content=values["enable_serialization_as_tensor_content"],
+            health=values["enable_grpc_healthcheck_service"],
+        ),
+        rest=RestOptions(
+            threads=values["rest_api_num_threads"] if values["rest_api_num_threads"] > 0 else threads,
+            timeout_s=max(0, values["rest_api_timeout_in_ms"]) / 1e3,
+        ),
+        warmup=values["enable_model_warmup"],
+        warmup_iterations=max(1, values["num_request_iterations_for_warmup"]),
+        shutdown_grace_s=max(0.0, values["shutdown_grace_seconds"]),
+    )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _load_options(values: Mapping[str, Any]) -> LoadOptions:
+    session = values["tensorflow_session_parallelism"]
+    intra, inter = values["tensorflow_intra_op_parallelism"], values["tensorflow_inter_op_parallelism"]
+    if session > 0 and intra > 0 and inter > 0:
+        raise UsageError(
+            "Either configure server_options.tensorflow_session_parallelism or "
+            "(server_options.tensorflow_intra_op_parallelism, server_options.tensorflow_inter_op_parallelism) "
+            "separately. You cannot configure all."
+        )
+    if intra <= 0 and inter <= 0:
+        intra = inter = session
+    return LoadOptions(
+        tags=tuple(tag.strip() for tag in values["saved_model_tags"].split(",") if tag.strip()),
+        intra_op_threads=max(0, intra),
+        inter_op_threads=max(0, inter),
+        gpu_memory_fraction=values["per_process_gpu_memory_fraction"],
+    )
