@@ -248,7 +248,7 @@ def _specs(infos: Mapping[str, Any]) -> dict[str, TensorSpec] | None:
     specs = {}
     for alias in sorted(infos):
         info = infos[alias]
-        dtype = _BY_ENUM_NAME.get(info["dtype"])
+        dtype = _BY_ENUM_NAME.get(str(info["dtype"]).removesuffix("_REF"))
         if dtype is None:
             return None
         shape = info.get("tensor_shape", {})

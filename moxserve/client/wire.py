@@ -6,7 +6,7 @@ to the socket, which costs more than all the rest for an image of 600 KB. Header
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,9 @@ from moxserve.client.calls import (
 from moxserve.client.refusals import STATUS_NAMES
 from moxserve.errors import InvalidArgument, UsageError
 from moxserve.protocol import messages
+from moxserve.protocol.metadata import signatures_from_map
 from moxserve.protocol.tensors import from_proto, to_proto
-from moxserve.types import ModelRef, Signature, TensorSpec, dtype_by_enum, dtype_of
+from moxserve.types import ModelRef, dtype_of
 
 __all__ = ["Exchange", "encode"]
 
@@ -142,31 +143,8 @@ def _metadata_reply(data: bytes) -> ModelMetadata:
     response = messages.GetModelMetadataResponse.FromString(data)
     found = messages.SignatureDefMap.FromString(response.metadata["signature_def"].value)
     spec = response.model_spec
-    return ModelMetadata(
-        spec.name, spec.version.value if spec.HasField("version") else None, _signatures(found.signature_def)
-    )
-
-
-def _signatures(definitions: Mapping[str, Any]) -> dict[str, Signature]:
-    signatures = {}
-    for name in sorted(definitions):
-        definition = definitions[name]
-        try:
-            inputs, outputs = _specs(definition.inputs), _specs(definition.outputs)
-        except InvalidArgument:
-            continue  # An initialiser, or a signature over resources: it cannot be called with tensors.
-        signatures[name] = Signature(name, definition.method_name, inputs, outputs)
-    return signatures
-
-
-def _specs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    specs = {}
-    for alias in sorted(infos):
-        info = infos[alias]
-        shape = info.tensor_shape
-        dims = None if shape.unknown_rank else tuple(None if d.size < 0 else d.size for d in shape.dim)
-        specs[alias] = TensorSpec(alias, dtype_by_enum(info.dtype), dims, info.name)
-    return specs
+    version = spec.version.value if spec.HasField("version") else None
+    return ModelMetadata(spec.name, version, signatures_from_map(found))
 
 
 def _status_reply(data: bytes) -> StatusReply:

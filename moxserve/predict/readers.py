@@ -1,0 +1,400 @@
+"""What a data set may be, and how its rows, names and labels come out of it.
+
+    folder of folders of pictures   one class a folder, label known; `labels.txt` (`0: name` a line) gives the order of
+                                    the classes, else the sorted folder names do
+    folder of pictures              no labels
+    one picture                     one row
+    .npy                            the first dimension counts rows, for a signature with one input
+    .npz                            one array an input, by name; `label` or `labels` holds labels
+    IDX images (…idx3…[.gz])        MNIST's format; labels from the idx1 file of the same name beside it
+    .jsonl                          one instance a line: a value, or an object of inputs by name, bytes as {"b64": …}; a
+                                    key `label` that is no input holds the label
+
+Rows are light: a row's data is read when `load` is called, which happens in the threads that send the requests.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from moxserve.client.calls import Array
+from moxserve.client.fit import fit_tensor
+from moxserve.errors import DataError, UsageError
+from moxserve.predict.images import array_to_input, file_to_input, image_form, is_image
+from moxserve.types import Signature, TensorSpec
+
+__all__ = ["Label", "Row", "Rows", "open_rows", "read_labels"]
+
+_EXPECTED = "a folder of pictures, a picture, .npy, .npz, .jsonl, or an IDX image file (.gz or not)"
+_LABEL_KEYS = ("label", "labels")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The truth about a row.
+
+    Attributes:
+        name: as the data set writes it; None when it knows only the number.
+        index: number of the class; None when only the name is known.
+    """
+
+    name: str | None = None
+    index: int | None = None
+
+    @property
+    def value(self) -> str | int | None:
+        """What the output file shows: the name if there is one."""
+        return self.index if self.name is None else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row, not yet read.
+
+    Attributes:
+        name: where it comes from, such as `3/0017.png` or `eval.npy[12]`.
+        load: reads it: inputs by alias, without the batch dimension. Raises DataError.
+        label: None when unknown.
+    """
+
+    name: str
+    load: Callable[[], Mapping[str, Array]]
+    label: Label | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A data set.
+
+    Attributes:
+        source: what it is, in words.
+        items: its rows in order.
+        count: how many; None when that is known only at the end.
+        classes: names by index, when the data set tells.
+        classes_listed: they come from a labels.txt, so their order is meant.
+    """
+
+    source: str
+    items: Iterator[Row]
+    count: int | None = None
+    classes: Sequence[str] = field(default_factory=tuple)
+    classes_listed: bool = False
+
+
+def open_rows(path: str | os.PathLike[str], signature: Signature, limit: int | None = None) -> Rows:
+    """Open a data set for a signature.
+
+    Args:
+        path: see the table of this module.
+        signature: what the rows are made for.
+        limit: only the first rows.
+
+    Raises:
+        DataError: there is nothing there, or nothing that can be read.
+        UsageError: the data set's kind does not fit the signature.
+    """
+    name = os.fspath(path)
+    rows = _opener(name)(name, signature)
+    if limit is None:
+        return rows
+    count = limit if rows.count is None else min(limit, rows.count)
+    return replace(rows, items=_first(rows.items, limit), count=count if rows.count is not None else None)
+
+
+def _first(items: Iterator[Row], limit: int) -> Iterator[Row]:
+    for _ in range(limit):
+        try:
+            yield next(items)
+        except StopIteration:
+            return
+
+
+def _opener(path: str) -> Callable[[str, Signature], Rows]:
+    if os.path.isdir(path):
+        return _image_folder
+    if not os.path.exists(path):
+        raise DataError(f"no such file or directory: {path!r}", hint=f"expected {_EXPECTED}")
+    lower = path.lower()
+    for suffixes, opener in (
+        ((".npy",), _npy),
+        ((".npz",), _npz),
+        ((".jsonl", ".ndjson"), _jsonl),
+        (("-ubyte", "-ubyte.gz", ".idx", ".idx.gz", ".idx3", ".idx3.gz"), _idx),
+    ):
+        if lower.endswith(suffixes):
+            return opener
+    if is_image(os.path.basename(path)):
+        return _one_image
+    raise DataError(f"{path}: unknown kind of data set", hint=f"expected {_EXPECTED}")
+
+
+def _only_input(signature: Signature, what: str) -> TensorSpec:
+    if len(signature.inputs) != 1:
+        raise UsageError(
+            f"{what} holds one input; signature {signature.name!r} has {len(signature.inputs)}",
+            hint=f"expected {signature}; give several inputs as .npz or .jsonl",
+        )
+    return next(iter(signature.inputs.values()))
+
+
+def row_spec(spec: TensorSpec) -> TensorSpec:
+    """Return what one row of an input looks like: the spec without its first dimension."""
+    return replace(spec, shape=None if spec.shape is None else tuple(spec.shape[1:]))
+
+
+# ---- pictures
+
+
+def _one_image(path: str, signature: Signature) -> Rows:
+    form = image_form(_only_input(signature, path))
+    row = Row(os.path.basename(path), lambda: {form.spec.name: file_to_input(path, form)})
+    return Rows("a picture", iter([row]), 1)
+
+
+def _image_folder(base: str, signature: Signature) -> Rows:
+    form = image_form(_only_input(signature, f"a folder of pictures ({base})"))
+    listing = _list_images(base)
+    folders = sorted({folder for folder, _ in listing if folder})
+    classes, listed = _classes(base, folders)
+    index = {name: number for number, name in enumerate(classes)}
+
+    def load(path: str) -> Mapping[str, Array]:
+        return {form.spec.name: file_to_input(path, form)}
+
+    def rows() -> Iterator[Row]:
+        for folder, name in listing:
+            path = os.path.join(base, folder, name)
+            label = Label(folder, index[folder]) if folder else None
+            yield Row(os.path.join(folder, name), partial(load, path), label)
+
+    kind = f"{len(folders)} class folders of pictures" if folders else "a folder of pictures"
+    return Rows(kind, rows(), len(listing), classes, listed)
+
+
+def _list_images(base: str) -> list[tuple[str, str]]:
+    """Return (class folder or "", file name), sorted."""
+    found = [("", name) for name in sorted(os.listdir(base)) if is_image(name)]
+    folders = [d for d in sorted(os.listdir(base)) if os.path.isdir(os.path.join(base, d)) and not d.startswith(".")]
+    for folder in folders:
+        found += [(folder, name) for name in sorted(os.listdir(os.path.join(base, folder))) if is_image(name)]
+    if not found:
+        below = f"; it holds the folders {', '.join(folders[:5])}, without pictures directly in them" if folders else ""
+        raise DataError(f"{base}: no pictures in it or in its class folders{below}")
+    return found
+
+
+def read_labels(path: str) -> list[str]:
+    """Read a labels file: `0: name` a line, or just `name`; blank lines are skipped.
+
+    Returns:
+        Names by index.
+
+    Raises:
+        DataError: a number is missing or there twice.
+    """
+    with open(path, encoding="utf-8") as f:
+        lines = [line.strip() for line in f]
+    numbered: dict[int, str] = {}
+    for place, line in enumerate(filter(None, lines)):
+        match = re.fullmatch(r"(\d+)\s*:\s*(.*)", line)
+        number, name = (int(match[1]), match[2]) if match else (place, line)
+        if number in numbered:
+            raise DataError(f"{path}: number {number} is there twice ({numbered[number]!r} and {name!r})")
+        numbered[number] = name
+    missing = [number for number in range(len(numbered)) if number not in numbered]
+    if missing:
+        raise DataError(f"{path}: expected numbers 0 to {len(numbered) - 1}; {missing[0]} is missing")
+    return [numbered[number] for number in range(len(numbered))]
+
+
+def _classes(base: str, folders: Sequence[str]) -> tuple[Sequence[str], bool]:
+    path = os.path.join(base, "labels.txt")
+    if not os.path.exists(path):
+        return folders, False
+    classes = read_labels(path)
+    unknown = [folder for folder in folders if folder not in classes]
+    if unknown:
+        raise DataError(f"{path}: lacks the folder {unknown[0]!r}; it has {', '.join(classes)}")
+    return classes, True
+
+
+# ---- arrays
+
+
+def _fit_row(value: Any, spec: TensorSpec, where: str) -> Array:
+    try:
+        return fit_tensor(value, row_spec(spec))
+    except UsageError as error:
+        raise DataError(
+            f"{where}: {error.message}", hint=error.hint if "astype" in (error.hint or "") else None
+        ) from None
+
+
+def _load_numpy(path: str) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as a NumPy file ({error})") from None
+
+
+def _array_rows(path: str, arrays: Mapping[str, Array], signature: Signature, labels: Array | None) -> Rows:
+    base = os.path.basename(path)
+    counts = {name: len(array) if array.ndim else None for name, array in arrays.items()}
+    if labels is not None:
+        counts["labels"] = len(labels) if labels.ndim else None
+    count = next(iter(counts.values()))
+    if count is None or any(other != count for other in counts.values()):
+        raise DataError(f"{path}: expected arrays with the same number of rows; got {counts}")
+
+    def load(number: int) -> Mapping[str, Array]:
+        where = f"{base}[{number}]"
+        return {name: _fit_row(array[number], signature.inputs[name], where) for name, array in arrays.items()}
+
+    def rows() -> Iterator[Row]:
+        for number in range(count):
+            label = None if labels is None else _label(labels[number])
+            yield Row(f"{base}[{number}]", partial(load, number), label)
+
+    return Rows(f"arrays of {count} rows", rows(), count)
+
+
+def _label(value: Any) -> Label | None:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str):
+        return Label(name=value)
+    return Label(index=value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _npy(path: str, signature: Signature) -> Rows:
+    spec = _only_input(signature, path)
+    return _array_rows(path, {spec.name: np.asarray(_load_numpy(path))}, signature, None)
+
+
+def _npz(path: str, signature: Signature) -> Rows:
+    with _load_numpy(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    key = next((k for k in _LABEL_KEYS if k in arrays and k not in signature.inputs), None)
+    labels = arrays.pop(key) if key else None
+    if len(arrays) == 1 and len(signature.inputs) == 1:
+        arrays = {next(iter(signature.inputs)): next(iter(arrays.values()))}
+    if set(arrays) != set(signature.inputs):
+        raise DataError(
+            f"{path}: holds {', '.join(sorted(arrays)) or 'no arrays'}; expected {', '.join(signature.inputs)}",
+            hint=f"expected {signature}",
+        )
+    return _array_rows(path, arrays, signature, labels)
+
+
+# ---- IDX
+
+
+def _read_idx(path: str, dimensions: int) -> Array:
+    """Read an IDX file of unsigned bytes.
+
+    Raises:
+        DataError: it is none, has another number of dimensions, or is cut off.
+    """
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as f:
+            data = f.read()
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    if len(data) < 4 + 4 * dimensions or data[:4] != bytes((0, 0, 8, dimensions)):
+        raise DataError(f"{path}: expected an IDX file of unsigned bytes with {dimensions} dimensions")
+    shape = struct.unpack(f">{dimensions}I", data[4 : 4 + 4 * dimensions])
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
+    if values.size != int(np.prod(shape)):
+        raise DataError(f"{path}: expected {int(np.prod(shape))} values for shape {list(shape)}, got {values.size}")
+    return values.reshape(shape)
+
+
+def _idx(path: str, signature: Signature) -> Rows:
+    form = image_form(_only_input(signature, path))
+    images = _read_idx(path, 3)
+    base = os.path.basename(path)
+    beside = os.path.join(os.path.dirname(path), base.replace("images", "labels").replace("idx3", "idx1"))
+    labels = _read_idx(beside, 1) if beside != path and os.path.exists(beside) else None
+    if labels is not None and len(labels) != len(images):
+        raise DataError(f"{beside}: {len(labels)} labels for {len(images)} images")
+
+    def load(number: int) -> Mapping[str, Array]:
+        return {form.spec.name: array_to_input(images[number], form)}
+
+    def rows() -> Iterator[Row]:
+        for number in range(len(images)):
+            label = None if labels is None else Label(index=int(labels[number]))
+            yield Row(f"{base}[{number}]", partial(load, number), label)
+
+    return Rows(f"IDX images, {len(images)} of them", rows(), len(images))
+
+
+# ---- JSON lines
+
+
+def _jsonl(path: str, signature: Signature) -> Rows:
+    def rows() -> Iterator[Row]:
+        with open(path, "rb") as f:
+            for number, line in enumerate(f, start=1):
+                if line.strip():
+                    yield _json_row(f"{os.path.basename(path)}:{number}", line, signature)
+
+    return Rows("JSON lines", rows(), None)
+
+
+def _json_row(where: str, line: bytes, signature: Signature) -> Row:
+    import orjson
+
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        message = f"{where}: no JSON ({error})"
+        return Row(where, lambda: _fail(message))
+    named = isinstance(value, Mapping) and not _is_b64(value)
+    label = None
+    if named and "label" in value and "label" not in signature.inputs:
+        value = dict(value)
+        label = _label(value.pop("label"))
+    return Row(where, lambda: _json_inputs(value, named, signature, where), label)
+
+
+def _fail(message: str) -> Mapping[str, Array]:
+    raise DataError(message)
+
+
+def _json_inputs(value: Any, named: bool, signature: Signature, where: str) -> Mapping[str, Array]:
+    if not named:
+        value = {_only_input(signature, where).name: value}
+    if set(value) != set(signature.inputs):
+        raise DataError(
+            f"{where}: has the inputs {', '.join(sorted(value)) or 'none'}; expected {', '.join(signature.inputs)}"
+        )
+    return {name: _fit_row(_unwrap(value[name], where), spec, where) for name, spec in signature.inputs.items()}
+
+
+def _is_b64(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {"b64"}
+
+
+def _unwrap(value: Any, where: str) -> Any:
+    """Turn `{"b64": …}` objects at any depth into bytes."""
+    if isinstance(value, list):
+        return [_unwrap(item, where) for item in value]
+    if not _is_b64(value):
+        return value
+    try:
+        return base64.b64decode(value["b64"], validate=True)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: wrong base64 ({error})") from None
