@@ -1,0 +1,40 @@
+"""The training framework: `import moxserve.tensorflow as mox` in place of `import moxing.tensorflow as mox`.
+
+Importing it imports TensorFlow and switches the process to graph mode (see `executor.env`). Look in `executor` for `run` and
+its loop, `optimizer` for `get_optimizer_fn`, `datasets` for readers.
+"""
+
+from moxserve import file
+from moxserve.tensorflow.executor import env  # noqa: F401 - first: it sets the process up
+from moxserve.tensorflow.executor import (
+    AggregativeSessionRunHook,
+    ExportKeys,
+    ExportSpec,
+    FeedSessionRunHook,
+    ModeKeys,
+    ModelSpec,
+    RunResult,
+    get_collection,
+    get_flag,
+    run,
+    set_flag,
+    var_scope,
+)
+from moxserve.tensorflow.optimizer import get_optimizer_fn
+
+__all__ = [
+    "AggregativeSessionRunHook",
+    "ExportKeys",
+    "ExportSpec",
+    "FeedSessionRunHook",
+    "ModeKeys",
+    "ModelSpec",
+    "RunResult",
+    "file",
+    "get_collection",
+    "get_flag",
+    "get_optimizer_fn",
+    "run",
+    "set_flag",
+    "var_scope",
+]

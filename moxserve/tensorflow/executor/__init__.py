@@ -1,0 +1,22 @@
+"""The executor: graph mode, one session, one loop. `run` is the way in; `branch` builds, `loop` drives, `stepper` makes a step."""
+
+from moxserve.tensorflow.executor.flags import get_flag, set_flag
+from moxserve.tensorflow.executor.hooks import AggregativeSessionRunHook, FeedSessionRunHook
+from moxserve.tensorflow.executor.run import run
+from moxserve.tensorflow.executor.spec import ExportKeys, ExportSpec, ModeKeys, ModelSpec, RunResult
+from moxserve.tensorflow.executor.variables import get_collection, var_scope
+
+__all__ = [
+    "AggregativeSessionRunHook",
+    "ExportKeys",
+    "ExportSpec",
+    "FeedSessionRunHook",
+    "ModeKeys",
+    "ModelSpec",
+    "RunResult",
+    "get_collection",
+    "get_flag",
+    "run",
+    "set_flag",
+    "var_scope",
+]

@@ -1,0 +1,237 @@
+"""Branch: `model_fn` built into a graph for one mode, on every device of the topology. THE code path of all four modes.
+
+    build_branch         TRAIN, EVAL, PREDICT: an input source, then one tower a device
+    build_export_branch  EXPORT: the caller brings the inputs, no device is pinned
+
+The first tower of a graph's first branch is built without any extra scope, so that checkpoints hold the user's own variable
+names. Every further tower reuses the variables of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from moxserve.errors import ModelSpecError
+from moxserve.tensorflow.executor.calls import call_with_mode, check_callable
+from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.hooks import check_hook
+from moxserve.tensorflow.executor.spec import ExportSpec, ModeKeys, ModelSpec
+from moxserve.tensorflow.executor.variables import TowerContext, VariablePlan
+
+__all__ = ["Branch", "Tower", "build_branch", "build_export_branch"]
+
+_EXAMPLE = "def model_fn(inputs, mode, **kwargs): ... return mox.ModelSpec(loss=loss, log_info={'loss': loss})"
+
+
+@dataclass
+class Tower:
+    """One call of `model_fn`, on one device.
+
+    Attributes:
+        index: 0 for the first device.
+        device: device string, empty when TensorFlow chooses.
+        inputs: what `model_fn` got.
+        spec: what it returned, checked.
+        trainable: trainable variables that this call made or used.
+        updates: operations that keep moving averages (batch normalisation); empty except in TRAIN.
+    """
+
+    index: int
+    device: str
+    inputs: list[Any]
+    spec: ModelSpec
+    trainable: list[Any] = field(default_factory=list)
+    updates: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Branch:
+    """`model_fn` in one mode.
+
+    Attributes:
+        mode: one of ModeKeys.
+        towers: one a device, at least one.
+        plan: the variables, for later branches of the same graph.
+    """
+
+    mode: str
+    towers: list[Tower]
+    plan: VariablePlan
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The ModelSpec of the first tower."""
+        return self.towers[0].spec
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The inputs of the first tower."""
+        return self.towers[0].inputs
+
+
+def build_branch(
+    model_fn: Callable[..., Any],
+    mode: str,
+    inputs_per_tower: Sequence[Sequence[Any]],
+    devices: Sequence[str],
+    *,
+    after: Branch | None = None,
+) -> Branch:
+    """Build `model_fn` in the current graph, once per device.
+
+    Args:
+        model_fn: the user's function.
+        mode: the mode that it is called with.
+        inputs_per_tower: the inputs of each device, as many as devices.
+        devices: device strings; an empty one leaves the choice to TensorFlow.
+        after: the graph's first branch, whose variables are shared; None when this is the first.
+
+    Raises:
+        ModelSpecError: `model_fn` did not return a ModelSpec that fits the mode.
+    """
+    check_callable(model_fn, "model_fn", _EXAMPLE)
+    plan = VariablePlan() if after is None else after.plan
+    towers: list[Tower] = []
+    for index, (device, inputs) in enumerate(zip(devices, inputs_per_tower, strict=True)):
+        first = after is None and index == 0
+        context = TowerContext(index, first)
+        with _scopes(plan, context, mode, device):
+            spec = call_with_mode(model_fn, (list(inputs),), mode, "model_fn")
+            _check_spec(spec, mode)
+            towers.append(_tower(context, device, list(inputs), spec, mode))
+    return Branch(mode, towers, plan)
+
+
+def build_export_branch(model_fn: Callable[..., Any], inputs: Sequence[Any]) -> Branch:
+    """Build `model_fn` for export, in the current graph: mode EXPORT, these inputs, no devices.
+
+    Args:
+        model_fn: the user's function.
+        inputs: the tensors (placeholders, usually) that it gets, in the order of `input_fn`.
+
+    Returns:
+        The branch; `branch.spec.export_spec` says what goes in and out.
+
+    Raises:
+        ModelSpecError: `model_fn` returned no ModelSpec, or one without an ExportSpec.
+    """
+    return build_branch(model_fn, ModeKeys.EXPORT, [inputs], [""])
+
+
+@contextmanager
+def _scopes(plan: VariablePlan, context: TowerContext, mode: str, device: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        if device:
+            stack.enter_context(tf.device(device))
+        if context.first:
+            stack.enter_context(plan.recording())
+        else:
+            stack.enter_context(tf1.name_scope(f"{mode.lower()}_tower_{context.index}"))
+            stack.enter_context(plan.replaying(mode))
+        stack.enter_context(context.entered())
+        yield
+
+
+def _tower(context: TowerContext, device: str, inputs: list[Any], spec: ModelSpec, mode: str) -> Tower:
+    tower = Tower(context.index, device, inputs, spec)
+    tower.trainable = context.collection(tf1.GraphKeys.TRAINABLE_VARIABLES)
+    if mode == ModeKeys.TRAIN and context.index == 0:  # later towers would update the same averages a second time
+        updates = context.collection(tf1.GraphKeys.UPDATE_OPS)
+        tower.updates = [*updates, *_keras_updates(context, updates)]
+    return tower
+
+
+def _keras_updates(context: TowerContext, known: Sequence[Any]) -> list[Any]:
+    """Find the assignments of Keras' batch normalisation, which Keras puts into no collection.
+
+    An assignment to a non-trainable variable of this tower that is not the variable's initialiser and that `model_fn` made
+    is an update of a moving average, whichever library made it.
+    """
+    variables = context.collection(tf1.GraphKeys.GLOBAL_VARIABLES)
+    handles = {v.handle.op.name for v in variables if not v.trainable and hasattr(v, "handle")}
+    skip = {v.initializer.name for v in variables if v.initializer is not None}
+    skip |= {_operation(item).name for item in known}
+    found = []
+    for op in context.new_operations():
+        if op.type in _ASSIGNMENTS and op.name not in skip and op.inputs[0].op.name in handles:
+            found.append(op)
+    return [op for op in found if not _runs_with(op, known)]
+
+
+_ASSIGNMENTS = ("AssignVariableOp", "AssignSubVariableOp", "AssignAddVariableOp")
+
+
+def _operation(item: Any) -> Any:
+    return item if isinstance(item, tf1.Operation) else item.op
+
+
+def _runs_with(op: Any, known: Sequence[Any]) -> bool:
+    """Whether running one of the known updates runs this assignment anyway (a group, or the read after an assignment)."""
+    for item in known:
+        other = _operation(item)
+        upstream = {*(t.op.name for t in other.inputs), *(c.name for c in other.control_inputs)}
+        if op.name in upstream:
+            return True
+    return False
+
+
+def _check_spec(spec: Any, mode: str) -> None:
+    if not isinstance(spec, ModelSpec):
+        raise ModelSpecError(
+            f"model_fn returned {type(spec).__name__} in {mode}; expected a mox.ModelSpec", hint=_EXAMPLE
+        )
+    _check_tensors(spec.output_info, "output_info")
+    _check_scalars(spec.log_info, "log_info")
+    _check_scalars({f"[{i}]": loss for i, loss in enumerate(spec.losses)}, "loss")
+    _check_needed(spec, mode)
+    if spec.export_spec is not None and mode == ModeKeys.EXPORT:
+        _check_tensors(spec.export_spec.inputs_dict, "export_spec.inputs_dict")
+        _check_tensors(spec.export_spec.outputs_dict, "export_spec.outputs_dict")
+    for hook in spec.hooks:
+        check_hook(hook)
+
+
+def _check_needed(spec: ModelSpec, mode: str) -> None:
+    needed: dict[str, tuple[bool, str, str]] = {
+        ModeKeys.TRAIN: (bool(spec.losses), "loss", "loss=loss"),
+        ModeKeys.EVAL: (bool(spec.log_info), "log_info", "log_info={'loss': loss, 'accuracy': accuracy}"),
+        ModeKeys.PREDICT: (bool(spec.output_info), "output_info", "output_info={'predictions': predictions}"),
+        ModeKeys.EXPORT: (
+            isinstance(spec.export_spec, ExportSpec),
+            "export_spec",
+            "export_spec=mox.ExportSpec(inputs_dict={'images': images}, outputs_dict={'logits': logits})",
+        ),
+    }
+    given, name, example = needed[mode]
+    if not given:
+        raise ModelSpecError(
+            f"model_fn returned a ModelSpec without {name}, which {mode} needs", hint=f"ModelSpec({example})"
+        )
+
+
+def _check_tensors(values: Mapping[str, Any], what: str) -> None:
+    for name, value in values.items():
+        if not tf1.is_tensor(value) and not isinstance(value, tf.Variable):
+            raise ModelSpecError(
+                f"ModelSpec.{what}[{name!r}] is a {type(value).__name__}, not a tensor",
+                hint="give the tensor itself, as tf operations return it",
+            )
+        graph = getattr(value, "graph", None)
+        if graph is not None and graph is not tf1.get_default_graph():
+            raise ModelSpecError(
+                f"ModelSpec.{what}[{name!r}] was made outside of model_fn",
+                hint="each run has its own graph; make tensors inside",
+            )
+
+
+def _check_scalars(values: Mapping[str, Any], what: str) -> None:
+    _check_tensors(values, what)
+    for name, value in values.items():
+        if value.shape.rank not in (0, None):
+            raise ModelSpecError(
+                f"ModelSpec.{what}[{name!r}] has the shape {value.shape}; expected a scalar",
+                hint="reduce it: tf.reduce_mean(x)",
+            )

@@ -1,0 +1,75 @@
+"""How the process must be set up for graph mode: done here, once, when `moxserve.tensorflow` is imported.
+
+Everything else in this package takes `tf` and `tf1` from here, so that no module can meet a TensorFlow that is not set up.
+Three switches are process-wide: eager execution off, resource variables on, and Keras 2 (`tf_keras`) behind `tf.keras`,
+because `tf.compat.v1.layers` exists only there. A program that also needs eager TensorFlow runs it in another process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+__all__ = ["setup", "tf", "tf1"]
+
+_QUIET = "TF_CPP_MIN_LOG_LEVEL"
+_LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
+
+
+def _choose_keras() -> None:
+    """Route `tf.keras` and `tf.compat.v1.layers` to Keras 2; both are looked up on first use, after this."""
+    if os.environ.setdefault(_LEGACY_KERAS, "1") in ("1", "True", "true"):
+        return
+    warnings.warn(
+        f"{_LEGACY_KERAS}={os.environ[_LEGACY_KERAS]}: tf.compat.v1.layers will not work; unset it to use them",
+        stacklevel=2,
+    )
+
+
+def _alias_legacy_layers() -> None:
+    """Give `tf_keras.legacy_tf_layers` its old name back: `tf_slim` imports it, and the package moved it to `src`.
+
+    The aliases are loaded on demand by a finder, because importing `tf_keras` costs half a second.
+    """
+    from importlib import abc, import_module, machinery
+
+    class LegacyLayersFinder(abc.MetaPathFinder, abc.Loader):
+        prefix = "tf_keras.legacy_tf_layers"
+
+        def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> machinery.ModuleSpec | None:
+            if fullname != self.prefix and not fullname.startswith(self.prefix + "."):
+                return None
+            return machinery.ModuleSpec(fullname, self, is_package=fullname == self.prefix)
+
+        def create_module(self, spec: machinery.ModuleSpec) -> Any:
+            return import_module(spec.name.replace("tf_keras.", "tf_keras.src.", 1))
+
+        def exec_module(self, module: Any) -> None:
+            """Nothing to do: `create_module` gave a module that is loaded."""
+
+    if not any(type(finder).__name__ == "LegacyLayersFinder" for finder in sys.meta_path):
+        sys.meta_path.append(LegacyLayersFinder())
+
+
+def setup() -> None:
+    """Switch this process to graph mode with resource variables, and let INFO lines of TensorFlow's logger through.
+
+    The level is raised only if nobody chose one: the console lines of a run are INFO, and TensorFlow hides those by default.
+    """
+    if tf1.executing_eagerly():
+        tf1.disable_eager_execution()
+    tf1.enable_resource_variables()
+    if tf1.logging.get_verbosity() == tf1.logging.WARN:
+        tf1.logging.set_verbosity(tf1.logging.INFO)
+
+
+_choose_keras()
+os.environ.setdefault(_QUIET, "1")  # the C++ INFO lines at import and session start say nothing about the user's job
+_alias_legacy_layers()
+
+import tensorflow as tf  # noqa: E402 - the variables above are read while it is imported
+
+tf1 = tf.compat.v1
+setup()

@@ -1,0 +1,164 @@
+"""Turning an `input_fn` that returns one sample as tensors into a dataset of samples.
+
+A user writes per-sample tensor code after `get_next()`. Run as it stands, that code would be executed for one sample at a
+time and could not be batched. `lift_to_dataset` cuts the graph at the iterators and imports what lies between them and the
+outputs into the function of a `tf.data` map: the samples are then computed in parallel, in order, and end where the input
+ends. The original operations stay behind in the graph and are never run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from moxserve.errors import ModelSpecError
+from moxserve.tensorflow.executor.env import tf, tf1
+
+__all__ = ["lift_to_dataset"]
+
+# Samples that come from no iterator (random_uniform, constants) never end.
+_ENDLESS = 1 << 62
+_GET_NEXT = "IteratorGetNext"
+_PARALLEL_CALLS = max(1, min(8, os.cpu_count() or 1))
+
+
+@dataclass
+class _Cut:
+    """The part of a graph that one sample needs, from its iterators to the outputs.
+
+    Attributes:
+        operations: everything to be imported into the map function.
+        sources: `IteratorGetNext` operations whose dataset is known: their values become the map's arguments.
+        captured: resource tensors (tables, queues, unknown iterators) that the function refers to where they are.
+    """
+
+    operations: list[Any] = field(default_factory=list)
+    sources: list[Any] = field(default_factory=list)
+    captured: list[Any] = field(default_factory=list)
+
+
+def lift_to_dataset(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Make a dataset whose elements are what `outputs` would give, run once per sample.
+
+    Args:
+        outputs: tensors of one sample.
+        datasets: dataset behind an iterator, by the name of the iterator's resource tensor.
+
+    Returns:
+        A dataset of tuples, one component per output, shapes as the tensors promise; and the names of the resource tensors
+        that its function refers to, whose owners must be initialised first.
+
+    Raises:
+        ModelSpecError: the sample depends on a placeholder, which nobody can feed inside of a dataset.
+    """
+    from tensorflow.python.data.util import structure
+
+    cut = _cut(outputs, datasets)
+    graph_def = _graph_def_of(cut, outputs[0].graph)
+    known = [datasets[op.inputs[0].name] for op in cut.sources]
+    base = tf.data.Dataset.zip(tuple(known)) if known else tf.data.Dataset.range(_ENDLESS)
+
+    consumed = {tensor.name for op in cut.operations for tensor in op.inputs}
+
+    @tf.autograph.experimental.do_not_convert
+    def sample(*elements: Any) -> tuple[Any, ...]:
+        mapping: dict[str, Any] = {}
+        for op, element in zip(cut.sources, elements if known else (), strict=True):
+            components = structure.to_tensor_list(datasets[op.inputs[0].name].element_spec, element)
+            mapping.update({t.name: c for t, c in zip(op.outputs, components, strict=True)})
+        graph = tf1.get_default_graph()
+        mapping.update({tensor.name: graph.capture(tensor) for tensor in cut.captured})
+        results = tf1.import_graph_def(
+            graph_def,
+            input_map={name: tensor for name, tensor in mapping.items() if name in consumed},
+            return_elements=[t.name for t in outputs if t.name not in mapping],
+            name="sample",
+        )
+        made = iter(results)
+        values = [mapping[t.name] if t.name in mapping else next(made) for t in outputs]
+        for value, original in zip(values, outputs, strict=True):
+            value.set_shape(original.shape)  # what the user promised with set_shape is not in the GraphDef
+        return tuple(values)
+
+    dataset = _map(base, sample, cut, ends_inside=bool(cut.captured) or not known)
+    return dataset, [tensor.name for tensor in cut.captured]
+
+
+def _cut(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> _Cut:
+    cut = _Cut()
+    seen: set[str] = set()
+    captured: dict[str, Any] = {}
+    pending = [tensor.op for tensor in outputs]
+    pulls: dict[str, list[Any]] = {}
+    while pending:
+        op = pending.pop()
+        if op.name in seen:
+            continue
+        seen.add(op.name)
+        _refuse_placeholder(op)
+        if op.type == _GET_NEXT and op.inputs[0].name in datasets:
+            pulls.setdefault(op.inputs[0].name, []).append(op)
+            continue
+        cut.operations.append(op)
+        pending.extend(op.control_inputs)
+        for tensor in op.inputs:
+            if tensor.dtype in (tf.resource, tf.variant):
+                captured[tensor.name] = tensor
+            else:
+                pending.append(tensor.op)
+    for name, ops in pulls.items():
+        if len(ops) == 1:
+            cut.sources.extend(ops)
+        else:  # several elements of one dataset make a sample: the iterator itself must do the counting
+            cut.operations.extend(ops)
+            captured[name] = ops[0].inputs[0]
+    cut.captured = list(captured.values())
+    return cut
+
+
+def _refuse_placeholder(op: Any) -> None:
+    if op.type in ("Placeholder", "PlaceholderV2"):
+        raise ModelSpecError(
+            f"input_fn depends on the placeholder {op.name!r}, which cannot be fed while auto_batch makes batches",
+            hint="make batches in input_fn and give run(auto_batch=False), or move the placeholder into model_fn",
+        )
+
+
+def _graph_def_of(cut: _Cut, graph: Any) -> Any:
+    """Collect the operations of the cut, free of devices and of colocation with what stays behind."""
+    graph_def = tf1.GraphDef()
+    kept = {op.name for op in cut.operations}
+    for op in cut.operations:
+        node = graph_def.node.add()
+        node.CopyFrom(op.node_def)
+        node.device = ""
+        node.attr.pop("_class", None)
+        data = [name for name in node.input if not name.startswith("^")]
+        control = [name for name in node.input if name.startswith("^") and name[1:] in kept]
+        del node.input[:]
+        node.input.extend([*data, *control])
+    whole = graph.as_graph_def(add_shapes=False)
+    graph_def.versions.CopyFrom(whole.versions)
+    graph_def.library.CopyFrom(whole.library)
+    return graph_def
+
+
+def _is_seeded_random(op: Any) -> bool:
+    """Whether an operation draws from a seeded sequence, whose order decides the values."""
+    return any(name in op.node_def.attr and op.get_attr(name) for name in ("seed", "seed2"))
+
+
+def _map(base: Any, function: Any, cut: _Cut, ends_inside: bool) -> Any:
+    """Map in parallel and in order; one at a time where a seeded random operation must repeat from run to run."""
+    from tensorflow.python.data.ops import map_op
+
+    sequential = any(_is_seeded_random(op) for op in cut.operations)
+    # An iterator that is pulled inside of the function ends the dataset early, so the length of `base` means nothing.
+    keep_length = not ends_inside
+    if sequential:
+        return map_op._MapDataset(base, function, preserve_cardinality=keep_length)
+    return map_op._ParallelMapDataset(
+        base, function, num_parallel_calls=_PARALLEL_CALLS, deterministic=True, preserve_cardinality=keep_length
+    )

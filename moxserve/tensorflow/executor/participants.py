@@ -1,0 +1,198 @@
+"""Who takes part in the loop, and when: Clock, Every, Participant, and the adapter for SessionRunHooks.
+
+The points of a run, in order. At each point the participants are called in the order of their list:
+
+    begin                the graph is open, no session
+    session_ready        the graph is frozen, variables hold their values
+    train_start
+      epoch_start
+        step_args        may ask for fetches and feeds that ride along with the step
+        (the step; the clock counts it)
+        step_values      gets what was fetched
+        step_done        after all participants got their values
+      epoch_end
+      epoch_trigger
+    finish(ok)           always, also after an error (ok is False then)
+
+A participant that needs no point at most steps says so with `next_step`: idle steps cost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from moxserve.errors import UsageError
+
+__all__ = ["NEVER", "Clock", "Every", "HookParticipant", "Participant", "StepContext"]
+
+NEVER = 1 << 62
+
+
+@dataclass
+class Clock:
+    """Where the run stands.
+
+    Attributes:
+        global_step: steps of the model's whole life, also of earlier runs.
+        run_step: steps that this run has finished; also the index of the step that is about to run.
+        local_step: index of the current step within its epoch; -1 before the first.
+        epoch_num: number of the current epoch; `starting_epoch - 1` before the first.
+        steps_per_epoch: length of an epoch; `NEVER` when only the end of the input ends it.
+        starting_epoch: number of the first epoch of this run.
+        max_epoch: number of the last epoch.
+        counts_globally: False in EVAL and PREDICT, whose steps are none of the model's life.
+        started_at: `time.monotonic()` when the first step began.
+    """
+
+    global_step: int = 0
+    run_step: int = 0
+    local_step: int = -1
+    epoch_num: int = 0
+    steps_per_epoch: int = NEVER
+    starting_epoch: int = 1
+    max_epoch: int = 1
+    counts_globally: bool = True
+    started_at: float = field(default_factory=time.monotonic)
+
+    def count(self) -> None:
+        """A step is done."""
+        self.advance(1)
+
+    def advance(self, steps: int) -> None:
+        """Some steps are done."""
+        self.run_step += steps
+        if self.counts_globally:
+            self.global_step += steps
+
+
+@dataclass(frozen=True)
+class Every:
+    """A schedule in steps or in seconds: the one type that all built-in participants use.
+
+    Attributes:
+        steps: period in steps; None for none.
+        secs: period in seconds; None for none. Wins over `steps` when both are given.
+    """
+
+    steps: int | None = None
+    secs: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the periods.
+
+        Raises:
+            UsageError: a period is not positive.
+        """
+        for name, value in (("steps", self.steps), ("secs", self.secs)):
+            if value is not None and not value > 0:
+                raise UsageError(f"a schedule needs a positive number of {name}, not {value!r}")
+
+    def next_step(self, position: int, phase: int = 0) -> int:
+        """The smallest step >= `position` that is a multiple of the period, shifted by `phase`; NEVER by seconds."""
+        if self.steps is None or self.secs is not None:
+            return NEVER
+        return position + (phase - position) % self.steps
+
+    def next_time(self, last: float) -> float:
+        """When the next turn is due after one at `last` (`time.monotonic()`); infinity by steps."""
+        return math.inf if self.secs is None else last + self.secs
+
+
+@dataclass
+class StepContext:
+    """What a participant may use around one step.
+
+    Attributes:
+        session: the session, without any hooks.
+        clock: where the run stands.
+        stop_requested: set by `request_stop`.
+        original_args: what the step runs by itself, as SessionRunArgs.
+    """
+
+    session: Any
+    clock: Clock
+    original_args: Any = None
+    stop_requested: bool = False
+
+    def request_stop(self) -> None:
+        """Make this step the last one."""
+        self.stop_requested = True
+
+
+class Participant:
+    """Someone who takes part in the loop. Every point does nothing here; override what you need."""
+
+    def begin(self) -> None:
+        """The graph is open, there is no session: add operations here."""
+
+    def session_ready(self, session: Any, coordinator: Any) -> None:
+        """The graph is frozen; variables are initialised and restored."""
+
+    def train_start(self, clock: Clock) -> None:
+        """Before the first epoch."""
+
+    def epoch_start(self, clock: Clock) -> None:
+        """Before the first step of an epoch."""
+
+    def step_args(self, context: StepContext) -> Any:
+        """Before a step: SessionRunArgs for what should run along with it, or None."""
+
+    def step_values(self, context: StepContext, values: Any) -> None:
+        """After a step, which the clock has counted: SessionRunValues of what was asked for."""
+
+    def step_done(self, context: StepContext) -> None:
+        """After every participant got its values."""
+
+    def epoch_end(self, clock: Clock) -> None:
+        """After the last step of an epoch; keep it fast."""
+
+    def epoch_trigger(self, clock: Clock) -> None:
+        """After `epoch_end` of all."""
+
+    def next_step(self, clock: Clock) -> int:
+        """The earliest `run_step` at which the three step points matter; the default is the very next one."""
+        return clock.run_step
+
+    def next_time(self) -> float:
+        """`time.monotonic()` at which the step points matter, whatever the step; the default is never."""
+        return math.inf
+
+    def finish(self, ok: bool) -> None:
+        """The loop is over. `ok` is False after an error."""
+
+
+class HookParticipant(Participant):
+    """A SessionRunHook in the loop: active at every step, `end` only after a run that did not fail.
+
+    Args:
+        hook: the user's hook.
+    """
+
+    def __init__(self, hook: Any) -> None:
+        self.hook = hook
+        self._session: Any = None
+
+    def begin(self) -> None:
+        """Call `hook.begin`."""
+        self.hook.begin()
+
+    def session_ready(self, session: Any, coordinator: Any) -> None:
+        """Call `hook.after_create_session`."""
+        self._session = session
+        self.hook.after_create_session(session, coordinator)
+
+    def step_args(self, context: StepContext) -> Any:
+        """Call `hook.before_run`."""
+        return self.hook.before_run(context)
+
+    def step_values(self, context: StepContext, values: Any) -> None:
+        """Call `hook.after_run`."""
+        self.hook.after_run(context, values)
+
+    def finish(self, ok: bool) -> None:
+        """Call `hook.end`, as MonitoredSession does: not after an error."""
+        if ok and self._session is not None:
+            self.hook.end(self._session)

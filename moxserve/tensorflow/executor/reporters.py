@@ -1,0 +1,310 @@
+"""The built-in participants: console lines, summaries, checkpoints, outputs, evaluation means, sample rows.
+
+Each tells the loop when it wants to be asked (`Every`), so that the steps between cost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from moxserve.tensorflow.executor.checkpoint import Checkpointer
+from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.inputs import first_rows
+from moxserve.tensorflow.executor.participants import NEVER, Clock, Every, Participant, StepContext
+
+__all__ = [
+    "CheckpointWriter",
+    "ConsoleLog",
+    "EvalMeans",
+    "OutputCollector",
+    "SampleRows",
+    "SummaryWriter",
+    "log_line",
+    "write_scalars",
+]
+
+
+def log_line(step: int, global_step: int, samples_per_s: float, values: Mapping[str, float]) -> str:
+    """Format a console line: `step: 10(global step: 10)\\tsample/sec: 42.184\\tloss: 3.977`."""
+    parts = [f"step: {step}(global step: {global_step})", f"sample/sec: {samples_per_s:.3f}"]
+    return "\t".join([*parts, *(f"{name}: {value:.3f}" for name, value in values.items())])
+
+
+class ConsoleLog(Participant):
+    """Prints `log_info` every so many steps, with the rows a second since the last line.
+
+    Args:
+        info: name: scalar tensor.
+        every: in steps; None when `wanted` decides.
+        rows_per_step: rows that one step takes from the input.
+        wanted: asked with the index of a step, decides instead of `every` when given.
+    """
+
+    def __init__(
+        self,
+        info: Mapping[str, Any],
+        every: Every | None,
+        rows_per_step: int,
+        wanted: Callable[[int], bool] | None = None,
+    ) -> None:
+        self._args = tf1.train.SessionRunArgs(fetches=dict(info))
+        self._every = every or Every(steps=NEVER)
+        self._rows_per_step = rows_per_step
+        self._wanted = wanted
+        self._last_time = 0.0
+        self._last_step = 0
+        self.values: dict[str, float] = {}
+
+    def train_start(self, clock: Clock) -> None:
+        """Start the stopwatch of the first line."""
+        self._last_time, self._last_step = time.perf_counter(), clock.run_step
+
+    def next_step(self, clock: Clock) -> int:
+        """The next line's step; every step where a function of the user's decides."""
+        return clock.run_step if self._wanted is not None else self._every.next_step(clock.run_step)
+
+    def step_args(self, context: StepContext) -> Any:
+        """Ask for the values, along with the step."""
+        if self._wanted is not None and not self._wanted(context.clock.run_step):
+            return None
+        return self._args
+
+    def step_values(self, context: StepContext, values: Any) -> None:
+        """Print the line; steps are numbered as they were before the clock counted this one."""
+        if values.results is None:
+            return
+        now, clock = time.perf_counter(), context.clock
+        rate = (clock.run_step - self._last_step) * self._rows_per_step / max(now - self._last_time, 1e-9)
+        self._last_time, self._last_step = now, clock.run_step
+        self.values = {name: float(value) for name, value in values.results.items()}
+        global_step = clock.global_step - 1 if clock.counts_globally else clock.global_step
+        tf1.logging.info("%s", log_line(clock.run_step - 1, global_step, rate, self.values))
+
+
+class SummaryWriter(Participant):
+    """Writes TensorBoard event files: the graph once, then merged summaries and `log_info` every so many steps.
+
+    Args:
+        folder: of the event files.
+        every: in steps.
+        info: name: scalar tensor.
+    """
+
+    def __init__(self, folder: str, every: Every, info: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._every = every
+        self._info = dict(info)
+        self._args: Any = None
+        self._writer: Any = None
+
+    def begin(self) -> None:
+        """Merge the summaries that `model_fn` and `optimizer_fn` made."""
+        self._args = tf1.train.SessionRunArgs(fetches=[tf1.summary.merge_all(), self._info])
+
+    def session_ready(self, session: Any, coordinator: Any) -> None:
+        """Open the event file and write the graph."""
+        self._writer = tf1.summary.FileWriter(self._folder, graph=session.graph)
+
+    def next_step(self, clock: Clock) -> int:
+        """The next summary's step."""
+        return self._every.next_step(clock.run_step)
+
+    def step_args(self, context: StepContext) -> Any:
+        """Ask for the summaries, along with the step."""
+        return self._args
+
+    def step_values(self, context: StepContext, values: Any) -> None:
+        """Write them under the step count after this step."""
+        merged, info = values.results
+        if merged is not None:
+            self._writer.add_summary(merged, context.clock.global_step)
+        self.scalars({name: float(value) for name, value in info.items()}, context.clock.global_step)
+
+    def scalars(self, values: Mapping[str, float], global_step: int) -> None:
+        """Write plain numbers."""
+        _add_scalars(self._writer, values, global_step)
+
+    def finish(self, ok: bool) -> None:
+        """Flush and close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _add_scalars(writer: Any, values: Mapping[str, float], global_step: int) -> None:
+    entries = [tf1.Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    if entries:
+        writer.add_summary(tf1.Summary(value=entries), global_step)
+
+
+def write_scalars(folder: str, values: Mapping[str, float], global_step: int) -> None:
+    """Write plain numbers as an event file of their own."""
+    with tf1.Graph().as_default():  # FileWriter refuses a default graph that somebody left in eager mode
+        writer = tf1.summary.FileWriter(folder)
+    _add_scalars(writer, values, global_step)
+    writer.close()
+
+
+class CheckpointWriter(Participant):
+    """Saves every so many steps or seconds, and at the end of a run that did not fail.
+
+    Args:
+        checkpointer: writes them.
+        every: in steps (multiples of the global step) or seconds; None for the end only.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, every: Every | None) -> None:
+        self._checkpointer = checkpointer
+        self._every = every or Every(steps=NEVER)
+        self._session: Any = None
+        self._clock: Clock | None = None
+        self._last_time = 0.0
+        self._saved_step = -1
+        self.prefix: str | None = None
+
+    def restored(self, prefix: str, global_step: int) -> None:
+        """What this folder holds already, so that an idle run writes nothing."""
+        self.prefix, self._saved_step = prefix, global_step
+
+    def session_ready(self, session: Any, coordinator: Any) -> None:
+        """Remember what to save."""
+        self._session = session
+
+    def train_start(self, clock: Clock) -> None:
+        """Start the stopwatch."""
+        self._clock, self._last_time = clock, time.monotonic()
+
+    def next_step(self, clock: Clock) -> int:
+        """The step that makes the global step a multiple of the period."""
+        before_first = clock.global_step - clock.run_step
+        return self._every.next_step(clock.run_step, phase=-(before_first + 1))
+
+    def next_time(self) -> float:
+        """When the period in seconds is over."""
+        return self._every.next_time(self._last_time)
+
+    def step_done(self, context: StepContext) -> None:
+        """Save; the schedule has been asked before the step."""
+        self._save(context.clock.global_step)
+
+    def _save(self, global_step: int) -> None:
+        if global_step != self._saved_step:
+            self.prefix = self._checkpointer.save(self._session, global_step)
+            self._saved_step = global_step
+        self._last_time = time.monotonic()
+
+    def finish(self, ok: bool) -> None:
+        """Save the end state; not after an error, whose variables nobody should resume from."""
+        if ok and self._clock is not None:
+            self._save(self._clock.global_step)
+
+
+class OutputCollector(Participant):
+    """Hands `output_info` of every step to `output_fn`, several steps at a time, the rest at the end.
+
+    Args:
+        info: name: tensor.
+        output_fn: called with a list of dicts, one a step, in order.
+        every: how many steps make a call; 0 for one call at the end.
+    """
+
+    def __init__(self, info: Mapping[str, Any], output_fn: Callable[[list[dict[str, Any]]], Any], every: int) -> None:
+        self._args = tf1.train.SessionRunArgs(fetches=dict(info))
+        self._output_fn = output_fn
+        self._every = every
+        self._pending: list[dict[str, Any]] = []
+
+    def step_args(self, context: StepContext) -> Any:
+        """Ask for the outputs, along with the step."""
+        return self._args
+
+    def step_values(self, context: StepContext, values: Any) -> None:
+        """Keep them; hand them over when there are enough."""
+        self._pending.append(values.results)
+        if self._every and len(self._pending) >= self._every:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        pending, self._pending = self._pending, []
+        if pending:
+            self._output_fn(pending)
+
+    def finish(self, ok: bool) -> None:
+        """Hand the rest over; not after an error."""
+        if ok:
+            self._hand_over()
+
+
+class EvalMeans(Participant):
+    """Averages `log_info` over all steps, each weighted by its rows, so that a smaller last batch counts for less.
+
+    Args:
+        info: name: scalar tensor.
+        rows: scalar tensor, the number of rows of the step's batch; None: every step counts the same.
+    """
+
+    def __init__(self, info: Mapping[str, Any], rows: Any) -> None:
+        self._names = list(info)
+        self._args = tf1.train.SessionRunArgs(fetches=[dict(info), rows])
+        self._sums = dict.fromkeys(self._names, 0.0)
+        self.rows = 0.0
+
+    def step_args(self, context: StepContext) -> Any:
+        """Ask for the values, along with the step."""
+        return self._args
+
+    def step_values(self, context: StepContext, values: Any) -> None:
+        """Add them up."""
+        info, rows = values.results
+        weight = 1.0 if rows is None else float(rows)
+        self.rows += weight
+        for name, value in info.items():
+            self._sums[name] += float(value) * weight
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The means so far; NaN before the first step."""
+        return {name: total / self.rows if self.rows else math.nan for name, total in self._sums.items()}
+
+
+class SampleRows(Participant):
+    """Keeps the first rows that the run saw, for the verification and warm-up of an exported model.
+
+    Args:
+        inputs: tensors.
+        count: how many rows.
+    """
+
+    def __init__(self, inputs: list[Any], count: int) -> None:
+        self._inputs = inputs
+        self._count = count
+        self._batches: list[list[np.ndarray]] = []
+        self._rows = 0
+
+    def next_step(self, clock: Clock) -> int:
+        """The first steps, until there are enough rows."""
+        return clock.run_step if self._rows < self._count else NEVER
+
+    def step_args(self, context: StepContext) -> Any:
+        """Ask for the inputs of this step."""
+        return tf1.train.SessionRunArgs(fetches=self._inputs)
+
+    def step_values(self, context: StepContext, values: Any) -> None:
+        """Keep them."""
+        self.add(values.results)
+
+    def add(self, batch: list[np.ndarray]) -> None:
+        """Keep one batch."""
+        self._batches.append(batch)
+        self._rows += len(batch[0]) if batch[0].ndim else self._count
+
+    @property
+    def samples(self) -> list[np.ndarray]:
+        """One array per input with up to `count` rows; empty when an input has no batch dimension."""
+        if not self._batches or any(array.ndim == 0 for array in self._batches[0]):
+            return []
+        return first_rows([np.concatenate(parts) for parts in zip(*self._batches, strict=True)], self._count)

@@ -1,0 +1,367 @@
+"""`mox.run`: from a user's functions to a trained, evaluated or applied model.
+
+The flow: arguments and flags (`settings`) -> graph -> participants -> session, initialised and restored -> loop -> result,
+and the export call after it. Each is a method of `_Job`, in this order.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from moxserve.errors import CheckpointError, InterruptedRunError, UsageError
+from moxserve.tensorflow.executor import checkpoint as checkpoints
+from moxserve.tensorflow.executor import reporters
+from moxserve.tensorflow.executor.branch import Branch, build_branch
+from moxserve.tensorflow.executor.cluster import Topology
+from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.flags import store
+from moxserve.tensorflow.executor.inputs import InputSource, build_inputs
+from moxserve.tensorflow.executor.loop import Loop
+from moxserve.tensorflow.executor.participants import NEVER, Clock, HookParticipant, Participant
+from moxserve.tensorflow.executor.settings import Functions, RunArguments, Settings
+from moxserve.tensorflow.executor.signals import SignalGuard
+from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
+from moxserve.tensorflow.executor.stepper import Stepper
+from moxserve.tensorflow.executor.train_op import TrainOptions, build_train_op, split_patterns
+from moxserve.types import TensorSpec, dtype_by_name
+
+__all__ = ["run"]
+
+_SAMPLE_ROWS = 32
+
+
+def run(
+    input_fn: Callable[..., Any] | None = None,
+    output_fn: Callable[..., Any] | None = None,
+    model_fn: Callable[..., Any] | None = None,
+    optimizer_fn: Any = None,
+    run_mode: str = "invalid",
+    inter_mode: str | None = None,
+    batch_size: int | None = None,
+    auto_batch: bool = True,
+    log_dir: str | None = None,
+    max_number_of_steps: int = 0,
+    checkpoint_path: str | None = None,
+    log_every_n_steps: int | None = None,
+    output_every_n_steps: int = 0,
+    save_summary_steps: int | None = None,
+    save_model_secs: float | None = None,
+    export_model: str | bool | None = False,
+    fetch_strategy_fn: Callable[[int], bool] | None = None,
+    save_model_steps: int | None = None,
+) -> RunResult:
+    """Train, evaluate or apply a model.
+
+    Args:
+        input_fn: `input_fn(mode, **kwargs)` returns one or several tensors, or a `tf.data.Dataset`.
+        output_fn: `output_fn(outputs, **kwargs)` gets a list with one dict of arrays per step; needed in PREDICT.
+        model_fn: `model_fn(inputs, mode, **kwargs)` returns a ModelSpec; `inputs` is always a list.
+        optimizer_fn: `optimizer_fn()` returns an optimizer; or a list of such functions, one per loss. Needed in TRAIN.
+        run_mode: `mox.ModeKeys.TRAIN`, EVAL or PREDICT.
+        inter_mode: not supported by this version; anything but None is an error.
+        batch_size: rows of a step; also counts the throughput when `auto_batch` is False.
+        auto_batch: True: `input_fn` returns one sample, batches are made here. False: it returns batches.
+        log_dir: folder of checkpoints and summaries, and the base folder of exported versions; None writes nothing.
+        max_number_of_steps: TRAIN: global step to train to. EVAL, PREDICT: steps to make. 0: until the input ends.
+        checkpoint_path: checkpoint, or folder of one, to start from when `log_dir` has none.
+        log_every_n_steps: steps between console lines, default 10; 0 prints none.
+        output_every_n_steps: how many steps make one call of `output_fn`; 0 in PREDICT: one call at the end.
+        save_summary_steps: TRAIN: steps between summaries, default 100; 0 writes none.
+        save_model_secs: TRAIN: seconds between checkpoints; wins over `save_model_steps`. Default 600 when neither is given.
+        export_model: `mox.ExportKeys.TF_SERVING` exports the model at the end, into `log_dir/<version>`.
+        fetch_strategy_fn: called with the index of each step of this run; True prints that step's console line. Replaces
+            `log_every_n_steps`.
+        save_model_steps: TRAIN: save when the global step is a multiple of this.
+
+    Returns:
+        What was done, with metrics, checkpoint and timing.
+
+    Raises:
+        UsageError: an argument or flag is wrong.
+        ModelSpecError: one of the functions broke its contract.
+        CheckpointError: EVAL or PREDICT have no checkpoint, or a checkpoint does not fit.
+        InterruptedRunError: SIGINT or SIGTERM came; the checkpoint is written, the hooks have ended.
+    """
+    arguments = RunArguments(
+        run_mode=run_mode,
+        inter_mode=inter_mode,
+        batch_size=batch_size,
+        auto_batch=auto_batch,
+        log_dir=log_dir,
+        max_number_of_steps=max_number_of_steps,
+        checkpoint_path=checkpoint_path,
+        log_every_n_steps=log_every_n_steps,
+        output_every_n_steps=output_every_n_steps,
+        save_summary_steps=save_summary_steps,
+        save_model_secs=save_model_secs,
+        export_model=export_model,
+        save_model_steps=save_model_steps,
+    )
+    with store.frozen():
+        settings = Settings.resolve(arguments, store)
+        # Both functions are checked on the next line, so None never gets further.
+        functions = Functions(input_fn, model_fn, optimizer_fn, output_fn, fetch_strategy_fn)  # type: ignore[arg-type]
+        functions.check(settings)
+        store.warn_ineffective()
+        return _Job(settings, functions, Topology.from_flags(store)).execute()
+
+
+class _Job:
+    """One call of `run`.
+
+    Args:
+        settings: resolved arguments.
+        functions: the user's.
+        topology: devices and workers.
+    """
+
+    def __init__(self, settings: Settings, functions: Functions, topology: Topology) -> None:
+        self.settings = settings
+        self.functions = functions
+        self.topology = topology
+        self.training = settings.mode == ModeKeys.TRAIN
+        self.clock = Clock(counts_globally=self.training)
+        self.resume = checkpoints.latest_checkpoint(settings.log_dir)
+        self.start = self.resume or checkpoints.latest_checkpoint(settings.checkpoint_path)
+        self._require_checkpoint()
+
+    def _require_checkpoint(self) -> None:
+        """Apply the third rule of precedence: no checkpoint anywhere is fine in TRAIN only."""
+        places = [f"{n}={v!r}" for n in ("log_dir", "checkpoint_path") if (v := getattr(self.settings, n)) is not None]
+        if self.start is None and not self.training:
+            where = " or ".join(places) or "log_dir and checkpoint_path are both None"
+            raise CheckpointError(
+                f"{self.settings.mode} needs a checkpoint; found none: {where}",
+                hint="train first, or give checkpoint_path",
+            )
+        if self.start is None and self.settings.checkpoint_path is not None:
+            tf1.logging.warning("no checkpoint in %s: training starts from initial values", " or ".join(places))
+
+    def execute(self) -> RunResult:
+        """Build, open, loop, close, export."""
+        graph = tf1.Graph()
+        graph.seed = tf1.get_default_graph().seed  # a script's tf.set_random_seed was for the graph it knew
+        with graph.as_default():
+            self._build()
+            for participant in self.participants:
+                participant.begin()
+            initial = [tf1.global_variables_initializer(), tf1.local_variables_initializer(), tf1.tables_initializer()]
+            variables = tf1.global_variables()
+            graph.finalize()
+            with tf1.Session(graph=graph, config=self.topology.session_config()) as session:
+                self._initialise(session, initial, variables)
+                reason, signum = self._run_loop(session)
+        if signum:
+            raise self._interrupted(signum)
+        return self._result(reason)
+
+    # -- graph
+
+    def _build(self) -> None:
+        """Build the input, the model, the step operation and the participants into the current graph."""
+        settings = self.settings
+        with tf.device("/cpu:0"):
+            self.global_step = tf1.train.get_or_create_global_step()
+            self.source: InputSource = build_inputs(
+                self.functions.input_fn, settings.mode, settings.batch_size, settings.auto_batch
+            )
+        if self.source.endless and not settings.max_steps:
+            raise UsageError(
+                f"run(max_number_of_steps=0) in {settings.mode} means to the end of the input, but the input never ends",
+                hint="give max_number_of_steps, or leave .repeat() out of input_fn",
+            )
+        inputs = [list(self.source.tensors)]
+        self.branch: Branch = build_branch(self.functions.model_fn, settings.mode, inputs, self.topology.devices)
+        self.step_op = self._step_op()
+        self.participants = self._participants()
+
+    def _step_op(self) -> Any:
+        """The operation that makes one step."""
+        spec = self.branch.spec
+        if self.training:
+            return build_train_op(
+                self.branch, self.functions.optimizer_fn, self.global_step, TrainOptions.from_flags(store)
+            )
+        values = spec.log_info if self.settings.mode == ModeKeys.EVAL else spec.output_info
+        return tf.group(*values.values(), *self.branch.inputs, name="step")
+
+    def _participants(self) -> list[Participant]:
+        """Everybody who takes part, built-ins first, so that state is safe before a user's hook may fail."""
+        settings, spec = self.settings, self.branch.spec
+        listed: list[Participant] = []
+        self.samples = reporters.SampleRows(self.branch.inputs, _SAMPLE_ROWS) if settings.export else None
+        self.console = self._console()
+        self.means = reporters.EvalMeans(spec.log_info, self._rows()) if settings.mode == ModeKeys.EVAL else None
+        self.writer: reporters.CheckpointWriter | None = None
+        listed += [p for p in (self.samples, self.console, self.means) if p is not None]
+        if self.functions.output_fn is not None:
+            listed.append(reporters.OutputCollector(spec.output_info, self.functions.output_fn, settings.output_every))
+        if self.training and settings.log_dir is not None and self.topology.is_chief:
+            if settings.summary_every is not None:
+                listed.append(reporters.SummaryWriter(settings.log_dir, settings.summary_every, spec.log_info))
+            self.writer = reporters.CheckpointWriter(checkpoints.Checkpointer(settings.log_dir), settings.save_every)
+            listed.append(self.writer)
+        return listed + [HookParticipant(hook) for hook in spec.hooks]
+
+    def _console(self) -> reporters.ConsoleLog | None:
+        every, wanted = self.settings.log_every, self.functions.fetch_strategy_fn
+        if every is None and wanted is None:
+            return None
+        return reporters.ConsoleLog(self.branch.spec.log_info, every, self.settings.batch_size, wanted)
+
+    def _rows(self) -> Any:
+        """Number of rows of a batch as a tensor; None where the first input has no batch dimension."""
+        first = self.branch.inputs[0]
+        return None if first.shape.rank in (0, None) else tf.shape(first)[0]
+
+    # -- session
+
+    def _initialise(self, session: Any, initial: list[Any], variables: list[Any]) -> None:
+        """Give variables their values, start the input, and set the clock."""
+        for operation in initial:
+            session.run(operation)
+        if self.start is not None:
+            self._restore(session, variables)
+        self.clock.global_step = int(session.run(self.global_step))
+        if self.writer is not None and self.resume is not None:
+            self.writer.restored(self.resume, self.clock.global_step)
+        self.start_step = self.clock.global_step
+        self.source.start(session)
+
+    def _restore(self, session: Any, variables: list[Any]) -> None:
+        """Restore from `log_dir` exactly, from `checkpoint_path` what fits and the flags allow."""
+        prefix = str(self.start)
+        if not self.training:
+            checkpoints.restore(session, prefix, [v for v in variables if v is not self.global_step])
+            step = checkpoints.global_step_of(prefix)
+            session.run(self.global_step.initializer, {self.global_step.initializer.inputs[1]: step})
+            return
+        rules = checkpoints.RestoreRules()
+        if self.resume is None:
+            rules = checkpoints.RestoreRules(
+                include=split_patterns(store.get("checkpoint_include_patterns")),
+                exclude=split_patterns(store.get("checkpoint_exclude_patterns")),
+                partial=True,
+            )
+        checkpoints.restore_matching(session, prefix, variables, rules)
+
+    # -- loop
+
+    def _run_loop(self, session: Any) -> tuple[str, int]:
+        """Run the steps; tells why they ended, and the signal that ended them (0 for none)."""
+        coordinator = tf1.train.Coordinator()
+        threads = tf1.train.start_queue_runners(session, coordinator)
+        try:
+            if self._already_trained():
+                self._sample_unstepped(session)
+                return "already_trained", 0
+            for participant in self.participants:
+                participant.session_ready(session, coordinator)
+            self.clock.steps_per_epoch = self._steps_to_make()
+            with SignalGuard() as guard:
+                loop = Loop(
+                    Stepper(session, self.step_op, self.clock), self.participants, self.clock, lambda: guard.signum != 0
+                )
+                reason = loop.run()
+            self.timing = loop.timing
+            self._sample_unstepped(session)
+            return reason, guard.signum if reason == "signal" else 0
+        finally:
+            coordinator.request_stop()
+            session.close()  # unblocks threads that wait in a queue
+            coordinator.join(threads, stop_grace_period_secs=5, ignore_live_threads=True)
+
+    def _steps_to_make(self) -> int:
+        if not self.settings.max_steps:
+            return NEVER
+        return self.settings.max_steps - (self.clock.global_step if self.training else 0)
+
+    def _already_trained(self) -> bool:
+        """Whether the checkpoint has reached the goal, and say what to do then."""
+        goal = self.settings.max_steps
+        if not self.training or not goal or self.clock.global_step < goal:
+            return False
+        advice = (
+            "raise max_number_of_steps to go on, or give another log_dir to start again"
+            if self.resume is not None
+            else "to train on from its weights, count from 0: mox.set_flag('checkpoint_exclude_patterns', 'global_step')"
+        )
+        tf1.logging.warning(
+            "Nothing to train: checkpoint %s is at step %d, and max_number_of_steps is %d; %s",
+            self.start,
+            self.clock.global_step,
+            goal,
+            advice,
+        )
+        return True
+
+    def _sample_unstepped(self, session: Any) -> None:
+        """Take sample rows for the export from the input, where no step was made that could have brought them."""
+        if self.samples is None or self.samples.samples or self.clock.run_step:
+            return
+        try:
+            self.samples.add(session.run(self.branch.inputs))
+        except tf.errors.OpError as error:
+            tf1.logging.warning("no sample rows for the export: %s", error.message)
+
+    # -- result
+
+    def _interrupted(self, signum: int) -> InterruptedRunError:
+        name = signal.Signals(signum).name
+        saved = self.writer.prefix if self.writer is not None else None
+        state = f"checkpoint {saved} is written" if saved else "nothing was saved"
+        hint = "run it again to go on from there" if saved else "with log_dir a checkpoint would be written"
+        step = self.clock.global_step if self.training else self.clock.run_step
+        return InterruptedRunError(f"stopped by {name} after step {step}; {state}", signum, hint=hint)
+
+    def _result(self, reason: str) -> RunResult:
+        checkpoint = self.writer.prefix if self.writer is not None else self.start
+        metrics: dict[str, float] = {}
+        if self.means is not None:
+            metrics = self._report_means(self.means)
+        elif self.console is not None:
+            metrics = dict(self.console.values)
+        step_s = 0.0 if reason == "already_trained" else self.timing.step_s
+        return RunResult(
+            mode=self.settings.mode,
+            start_step=self.start_step,
+            global_step=self.clock.global_step,
+            local_steps=self.clock.run_step,
+            stop_reason=reason,
+            checkpoint=checkpoint,
+            metrics=metrics,
+            samples_per_s=self.settings.batch_size / step_s if step_s else 0.0,
+            step_s=step_s,
+            export=self._export(checkpoint) if self.settings.export else None,
+        )
+
+    def _report_means(self, means: reporters.EvalMeans) -> dict[str, float]:
+        """Print the means of an evaluation, and write them beside the training summaries."""
+        values = means.means
+        text = "\t".join(f"{name}: {value:.3f}" for name, value in values.items())
+        tf1.logging.info("evaluated %d steps (global step: %d)\t%s", self.clock.run_step, self.clock.global_step, text)
+        if self.settings.log_dir is not None and self.clock.run_step:
+            reporters.write_scalars(os.path.join(self.settings.log_dir, "eval"), values, self.clock.global_step)
+        return values
+
+    def _export(self, checkpoint: str | None) -> Any:
+        """Call the exporter on the checkpoint that this run ended with."""
+        from moxserve.export.exporter import export_tf_serving
+        from moxserve.export.job import ExportJob
+
+        if checkpoint is None:
+            raise CheckpointError("there is no checkpoint to export", hint="give log_dir, so that the run writes one")
+        job = ExportJob(
+            model_fn=self.functions.model_fn,
+            inputs=[
+                TensorSpec(f"input_{i}", dtype_by_name(t.dtype.base_dtype.name), self.source.export_shape(t))
+                for i, t in enumerate(self.branch.inputs)
+            ],
+            checkpoint=checkpoint,
+            base_dir=str(self.settings.log_dir),
+            samples=self.samples.samples if self.samples is not None else (),
+        )
+        return export_tf_serving(job)

@@ -1,0 +1,222 @@
+"""What a user's functions and `run` say to each other: mode keys, ModelSpec, ExportSpec, RunResult. No graph code here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from moxserve.errors import ModelSpecError, UsageError, did_you_mean
+
+__all__ = ["ExportKeys", "ExportSpec", "ModeKeys", "ModelSpec", "RunResult"]
+
+
+class ModeKeys:
+    """The modes that `input_fn` and `model_fn` are called with."""
+
+    TRAIN = "TRAIN"
+    EVAL = "EVAL"
+    PREDICT = "PREDICT"
+    EXPORT = "EXPORT"
+
+    RUNNABLE = (TRAIN, EVAL, PREDICT)
+    ALL = (TRAIN, EVAL, PREDICT, EXPORT)
+
+    @classmethod
+    def check_runnable(cls, mode: Any, argument: str = "run_mode") -> str:
+        """Check that a mode can be asked of `run`.
+
+        Raises:
+            UsageError: it is none of TRAIN, EVAL, PREDICT.
+        """
+        if mode in cls.RUNNABLE:
+            return str(mode)
+        if mode == cls.EXPORT:
+            raise UsageError(
+                f"{argument}='EXPORT' cannot be asked for", hint="give export_model=mox.ExportKeys.TF_SERVING instead"
+            )
+        raise UsageError(
+            f"{argument}={mode!r} is not a mode; {did_you_mean(str(mode).upper(), cls.RUNNABLE)}",
+            hint=f"{argument}=mox.ModeKeys.TRAIN, EVAL or PREDICT",
+        )
+
+
+class ExportKeys:
+    """The kinds of artifact that `run(export_model=...)` can make."""
+
+    TF_SERVING = "TF_SERVING"
+
+    ALL = (TF_SERVING,)
+
+    @classmethod
+    def resolve(cls, value: Any) -> str | None:
+        """Read the `export_model` argument: False and None mean no export, True means the default kind.
+
+        Raises:
+            UsageError: the kind is unknown.
+        """
+        if value is None or value is False:
+            return None
+        if value is True:
+            return cls.TF_SERVING
+        if value in cls.ALL:
+            return str(value)
+        raise UsageError(f"export_model={value!r} is not a kind of artifact; {did_you_mean(str(value), cls.ALL)}")
+
+
+def _as_dict(value: Any, what: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ModelSpecError(f"{what} must be a dict of name: tensor, not {type(value).__name__}")
+    bad = [key for key in value if not isinstance(key, str)]
+    if bad:
+        raise ModelSpecError(f"{what} has the key {bad[0]!r}, which is not a string")
+    return dict(value)
+
+
+@dataclass(frozen=True, init=False)
+class ExportSpec:
+    """Which tensors of `model_fn` the exported model takes and gives.
+
+    Attributes:
+        inputs_dict: alias: tensor, each of `inputs` or made inside `model_fn`.
+        outputs_dict: alias: tensor.
+        version: number or name of the version directory; -1 takes the next free number.
+        scores: the key of `outputs_dict` that holds `[batch, classes] float32` scores; adds a classify signature.
+        labels: class names by index, for the classify signature.
+    """
+
+    inputs_dict: Mapping[str, Any]
+    outputs_dict: Mapping[str, Any]
+    version: int | str = -1
+    scores: str | None = None
+    labels: Sequence[str] | None = None
+
+    def __init__(
+        self,
+        inputs_dict: Mapping[str, Any],
+        outputs_dict: Mapping[str, Any],
+        version: int | str = -1,
+        *,
+        scores: str | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        inputs = _as_dict(inputs_dict, "ExportSpec.inputs_dict")
+        outputs = _as_dict(outputs_dict, "ExportSpec.outputs_dict")
+        if not inputs or not outputs:
+            missing = "inputs_dict" if not inputs else "outputs_dict"
+            raise ModelSpecError(f"ExportSpec.{missing} is empty; name at least one tensor")
+        if scores is not None and scores not in outputs:
+            raise ModelSpecError(
+                f"ExportSpec(scores={scores!r}) is no key of outputs_dict; {did_you_mean(scores, outputs)}"
+            )
+        for name, value in (
+            ("inputs_dict", inputs),
+            ("outputs_dict", outputs),
+            ("version", version),
+            ("scores", scores),
+            ("labels", list(labels) if labels is not None else None),
+        ):
+            object.__setattr__(self, name, value)
+
+
+class ModelSpec:
+    """What `model_fn` returns.
+
+    Args:
+        loss: scalar tensor, or a list of scalar tensors for several objectives; needed in TRAIN.
+        var_scopes: variable scopes that the loss trains: a list of names, or one list per loss. Default: all variables.
+        log_info: name: scalar tensor, printed on the console and written as summaries; needed in EVAL.
+        output_info: name: tensor, handed to `output_fn`; needed in PREDICT.
+        export_spec: an ExportSpec; needed in EXPORT.
+        hooks: AggregativeSessionRunHook objects (a plain SessionRunHook is taken as one that aggregates nothing).
+        var_scope: another spelling of `var_scopes`; the documents use both.
+
+    Raises:
+        ModelSpecError: a field has the wrong type. What a mode needs is checked where the mode is known.
+    """
+
+    def __init__(
+        self,
+        loss: Any = None,
+        var_scopes: Sequence[Any] | None = None,
+        log_info: Mapping[str, Any] | None = None,
+        output_info: Mapping[str, Any] | None = None,
+        export_spec: ExportSpec | None = None,
+        hooks: Sequence[Any] | None = None,
+        var_scope: Sequence[Any] | None = None,
+    ) -> None:
+        if var_scope is not None and var_scopes is not None:
+            raise ModelSpecError("ModelSpec got both var_scope and var_scopes; they are the same, give one")
+        if export_spec is not None and not isinstance(export_spec, ExportSpec):
+            raise ModelSpecError(
+                f"ModelSpec.export_spec must be a mox.ExportSpec, not {type(export_spec).__name__}",
+                hint="export_spec=mox.ExportSpec(inputs_dict={...}, outputs_dict={...})",
+            )
+        self.losses: list[Any] = [] if loss is None else list(loss) if isinstance(loss, (list, tuple)) else [loss]
+        self.var_scopes = self._scopes_per_loss(var_scopes if var_scopes is not None else var_scope, loss)
+        self.log_info = _as_dict(log_info, "ModelSpec.log_info")
+        self.output_info = _as_dict(output_info, "ModelSpec.output_info")
+        self.export_spec = export_spec
+        self.hooks: list[Any] = self._hook_list(hooks)
+
+    @property
+    def loss(self) -> Any:
+        """The loss as it was given: None, one tensor, or the list of several."""
+        if not self.losses:
+            return None
+        return self.losses[0] if len(self.losses) == 1 else self.losses
+
+    def _scopes_per_loss(self, scopes: Any, loss: Any) -> list[list[str] | None]:
+        if scopes is None:
+            return [None] * len(self.losses)
+        scopes = [scopes] if isinstance(scopes, str) else list(scopes)
+        nested = scopes and all(isinstance(s, (list, tuple)) for s in scopes)
+        if not isinstance(loss, (list, tuple)) and not nested:
+            return [[str(s) for s in scopes]]
+        if not nested or len(scopes) != len(self.losses):
+            raise ModelSpecError(
+                f"ModelSpec.var_scopes must hold one list of scope names for each of the {len(self.losses)} losses, not {scopes!r}",
+                hint="loss=[D_loss, G_loss], var_scopes=[['discriminator'], ['generator']]",
+            )
+        return [[str(s) for s in group] for group in scopes]
+
+    @staticmethod
+    def _hook_list(hooks: Any) -> list[Any]:
+        if hooks is None:
+            return []
+        if not isinstance(hooks, (list, tuple)):
+            raise ModelSpecError(
+                f"ModelSpec.hooks must be a list of hooks, not {type(hooks).__name__}", hint="hooks=[hook]"
+            )
+        return list(hooks)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did.
+
+    Attributes:
+        mode: TRAIN, EVAL or PREDICT.
+        start_step: global step that the run began at.
+        global_step: global step that it ended at.
+        local_steps: steps that this run made.
+        stop_reason: `max_steps`, `end_of_input`, `already_trained` or `request_stop`.
+        checkpoint: prefix of the newest checkpoint (TRAIN: the last one written; EVAL, PREDICT: the one restored).
+        metrics: EVAL: mean of each `log_info` over all steps, a step weighted by its rows; TRAIN: values last logged.
+        samples_per_s: rows a second, the first step left out (it pays for start-up).
+        step_s: seconds a step, the first step left out; 0.0 when there were fewer than two.
+        export: what `export_model` made, else None.
+    """
+
+    mode: str
+    start_step: int
+    global_step: int
+    local_steps: int
+    stop_reason: str
+    checkpoint: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    samples_per_s: float = 0.0
+    step_s: float = 0.0
+    export: Any = None

@@ -1,0 +1,182 @@
+"""One step: the train operation together with whatever the active participants ask for, as one call into the runtime.
+
+A distinct merge of fetches, feeds and targets is compiled once into a session callable and kept; a step on which nobody is
+active runs the bare callable. That is why idle participants are free, and why a step costs less than `session.run`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from moxserve.errors import ModelSpecError
+from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.fetches import FetchPlan, compile_feed, compile_fetches
+from moxserve.tensorflow.executor.participants import Clock, Participant, StepContext
+
+__all__ = ["Fetcher", "Stepper"]
+
+_CACHE_LIMIT = 256
+
+
+class Fetcher:
+    """Session callables by what they fetch, feed and run; the least recently used are dropped beyond a limit.
+
+    Attributes:
+        built: how many callables were compiled so far.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._cache: OrderedDict[tuple[tuple[str, ...], ...], Callable[..., list[np.ndarray]]] = OrderedDict()
+        self.built = 0
+
+    def callable(
+        self, fetches: Sequence[str], feeds: Sequence[str] = (), targets: Sequence[str] = ()
+    ) -> Callable[..., list[np.ndarray]]:
+        """Give a function that takes the fed arrays in order and returns the fetched ones."""
+        key = (tuple(fetches), tuple(feeds), tuple(targets))
+        found = self._cache.get(key)
+        if found is not None:
+            self._cache.move_to_end(key)
+            return found
+        options = tf1_callable_options(*key)
+        # The public make_callable re-parses fetches at each call; this one is what Keras' graph backend used, too.
+        made: Callable[..., list[np.ndarray]] = self._session._make_callable_from_options(options)
+        self._cache[key] = made
+        self.built += 1
+        if len(self._cache) > _CACHE_LIMIT:
+            self._cache.popitem(last=False)
+        return made
+
+
+def tf1_callable_options(fetches: Sequence[str], feeds: Sequence[str], targets: Sequence[str]) -> Any:
+    """Build the CallableOptions proto of one callable."""
+    from tensorflow.core.protobuf import config_pb2
+
+    return config_pb2.CallableOptions(fetch=fetches, feed=feeds, target=targets)
+
+
+class _Merge:
+    """The requests of several participants as one: every tensor fetched once, every feed given once."""
+
+    def __init__(self, target: str) -> None:
+        self.positions: dict[str, int] = {}
+        self.feeds: dict[str, np.ndarray] = {}
+        self.targets: list[str] = [target]
+
+    def add(self, plan: FetchPlan) -> list[int]:
+        """Add fetches and targets; tells where the participant's values will be."""
+        self.targets.extend(name for name in plan.targets if name not in self.targets)
+        return [self.positions.setdefault(name, len(self.positions)) for name in plan.names]
+
+    def feed(self, name: str, value: np.ndarray) -> None:
+        """Add a feed.
+
+        Raises:
+            ModelSpecError: another participant feeds the same tensor.
+        """
+        if name in self.feeds:
+            raise ModelSpecError(f"two hooks feed {name} in the same step", hint="let one hook feed each placeholder")
+        self.feeds[name] = value
+
+
+class Stepper:
+    """Runs single steps.
+
+    Args:
+        session: a ready session.
+        step_op: the operation of one step: the train operation, or what pulls one batch through the model.
+        clock: counted once per step.
+    """
+
+    def __init__(self, session: Any, step_op: Any, clock: Clock) -> None:
+        self.session = session
+        self.clock = clock
+        self.fetcher = Fetcher(session)
+        self._graph = session.graph
+        self._target: str = step_op.name
+        self._step_op = step_op
+        self._original_args = tf1.train.SessionRunArgs(fetches=step_op)
+        self._plans: dict[int, tuple[Any, FetchPlan]] = {}
+        self.quiet = self.fetcher.callable((), (), (self._target,))
+
+    def step(self, active: Sequence[Participant]) -> bool:
+        """Run one step with the participants that are active in it.
+
+        Returns:
+            Whether one of them asked for this to be the last step.
+        """
+        context = StepContext(self.session, self.clock, self._original_args)
+        asked = [(participant, participant.step_args(context)) for participant in active]
+        if any(args is not None and args.options is not None for _, args in asked):
+            answers = self._run_with_options(asked)
+        else:
+            answers = self._run_compiled(asked)
+        self.clock.count()
+        for (participant, _), values in zip(asked, answers, strict=True):
+            participant.step_values(context, values)
+        for participant in active:
+            participant.step_done(context)
+        return context.stop_requested
+
+    def _plan(self, fetches: Any) -> FetchPlan:
+        # Containers may be changed by their owner between steps, so only single tensors are remembered by identity.
+        if isinstance(fetches, (dict, list, tuple)):
+            return compile_fetches(self._graph, fetches)
+        known = self._plans.get(id(fetches))
+        if known is None or known[0] is not fetches:
+            known = self._plans[id(fetches)] = (fetches, compile_fetches(self._graph, fetches))
+        return known[1]
+
+    def _run_compiled(self, asked: Sequence[tuple[Participant, Any]]) -> list[Any]:
+        merge = _Merge(self._target)
+        wanted: list[tuple[FetchPlan, list[int]] | None] = []
+        for _, args in asked:
+            if args is None:
+                wanted.append(None)
+                continue
+            plan = self._plan(args.fetches)
+            wanted.append((plan, merge.add(plan)))
+            for key, value in (args.feed_dict or {}).items():
+                merge.feed(*compile_feed(self._graph, key, value))
+        run = self.fetcher.callable(list(merge.positions), list(merge.feeds), merge.targets)
+        values = run(*merge.feeds.values())
+        return [
+            _values(None if item is None else item[0].rebuild([values[position] for position in item[1]]))
+            for item in wanted
+        ]
+
+    def _run_with_options(self, asked: Sequence[tuple[Participant, Any]]) -> list[Any]:
+        """Run a step in which a hook gave RunOptions (a profiler, say): through `session.run`, options merged."""
+        merge = _Merge(self._target)
+        options = tf1.RunOptions()
+        for _, args in asked:
+            for key, value in ((args and args.feed_dict) or {}).items():
+                merge.feed(*compile_feed(self._graph, key, value))
+            if args is not None and args.options is not None:
+                _merge_options(options, args.options)
+        metadata = tf1.RunMetadata()
+        fetches = [self._step_op, [[] if args is None or args.fetches is None else args.fetches for _, args in asked]]
+        _, results = self.session.run(fetches, feed_dict=merge.feeds, options=options, run_metadata=metadata)
+        return [
+            _values(None if args is None or args.fetches is None else result, options, metadata)
+            for (_, args), result in zip(asked, results, strict=True)
+        ]
+
+
+def _values(results: Any, options: Any = None, run_metadata: Any = None) -> Any:
+    return tf1.train.SessionRunValues(results=results, options=options, run_metadata=run_metadata)
+
+
+def _merge_options(into: Any, options: Any) -> None:
+    """Merge RunOptions as MonitoredSession does: the most tracing, the shortest timeout, all watches."""
+    into.trace_level = max(into.trace_level, options.trace_level)
+    timeouts = [ms for ms in (into.timeout_in_ms, options.timeout_in_ms) if ms > 0]
+    into.timeout_in_ms = min(timeouts, default=0)
+    into.output_partition_graphs |= options.output_partition_graphs
+    into.debug_options.debug_tensor_watch_opts.extend(options.debug_options.debug_tensor_watch_opts)
+    into.report_tensor_allocations_upon_oom |= options.report_tensor_allocations_upon_oom

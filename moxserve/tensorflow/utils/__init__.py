@@ -1,0 +1,1 @@
+"""Names that MoXing keeps under `moxing.tensorflow.utils`."""
