@@ -19,6 +19,7 @@ __all__ = [
     "PluginConfig",
     "PredictStage",
     "StrictModel",
+    "path_role",
 ]
 
 
@@ -31,6 +32,15 @@ class PathRole:
     """
 
     must_be: str
+
+
+def path_role(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """Return the role of a field's path, `dir`, `file` or `out`; empty when the field is no path."""
+    for mark in (*metadata, *getattr(annotation, "__metadata__", ())):
+        if isinstance(mark, PathRole):
+            return mark.must_be
+    # `ExistingDir | None` carries its mark inside the union.
+    return next((role for inner in typing.get_args(annotation) if (role := path_role(inner))), "")
 
 
 ExistingDir = Annotated[str, PathRole("dir")]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from moxserve.config.explain import explain
 from moxserve.config.interpolate import interpolate
-from moxserve.config.models import EvaluateStage, ExportStage, PathRole, PluginConfig, PredictStage
+from moxserve.config.models import EvaluateStage, ExportStage, PluginConfig, PredictStage, path_role
 from moxserve.config.override import apply_overrides
 from moxserve.config.tree import Node, Place, format_value, parse
 from moxserve.errors import ConfigError, ConfigProblem, PluginError, did_you_mean
@@ -286,13 +286,13 @@ def _check(loaded: LoadedPipeline) -> list[ConfigProblem]:
 def _missing_paths(name: str, stage: BaseModel, loaded: LoadedPipeline) -> list[ConfigProblem]:
     problems = []
     for field, info in type(stage).model_fields.items():
-        role = next((m for m in info.metadata if isinstance(m, PathRole)), None)
+        role = path_role(info.annotation, info.metadata)
         value = getattr(stage, field)
-        if role is None or role.must_be == "out" or value is None or "://" in value:
+        if role not in ("dir", "file") or value is None or "://" in value:
             continue
-        there = os.path.isdir(value) if role.must_be == "dir" else os.path.isfile(value)
+        there = os.path.isdir(value) if role == "dir" else os.path.isfile(value)
         if not there:
-            kind = "directory" if role.must_be == "dir" else "file"
+            kind = "directory" if role == "dir" else "file"
             message = f"no such {kind}: {value!r} (the current directory is {os.getcwd()})"
             if os.path.exists(value):
                 message = f"expected a {kind}: {value!r} is {'a file' if kind == 'directory' else 'a directory'}"

@@ -26,13 +26,14 @@ from moxserve.file.api import (
     walk,
     write,
 )
-from moxserve.file.atomic import atomic_write, fsync_directory, publish_directory, staging_directory, sweep
+from moxserve.file.atomic import atomic_open, atomic_write, fsync_directory, publish_directory, staging_directory, sweep
 
 __all__ = [
     "File",
     "MoxFileNameDuplicateException",
     "MoxFileNotExistsException",
     "append",
+    "atomic_open",
     "atomic_write",
     "copy",
     "copy_parallel",

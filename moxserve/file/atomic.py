@@ -12,11 +12,13 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from moxserve.errors import VersionExistsError
 
 __all__ = [
     "TEMP_PREFIX",
+    "atomic_open",
     "atomic_write",
     "fsync_directory",
     "publish_directory",
@@ -54,12 +56,26 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     Raises:
         OSError: the directory is missing or not writable; the old content is untouched.
     """
+    with atomic_open(path) as f:
+        f.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def atomic_open(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Give a file to write bytes to, which replaces the file at `path` when the block ends without an error.
+
+    Args:
+        path: the file; its directory must exist.
+
+    Raises:
+        OSError: the directory is missing or not writable; the old content is untouched.
+    """
     target = os.path.abspath(path)
     folder = os.path.dirname(target)
     temp = _temp_name(folder)
     try:
         with open(temp, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(temp, target)

@@ -62,6 +62,7 @@ class InputBundle:
             row once, in a fixed order, the last batch as small as it comes.
         names: of the tensors, such as `("image", "label")`.
         batch_size: rows a step.
+        eval_batch_size: rows of a step of EVAL and PREDICT; None for batch_size.
         auto_batch: True when input_fn gives single rows that the executor batches.
         labels: class names by index; None when there are none.
         num_samples: rows by mode; a mode that has no data is missing.
@@ -72,11 +73,28 @@ class InputBundle:
     input_fn: Callable[..., Any]
     names: tuple[str, ...]
     batch_size: int
+    eval_batch_size: int | None = None
     auto_batch: bool = False
     labels: tuple[str, ...] | None = None
     num_samples: Mapping[str, int] = field(default_factory=dict)
     row_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     diagnose: Callable[[], str | None] | None = None
+
+    def rows_per_step(self, mode: str) -> int:
+        """Return the batch size of a mode."""
+        return self.batch_size if mode == "TRAIN" else self.eval_batch_size or self.batch_size
+
+    def steps(self, mode: str) -> int:
+        """Return how many steps one pass over a mode's rows takes, a smaller last one included.
+
+        Raises:
+            ParameterError: the input has no rows for that mode.
+        """
+        rows = self.num_samples.get(mode, 0)
+        if rows == 0:
+            what = "training" if mode == "TRAIN" else "evaluation"
+            raise ParameterError("input", f"gives no {what} data, which {mode} needs")
+        return -(-rows // self.rows_per_step(mode))
 
 
 @dataclass(frozen=True)
@@ -117,6 +135,10 @@ class InputPlugin(PluginConfig, ABC):
     """Base of input plugins."""
 
     slot: ClassVar[str] = "input"
+
+    def describe(self) -> str:
+        """Say in one line what there is, for `--dry-run`. No TensorFlow."""
+        return ", ".join(f"{name}={value}" for name, value in self.model_dump(exclude={"plugin"}).items())
 
     @abstractmethod
     def build(self) -> InputBundle:

@@ -1,0 +1,74 @@
+"""A configuration written out again as YAML: for people, for the next run, and as a hash that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from moxserve.config.models import PluginConfig, path_role
+from moxserve.config.pipeline import VERSION, PipelineConfig
+from moxserve.registry import is_target
+
+__all__ = ["config_hash", "to_data", "to_yaml"]
+
+
+def to_data(config: PipelineConfig, *, defaults: bool = True, absolute: bool = False) -> dict[str, Any]:
+    """Return a configuration as plain data, in the order in which stages run.
+
+    Args:
+        config: the configuration, variables filled in and overrides applied.
+        defaults: with the values that nobody wrote.
+        absolute: paths made absolute, so that the result holds in any current directory.
+    """
+    data: dict[str, Any] = {"version": VERSION}
+    if config.description:
+        data["description"] = config.description
+    for name, stage in config.stages().items():
+        values = stage.model_dump(mode="json", exclude_unset=not defaults)
+        if absolute:
+            _make_absolute(stage, values)
+        # The plugin's name first, as people write it.
+        plugin = {"plugin": values.pop("plugin")} if isinstance(stage, PluginConfig) else {}
+        data[name] = {**plugin, **values}
+    return data
+
+
+def _make_absolute(stage: BaseModel, values: dict[str, Any]) -> None:
+    for field, info in type(stage).model_fields.items():
+        value = values.get(field)
+        if not isinstance(value, str) or "://" in value:
+            continue
+        if path_role(info.annotation, info.metadata):
+            values[field] = os.path.abspath(value)
+        elif field in ("plugin", "target") and is_target(value) and ".py:" in value:
+            path, _, attribute = value.rpartition(":")
+            values[field] = f"{os.path.abspath(path)}:{attribute}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists on one line, mappings over several."""
+
+
+def _list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+
+
+_Dumper.add_representer(list, _list)
+
+
+def to_yaml(data: Mapping[str, Any]) -> str:
+    """Write plain data as YAML, keys in their order."""
+    text: str = yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
+    return text
+
+
+def config_hash(config: PipelineConfig) -> str:
+    """Return a SHA-256 over everything that a configuration says, defaults included, in hex."""
+    text = json.dumps(to_data(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

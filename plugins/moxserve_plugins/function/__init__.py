@@ -1,0 +1,1 @@
+"""Model plugin `function`: the user's own model_fn."""

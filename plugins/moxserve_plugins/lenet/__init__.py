@@ -1,0 +1,1 @@
+"""Model plugin `lenet`: slim's LeNet, with slim's variable names."""

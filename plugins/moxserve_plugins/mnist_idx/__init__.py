@@ -1,0 +1,1 @@
+"""Input plugin `mnist_idx`: MNIST's four gzipped IDX files."""

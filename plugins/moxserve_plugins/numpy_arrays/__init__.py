@@ -1,0 +1,1 @@
+"""Input plugin `numpy`: arrays from .npz or .npy files."""

@@ -1,0 +1,92 @@
+"""Parameters of the seven built-in optimizers. Fields are named as TensorFlow's arguments; so are their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from moxserve.pipeline.slots import OptimizerPlugin
+
+__all__ = ["Adadelta", "Adagrad", "Adam", "Ftrl", "Momentum", "RmsProp", "Sgd"]
+
+
+class _BuiltIn(OptimizerPlugin):
+    """An optimizer of `mox.get_optimizer_fn`."""
+
+    builtin: ClassVar[str]
+
+    learning_rate: float = Field(gt=0, description="Step size.")
+
+    def build(self) -> Callable[..., Any]:
+        """Return the optimizer_fn; see OptimizerPlugin."""
+        from moxserve.tensorflow import get_optimizer_fn
+
+        arguments = self.model_dump(exclude={"plugin"})
+        optimizer_fn: Callable[..., Any] = get_optimizer_fn(self.builtin, **arguments)
+        return optimizer_fn
+
+
+class Adadelta(_BuiltIn):
+    """Adadelta (Zeiler, 2012)."""
+
+    builtin: ClassVar[str] = "adadelta"
+
+    rho: float = Field(default=0.95, ge=0, lt=1, description="Decay of the averages.")
+    epsilon: float = Field(default=1e-8, gt=0, description="Added where a division could be by zero.")
+
+
+class Adagrad(_BuiltIn):
+    """Adagrad (Duchi et al., 2011)."""
+
+    builtin: ClassVar[str] = "adagrad"
+
+    initial_accumulator_value: float = Field(default=0.1, gt=0, description="Start of the sum of squared gradients.")
+
+
+class Adam(_BuiltIn):
+    """Adam (Kingma and Ba, 2014)."""
+
+    builtin: ClassVar[str] = "adam"
+
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the mean of gradients.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the mean of squared gradients.")
+    epsilon: float = Field(default=1e-8, gt=0, description="Added where a division could be by zero.")
+
+
+class Ftrl(_BuiltIn):
+    """FTRL-proximal (McMahan et al., 2013), with L1 and L2 regularization."""
+
+    builtin: ClassVar[str] = "ftrl"
+
+    learning_rate_power: float = Field(default=-0.5, le=0, description="How the step shrinks; 0 for a fixed one.")
+    initial_accumulator_value: float = Field(default=0.1, ge=0, description="Start of the sum of squared gradients.")
+    l1_regularization_strength: float = Field(default=0.0, ge=0, description="Factor of the L1 penalty.")
+    l2_regularization_strength: float = Field(default=0.0, ge=0, description="Factor of the L2 penalty.")
+
+
+class Momentum(_BuiltIn):
+    """Gradient descent with momentum."""
+
+    builtin: ClassVar[str] = "momentum"
+
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Share of the last step that is kept.")
+    use_nesterov: bool = Field(default=False, description="Nesterov's variant.")
+
+
+class RmsProp(_BuiltIn):
+    """RMSProp (Tieleman and Hinton, 2012)."""
+
+    builtin: ClassVar[str] = "rmsprop"
+
+    decay: float = Field(default=0.9, ge=0, lt=1, description="Decay of the mean of squared gradients.")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="Share of the last step that is kept.")
+    epsilon: float = Field(default=1e-10, gt=0, description="Added where a division could be by zero.")
+    centered: bool = Field(default=False, description="Normalize by the variance instead of the second moment.")
+
+
+class Sgd(_BuiltIn):
+    """Plain gradient descent."""
+
+    builtin: ClassVar[str] = "sgd"

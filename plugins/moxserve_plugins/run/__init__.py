@@ -1,0 +1,1 @@
+"""Run plugins: `train`, `train_and_evaluate`, `evaluate`, `predict`."""

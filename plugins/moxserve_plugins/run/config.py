@@ -1,0 +1,103 @@
+"""Parameters of the run plugins, and what each does: a few calls of `mox.run`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from moxserve.config.models import OutputPath
+from moxserve.pipeline.slots import RunJob, RunPlugin, RunReport
+
+__all__ = ["Evaluate", "Predict", "Train", "TrainAndEvaluate"]
+
+
+class _Logged(RunPlugin):
+    """What every run has."""
+
+    log_dir: OutputPath = Field(min_length=1, description="Folder for checkpoints, TensorBoard summaries and reports.")
+    log_every_n_steps: int = Field(default=100, ge=1, description="Steps from one console line to the next.")
+
+
+class Train(_Logged):
+    """Train, and go on from the newest checkpoint in log_dir when there is one."""
+
+    max_number_of_steps: int = Field(ge=1, description="Step to stop at, counted over all runs in log_dir.")
+    checkpoint_path: str | None = Field(
+        default=None, description="Checkpoint, or folder of one, to start from when log_dir holds none."
+    )
+    save_summary_steps: int = Field(default=100, ge=1, description="Steps from one TensorBoard summary to the next.")
+    save_model_steps: int | None = Field(default=None, ge=1, description="Steps from one checkpoint to the next.")
+    save_model_secs: float | None = Field(
+        default=None, gt=0, description="Seconds from one checkpoint to the next; wins over save_model_steps."
+    )
+
+    def run(self, job: RunJob) -> RunReport:
+        """Train; see RunPlugin."""
+        from moxserve_plugins.run.build import train
+
+        result = train(self, job)
+        return RunReport(checkpoint=result.checkpoint, train=result)
+
+    def describe(self) -> str:
+        """Say what would be done."""
+        return f"train to step {self.max_number_of_steps}, checkpoints in {self.log_dir}"
+
+
+class TrainAndEvaluate(Train):
+    """Train, then evaluate the last checkpoint on the whole evaluation data."""
+
+    def run(self, job: RunJob) -> RunReport:
+        """Train and evaluate; see RunPlugin."""
+        from moxserve.pipeline.steps import evaluate
+        from moxserve_plugins.run.build import train
+
+        job.data.steps("EVAL")  # no evaluation data: better told before the training than after it
+        result = train(self, job)
+        metrics = evaluate(job.data, job.model_fn, result.checkpoint, self.log_dir)
+        return RunReport(checkpoint=result.checkpoint, train=result, metrics=metrics, rows=job.data.num_samples["EVAL"])
+
+    def describe(self) -> str:
+        """Say what would be done."""
+        return f"{super().describe()}, then evaluate"
+
+
+class Evaluate(_Logged):
+    """Evaluate a checkpoint on the whole evaluation data. Needs no optimizer."""
+
+    trains: ClassVar[bool] = False
+
+    checkpoint_path: str = Field(min_length=1, description="Checkpoint prefix, or the folder whose newest is taken.")
+
+    def run(self, job: RunJob) -> RunReport:
+        """Evaluate; see RunPlugin."""
+        from moxserve.pipeline.steps import evaluate, find_checkpoint
+
+        checkpoint = find_checkpoint(self.checkpoint_path)
+        metrics = evaluate(job.data, job.model_fn, checkpoint, self.log_dir)
+        return RunReport(checkpoint=checkpoint, metrics=metrics, rows=job.data.num_samples["EVAL"])
+
+    def describe(self) -> str:
+        """Say what would be done."""
+        return f"evaluate {self.checkpoint_path}"
+
+
+class Predict(_Logged):
+    """Write predictions of the whole evaluation data with a checkpoint, one JSON object a line. Needs no optimizer."""
+
+    trains: ClassVar[bool] = False
+
+    checkpoint_path: str = Field(min_length=1, description="Checkpoint prefix, or the folder whose newest is taken.")
+    output: OutputPath = Field(min_length=1, description="JSON Lines file to write, in the order of the data.")
+
+    def run(self, job: RunJob) -> RunReport:
+        """Predict; see RunPlugin."""
+        from moxserve.pipeline.steps import find_checkpoint, predict
+
+        checkpoint = find_checkpoint(self.checkpoint_path)
+        rows = predict(job.data, job.model_fn, checkpoint, self.output, self.log_dir)
+        return RunReport(checkpoint=checkpoint, rows=rows)
+
+    def describe(self) -> str:
+        """Say what would be done."""
+        return f"predict with {self.checkpoint_path}, one line a row to {self.output}"
