@@ -1,11 +1,10 @@
 """The training framework: `import moxserve.tensorflow as mox` in place of `import moxing.tensorflow as mox`.
 
-Importing it imports TensorFlow and switches the process to graph mode (see `executor.env`). Look in `executor` for `run` and
-its loop, `optimizer` for `get_optimizer_fn`, `datasets` for readers.
+Importing it imports TensorFlow and switches the process to graph mode (see `executor.env`). Look in `executor` for
+`run` and its loop, `optimizer` for `get_optimizer_fn`, `datasets` for readers.
 """
 
 from moxserve import file
-from moxserve.tensorflow.executor import env  # noqa: F401 - first: it sets the process up
 from moxserve.tensorflow.executor import (
     AggregativeSessionRunHook,
     ExportKeys,
@@ -14,6 +13,7 @@ from moxserve.tensorflow.executor import (
     ModeKeys,
     ModelSpec,
     RunResult,
+    env,  # noqa: F401 - first: it sets the process up
     get_collection,
     get_flag,
     run,

@@ -1,4 +1,6 @@
-"""The executor: graph mode, one session, one loop. `run` is the way in; `branch` builds, `loop` drives, `stepper` makes a step."""
+"""The executor: graph mode, one session, one loop. `run` is the way in; `branch` builds, `loop` drives, `stepper` makes
+a step.
+"""
 
 from moxserve.tensorflow.executor.flags import get_flag, set_flag
 from moxserve.tensorflow.executor.hooks import AggregativeSessionRunHook, FeedSessionRunHook

@@ -3,12 +3,13 @@
     build_branch         TRAIN, EVAL, PREDICT: an input source, then one tower a device
     build_export_branch  EXPORT: the caller brings the inputs, no device is pinned
 
-The first tower of a graph's first branch is built without any extra scope, so that checkpoints hold the user's own variable
-names. Every further tower reuses the variables of the first.
+The first tower of a graph's first branch is built without any extra scope, so that checkpoints hold the user's own
+variable names. Every further tower reuses the variables of the first.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from moxserve.tensorflow.executor.variables import TowerContext, VariablePlan
 __all__ = ["Branch", "Tower", "build_branch", "build_export_branch"]
 
 _EXAMPLE = "def model_fn(inputs, mode, **kwargs): ... return mox.ModelSpec(loss=loss, log_info={'loss': loss})"
+_ASSIGNMENTS = ("AssignVariableOp", "AssignSubVariableOp", "AssignAddVariableOp")
+_MOVING_AVERAGE = re.compile(r"moving_(mean|variance|stddev)\Z")
 
 
 @dataclass
@@ -139,43 +142,21 @@ def _tower(context: TowerContext, device: str, inputs: list[Any], spec: ModelSpe
     tower = Tower(context.index, device, inputs, spec)
     tower.trainable = context.collection(tf1.GraphKeys.TRAINABLE_VARIABLES)
     if mode == ModeKeys.TRAIN and context.index == 0:  # later towers would update the same averages a second time
-        updates = context.collection(tf1.GraphKeys.UPDATE_OPS)
-        tower.updates = [*updates, *_keras_updates(context, updates)]
+        tower.updates = [*context.collection(tf1.GraphKeys.UPDATE_OPS), *_keras_updates(context)]
     return tower
 
 
-def _keras_updates(context: TowerContext, known: Sequence[Any]) -> list[Any]:
+def _keras_updates(context: TowerContext) -> list[Any]:
     """Find the assignments of Keras' batch normalisation, which Keras puts into no collection.
 
-    An assignment to a non-trainable variable of this tower that is not the variable's initialiser and that `model_fn` made
-    is an update of a moving average, whichever library made it.
+    Only moving averages that no `get_variable` made are looked at: other layers report their updates themselves, and an
+    assignment to any other variable is the user's business.
     """
-    variables = context.collection(tf1.GraphKeys.GLOBAL_VARIABLES)
-    handles = {v.handle.op.name for v in variables if not v.trainable and hasattr(v, "handle")}
-    skip = {v.initializer.name for v in variables if v.initializer is not None}
-    skip |= {_operation(item).name for item in known}
-    found = []
-    for op in context.new_operations():
-        if op.type in _ASSIGNMENTS and op.name not in skip and op.inputs[0].op.name in handles:
-            found.append(op)
-    return [op for op in found if not _runs_with(op, known)]
-
-
-_ASSIGNMENTS = ("AssignVariableOp", "AssignSubVariableOp", "AssignAddVariableOp")
-
-
-def _operation(item: Any) -> Any:
-    return item if isinstance(item, tf1.Operation) else item.op
-
-
-def _runs_with(op: Any, known: Sequence[Any]) -> bool:
-    """Whether running one of the known updates runs this assignment anyway (a group, or the read after an assignment)."""
-    for item in known:
-        other = _operation(item)
-        upstream = {*(t.op.name for t in other.inputs), *(c.name for c in other.control_inputs)}
-        if op.name in upstream:
-            return True
-    return False
+    averages = [v for v in context.collection(tf1.GraphKeys.GLOBAL_VARIABLES) if _MOVING_AVERAGE.search(v.op.name)]
+    handles = {v.handle.op.name for v in averages if not context.has_touched(v)}
+    skip = {v.initializer.name for v in averages}
+    assignments = (op for op in context.new_operations() if op.type in _ASSIGNMENTS and op.name not in skip)
+    return [op for op in assignments if op.inputs[0].op.name in handles]
 
 
 def _check_spec(spec: Any, mode: str) -> None:

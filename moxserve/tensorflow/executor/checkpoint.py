@@ -1,7 +1,8 @@
 """Checkpoints: found, restored with a check of names and shapes, and written so that a crash never leaves a broken one.
 
 A checkpoint is `PREFIX.index` and `PREFIX.data-*-of-*`. It counts once the file `checkpoint` names it, and that file is
-replaced last, after the data reached the disk. Whoever dies earlier leaves `*.tempstate*` files, swept at the next start.
+replaced last, after the data reached the disk. Whoever dies earlier leaves `*.tempstate*` files, swept at the next
+start.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def latest_checkpoint(path: str | os.PathLike[str] | None) -> str | None:
         path: a folder; or a prefix such as `runs/digits/model.ckpt-1000`, with or without `.index` or `.meta`.
 
     Returns:
-        The prefix, or None when there is no complete checkpoint. In a folder the one that the file `checkpoint` names; if
-        that one is not complete, the newest complete one.
+        The prefix, or None when there is no complete checkpoint. In a folder the one that the file `checkpoint` names;
+        if that one is not complete, the newest complete one.
     """
     if path is None:
         return None
@@ -137,7 +138,8 @@ class RestoreRules:
     Attributes:
         include: patterns; empty for all.
         exclude: patterns, applied after `include`.
-        partial: True: variables that are missing or of another shape keep their initial values. False: they are an error.
+        partial: True: variables that are missing or of another shape keep their initial values. False: they are an
+            error.
     """
 
     include: tuple[str, ...] = ()
@@ -222,7 +224,8 @@ def restore_matching(session: Any, prefix: str, variables: Sequence[Any], rules:
         The variables that were restored.
 
     Raises:
-        CheckpointError: it cannot be read; without `partial` a variable is missing or does not fit; with `partial` none fits.
+        CheckpointError: it cannot be read; without `partial` a variable is missing or does not fit; with `partial` none
+        fits.
     """
     reader = _open(prefix)
     plan = _plan(reader, variables, rules)
@@ -230,7 +233,7 @@ def restore_matching(session: Any, prefix: str, variables: Sequence[Any], rules:
     if problems and not rules.partial:
         raise CheckpointError(
             f"checkpoint {prefix!r} does not fit the model:\n  " + "\n  ".join(problems),
-            hint="another model wrote it? To take over only what fits, train with checkpoint_path= and an empty log_dir",
+            hint="did another model write it? checkpoint_path with an empty log_dir takes over what fits",
         )
     for name in plan.excluded:
         tf1.logging.info("not restored: %s (left out by checkpoint_include_patterns/checkpoint_exclude_patterns)", name)

@@ -1,7 +1,7 @@
 """Topology: which process this is, which devices it computes on, and how its session is configured.
 
-One process with one device today. Whatever would need more refuses here, by name, so that no flag is silently ignored; the
-rest of the executor only asks a Topology and never looks at flags about devices or workers itself.
+One process with one device today. Whatever would need more refuses here, by name, so that no flag is silently ignored;
+the rest of the executor only asks a Topology and never looks at flags about devices or workers itself.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Topology:
         ps, workers = _hosts(store.get("ps_hosts")), _hosts(store.get("worker_hosts"))
         if ps or len(workers) > 1 or store.get("job_name") not in ("", "worker", "chief"):
             raise UsageError(
-                f"flags --job_name={store.get('job_name')!r} --ps_hosts={','.join(ps)!r} --worker_hosts={','.join(workers)!r}: "
-                "this version trains in a single process",
+                f"flags --job_name={store.get('job_name')!r} --ps_hosts={','.join(ps)!r} "
+                f"--worker_hosts={','.join(workers)!r}: this version trains in a single process",
                 hint="leave the four cluster flags out, and unset TF_CONFIG",
             )
         return cls(

@@ -1,8 +1,9 @@
 """How the process must be set up for graph mode: done here, once, when `moxserve.tensorflow` is imported.
 
-Everything else in this package takes `tf` and `tf1` from here, so that no module can meet a TensorFlow that is not set up.
-Three switches are process-wide: eager execution off, resource variables on, and Keras 2 (`tf_keras`) behind `tf.keras`,
-because `tf.compat.v1.layers` exists only there. A program that also needs eager TensorFlow runs it in another process.
+Everything else in this package takes `tf` and `tf1` from here, so that no module can meet a TensorFlow that is not set
+up. Three switches are process-wide: eager execution off, resource variables on, and Keras 2 (`tf_keras`) behind
+`tf.keras`, because `tf.compat.v1.layers` exists only there. A program that also needs eager TensorFlow runs it in
+another process.
 """
 
 from __future__ import annotations
@@ -56,11 +57,15 @@ def _alias_legacy_layers() -> None:
 def setup() -> None:
     """Switch this process to graph mode with resource variables, and let INFO lines of TensorFlow's logger through.
 
-    The level is raised only if nobody chose one: the console lines of a run are INFO, and TensorFlow hides those by default.
+    The level is raised only if nobody chose one: the console lines of a run are INFO, and TensorFlow hides those by
+    default.
     """
     if tf1.executing_eagerly():
         tf1.disable_eager_execution()
     tf1.enable_resource_variables()
+    # Graph mode is what this framework is made of: being told so once per function of the user's helps nobody.
+    deprecation._PRINT_DEPRECATION_WARNINGS = False
+    warnings.filterwarnings("ignore", r"`tf\.layers\.", UserWarning)
     if tf1.logging.get_verbosity() == tf1.logging.WARN:
         tf1.logging.set_verbosity(tf1.logging.INFO)
 
@@ -70,6 +75,7 @@ os.environ.setdefault(_QUIET, "1")  # the C++ INFO lines at import and session s
 _alias_legacy_layers()
 
 import tensorflow as tf  # noqa: E402 - the variables above are read while it is imported
+from tensorflow.python.util import deprecation  # noqa: E402
 
 tf1 = tf.compat.v1
 setup()

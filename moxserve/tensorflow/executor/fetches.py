@@ -1,4 +1,4 @@
-"""What a hook asks to be fetched and fed, compiled to flat lists of names, and the values put back into its structure."""
+"""What a hook asks to be fetched and fed, compiled to flat lists of names, and the way back into its structure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moxserve.errors import ModelSpecError
-from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.env import tf1
 
 __all__ = ["FetchPlan", "compile_feed", "compile_fetches"]
 

@@ -1,8 +1,8 @@
 """Run-time flags: the table, and where a value comes from: `set_flag`, the command line, TF_CONFIG, the default.
 
-The command line is read here, apart from the user's own parser: `--name=value`, `--name value`, bare `--name` and `--noname`
-for booleans; unknown flags are left to the user. So that `tf.flags` (absl) does not refuse our names, each is also registered
-there as a placeholder that gives way: a user's flag of the same name wins, earlier or later.
+The command line is read here, apart from the user's own parser: `--name=value`, `--name value`, bare `--name` and
+`--noname` for booleans; unknown flags are left to the user. So that `tf.flags` (absl) does not refuse our names, each
+is also registered there as a placeholder that gives way: a user's flag of the same name wins, earlier or later.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Flag:
         kind: bool, int, float or str.
         default: value when nobody sets it; None means unset.
         help: what it means.
-        effect: False while it is accepted, but does nothing on one device: a value other than the default gets a warning.
+        effect: False while it is accepted, but does nothing on one device: a value other than the default gets a
+            warning.
         choices: legal values; empty for any.
     """
 
@@ -98,16 +99,17 @@ FLAGS: dict[str, Flag] = {
         Flag("sync_replicas", bool, True, "synchronous updates across workers", effect=False),
         Flag("variable_update", str, "", "where variables live and how gradients meet", effect=False,
              choices=("", "parameter_server", "replicated", "distributed_replicated", "all_reduce")),
-        Flag("local_parameter_device", str, "cpu", "device that aggregates in one worker", effect=False, choices=("cpu", "gpu")),
+        Flag("local_parameter_device", str, "cpu", "device that aggregates in one worker", effect=False,
+             choices=("cpu", "gpu")),
         Flag("clone_on_cpu", bool, False, "put the model on the CPU"),
-        Flag("log_first_clone", bool, True, "console shows only the first device's log_info; false: mean over all devices"),
+        Flag("log_first_clone", bool, True, "console shows the first device's log_info; false: mean over all"),
         Flag("log_first_worker", bool, True, "only worker 0 logs"),
-        Flag("checkpoint_include_patterns", str, "", "comma-separated patterns: restore only these variables from checkpoint_path"),
-        Flag("checkpoint_exclude_patterns", str, "", "comma-separated patterns: do not restore these from checkpoint_path"),
+        Flag("checkpoint_include_patterns", str, "", "patterns, comma-separated: restore only these"),
+        Flag("checkpoint_exclude_patterns", str, "", "patterns, comma-separated: do not restore these"),
         Flag("trainable_include_patterns", str, "", "comma-separated patterns: train only these variables"),
         Flag("trainable_exclude_patterns", str, "", "comma-separated patterns: do not train these variables"),
         Flag("loss_scale", float, 1.0, "multiply the loss before, divide the gradients after; 1 is off"),
-        Flag("use_fp16", bool, False, "half-precision compute with float32 variables for the whole model_fn", effect=False),
+        Flag("use_fp16", bool, False, "half-precision compute, float32 variables", effect=False),
         Flag("gradient_clip", float, 0.0, "limit for gradient_clip_type; 0 is off"),
         Flag("gradient_clip_type", str, "global_norm", "what is clipped", choices=("norm", "global_norm", "value")),
         Flag("num_inter_threads", int, 0, "threads that run operations; 0: TensorFlow chooses"),
@@ -118,7 +120,7 @@ FLAGS: dict[str, Flag] = {
         Flag("server_protocol", str, "grpc", "protocol of the TensorFlow servers", effect=False),
         Flag("samples_per_epoch", int, None, "override of the counted number of training samples", effect=False),
         Flag("samples_per_epoch_eval", int, None, "override of the counted number of evaluation samples", effect=False),
-        Flag("save_model_secs", float, None, "seconds between checkpoints, where the script leaves run(save_model_secs) out"),
+        Flag("save_model_secs", float, None, "seconds between checkpoints, where the script leaves it out"),
         Flag("save_summary_steps", int, None, "steps between summaries, where the script leaves it out"),
         Flag("log_every_n_steps", int, None, "steps between console lines, where the script leaves it out"),
         Flag("max_number_of_steps", int, None, "steps to train, where the script leaves it out"),

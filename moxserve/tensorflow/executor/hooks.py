@@ -1,7 +1,9 @@
-"""Hooks for users: AggregativeSessionRunHook, the base that says how a hook behaves on several devices, and FeedSessionRunHook.
+"""Hooks for users: AggregativeSessionRunHook, the base that says how a hook behaves on several devices, and
+FeedSessionRunHook.
 
-The life of a hook in a run: `begin` (graph open), `after_create_session` (graph frozen, variables restored), then for each
-step `before_run` and `after_run`, and `end` unless the run failed. `run_context.request_stop()` ends the run after this step.
+The life of a hook in a run: `begin` (graph open), `after_create_session` (graph frozen, variables restored), then for
+each step `before_run` and `after_run`, and `end` unless the run failed. `run_context.request_stop()` ends the run after
+this step.
 """
 
 from __future__ import annotations

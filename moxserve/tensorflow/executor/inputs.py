@@ -1,7 +1,8 @@
 """From a user's `input_fn` to the tensors that `model_fn` gets: batching, restarts, and the end of the input.
 
-While `input_fn` runs, one-shot iterators become initialisable ones that the executor initialises: they can be restarted, and
-their datasets are known. With `auto_batch` the sample tensors are lifted into a dataset and batched there (see `lift`).
+While `input_fn` runs, one-shot iterators become initialisable ones that the executor initialises: they can be
+restarted, and their datasets are known. With `auto_batch` the sample tensors are lifted into a dataset and batched
+there (see `lift`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.lift import lift_to_dataset
 from moxserve.tensorflow.executor.spec import ModeKeys
 
-__all__ = ["InputSource", "build_inputs", "collect_samples", "first_rows"]
+__all__ = ["InputSource", "build_inputs", "collect_samples", "first_rows", "start_queues"]
 
 _EXAMPLE = "def input_fn(mode, **kwargs): ... return image, label"
 
@@ -136,8 +137,9 @@ def _check_tensors(result: Any) -> list[Any]:
 
 def _batched(dataset: Any, pulled: Sequence[Any], mode: str, batch_size: int) -> InputSource:
     endless, length_known = _length(dataset)
-    # A fixed batch dimension is what training code expects ([32, 224, 224, 3]). It is promised where no smaller last batch
-    # can come: endless input, and generators in TRAIN, whose length nobody knows; their last, smaller batch is left out.
+    # A fixed batch dimension is what training code expects ([32, 224, 224, 3]). It is promised where no smaller last
+    # batch can come: endless input, and generators in TRAIN, whose length nobody knows; their last, smaller batch is
+    # left out.
     full = endless or (mode == ModeKeys.TRAIN and not length_known)
     dataset = dataset.batch(batch_size, drop_remainder=full).prefetch(2)
     iterator = tf1.data.make_initializable_iterator(dataset)
@@ -186,12 +188,20 @@ def collect_samples(
             )
             source.start(session)
             coordinator = tf1.train.Coordinator()
-            threads = tf1.train.start_queue_runners(session, coordinator)
+            threads = start_queues(session, coordinator)
             batches = _first_batches(session, source.tensors, count)
             coordinator.request_stop()
             session.close()
             coordinator.join(threads, stop_grace_period_secs=5, ignore_live_threads=True)
     return first_rows([np.concatenate(parts) for parts in zip(*batches, strict=True)], count)
+
+
+def start_queues(session: Any, coordinator: Any) -> list[Any]:
+    """Start the threads that fill the graph's queues, where `input_fn` uses the queue functions of `tf.train`."""
+    if not session.graph.get_collection(tf1.GraphKeys.QUEUE_RUNNERS):
+        return []
+    threads: list[Any] = tf1.train.start_queue_runners(session, coordinator)
+    return threads
 
 
 def _first_batches(session: Any, tensors: Sequence[Any], count: int) -> list[list[np.ndarray]]:

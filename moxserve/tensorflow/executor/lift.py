@@ -1,9 +1,9 @@
 """Turning an `input_fn` that returns one sample as tensors into a dataset of samples.
 
-A user writes per-sample tensor code after `get_next()`. Run as it stands, that code would be executed for one sample at a
-time and could not be batched. `lift_to_dataset` cuts the graph at the iterators and imports what lies between them and the
-outputs into the function of a `tf.data` map: the samples are then computed in parallel, in order, and end where the input
-ends. The original operations stay behind in the graph and are never run.
+A user writes per-sample tensor code after `get_next()`. Run as it stands, that code would be executed for one sample at
+a time and could not be batched. `lift_to_dataset` cuts the graph at the iterators and imports what lies between them
+and the outputs into the function of a `tf.data` map: the samples are then computed in parallel, in order, and end where
+the input ends. The original operations stay behind in the graph and are never run.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def lift_to_dataset(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> tupl
         datasets: dataset behind an iterator, by the name of the iterator's resource tensor.
 
     Returns:
-        A dataset of tuples, one component per output, shapes as the tensors promise; and the names of the resource tensors
-        that its function refers to, whose owners must be initialised first.
+        A dataset of tuples, one component per output, shapes as the tensors promise; and the names of the resource
+        tensors that its function refers to, whose owners must be initialised first.
 
     Raises:
         ModelSpecError: the sample depends on a placeholder, which nobody can feed inside of a dataset.

@@ -1,4 +1,6 @@
-"""The loop: participants, a clock and a stepper until there is a reason to stop. See `participants` for the order of points."""
+"""The loop: participants, a clock and a stepper until there is a reason to stop. See `participants` for the order of
+points.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +152,7 @@ class Loop:
         return done
 
     def _time(self, began: float, steps: int) -> None:
-        """Account for steps that are done. The first step is always a hooked one or counted apart by its participant."""
+        """Account for steps that are done; of a first stretch of several, one average step counts as the first."""
         seconds = time.perf_counter() - began
         if self._clock.run_step == steps and steps > 0 and self.timing.first_step_s == 0.0:
             self.timing.first_step_s = seconds / steps

@@ -1,7 +1,7 @@
 """`mox.run`: from a user's functions to a trained, evaluated or applied model.
 
-The flow: arguments and flags (`settings`) -> graph -> participants -> session, initialised and restored -> loop -> result,
-and the export call after it. Each is a method of `_Job`, in this order.
+The flow: arguments and flags (`settings`) -> graph -> participants -> session, initialised and restored -> loop ->
+result, and the export call after it. Each is a method of `_Job`, in this order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from moxserve.tensorflow.executor.branch import Branch, build_branch
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import store
-from moxserve.tensorflow.executor.inputs import InputSource, build_inputs
+from moxserve.tensorflow.executor.inputs import InputSource, build_inputs, start_queues
 from moxserve.tensorflow.executor.loop import Loop
 from moxserve.tensorflow.executor.participants import NEVER, Clock, HookParticipant, Participant
 from moxserve.tensorflow.executor.settings import Functions, RunArguments, Settings
@@ -70,10 +70,11 @@ def run(
         log_every_n_steps: steps between console lines, default 10; 0 prints none.
         output_every_n_steps: how many steps make one call of `output_fn`; 0 in PREDICT: one call at the end.
         save_summary_steps: TRAIN: steps between summaries, default 100; 0 writes none.
-        save_model_secs: TRAIN: seconds between checkpoints; wins over `save_model_steps`. Default 600 when neither is given.
+        save_model_secs: TRAIN: seconds between checkpoints; wins over `save_model_steps`. Default 600 when neither
+            is given.
         export_model: `mox.ExportKeys.TF_SERVING` exports the model at the end, into `log_dir/<version>`.
-        fetch_strategy_fn: called with the index of each step of this run; True prints that step's console line. Replaces
-            `log_every_n_steps`.
+        fetch_strategy_fn: called with the index of each step of this run; True prints that step's console line.
+            Replaces `log_every_n_steps`.
         save_model_steps: TRAIN: save when the global step is a multiple of this.
 
     Returns:
@@ -170,7 +171,7 @@ class _Job:
             )
         if self.source.endless and not settings.max_steps:
             raise UsageError(
-                f"run(max_number_of_steps=0) in {settings.mode} means to the end of the input, but the input never ends",
+                f"run(max_number_of_steps=0) in {settings.mode} means to the end of the input, which never ends",
                 hint="give max_number_of_steps, or leave .repeat() out of input_fn",
             )
         inputs = [list(self.source.tensors)]
@@ -253,7 +254,7 @@ class _Job:
     def _run_loop(self, session: Any) -> tuple[str, int]:
         """Run the steps; tells why they ended, and the signal that ended them (0 for none)."""
         coordinator = tf1.train.Coordinator()
-        threads = tf1.train.start_queue_runners(session, coordinator)
+        threads = start_queues(session, coordinator)
         try:
             if self._already_trained():
                 self._sample_unstepped(session)
@@ -287,7 +288,7 @@ class _Job:
         advice = (
             "raise max_number_of_steps to go on, or give another log_dir to start again"
             if self.resume is not None
-            else "to train on from its weights, count from 0: mox.set_flag('checkpoint_exclude_patterns', 'global_step')"
+            else "to count from 0 with its weights: mox.set_flag('checkpoint_exclude_patterns', 'global_step')"
         )
         tf1.logging.warning(
             "Nothing to train: checkpoint %s is at step %d, and max_number_of_steps is %d; %s",

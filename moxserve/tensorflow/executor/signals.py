@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM during a run: the first asks the loop to stop, the second ends the process at once.
 
-Python runs signal handlers between bytecodes of the main thread, so a main thread that waits inside the runtime (for input
-that never comes, say) would never see the second one. The interpreter does write every signal to its wake-up descriptor at
-once; a small thread reads it there.
+Python runs signal handlers between bytecodes of the main thread, so a main thread that waits inside the runtime (for
+input that never comes, say) would never see the second one. The interpreter does write every signal to its wake-up
+descriptor at once; a small thread reads it there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a user's functions and `run` say to each other: mode keys, ModelSpec, ExportSpec, RunResult. No graph code here."""
+"""What a user's functions and `run` say to each other: ModeKeys, ModelSpec, ExportSpec, RunResult. No graph code."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ class ModelSpec:
             return [[str(s) for s in scopes]]
         if not nested or len(scopes) != len(self.losses):
             raise ModelSpecError(
-                f"ModelSpec.var_scopes must hold one list of scope names for each of the {len(self.losses)} losses, not {scopes!r}",
+                f"ModelSpec.var_scopes must hold one list for each of the {len(self.losses)} losses, not {scopes!r}",
                 hint="loss=[D_loss, G_loss], var_scopes=[['discriminator'], ['generator']]",
             )
         return [[str(s) for s in group] for group in scopes]

@@ -1,7 +1,7 @@
 """One step: the train operation together with whatever the active participants ask for, as one call into the runtime.
 
-A distinct merge of fetches, feeds and targets is compiled once into a session callable and kept; a step on which nobody is
-active runs the bare callable. That is why idle participants are free, and why a step costs less than `session.run`.
+A distinct merge of fetches, feeds and targets is compiled once into a session callable and kept; a step on which nobody
+is active runs the bare callable. That is why idle participants are free, and why a step costs less than `session.run`.
 """
 
 from __future__ import annotations

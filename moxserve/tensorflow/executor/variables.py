@@ -1,8 +1,9 @@
-"""Variables of a model that is built more than once in one graph: who created them, who touched them, under which dtype.
+"""Variables of a model that is built more than once in one graph: who created them, who touched them, under which
+dtype.
 
 Two ways of making variables must share them between builds. `get_variable` (with `tf.compat.v1.layers`) is covered by
-variable-scope reuse. Keras layers and plain `tf.Variable` ignore reuse: `VariablePlan` hands the k-th created variable out
-again. `TowerContext` remembers which of them one build used, which is what `mox.get_collection` answers from.
+variable-scope reuse. Keras layers and plain `tf.Variable` ignore reuse: `VariablePlan` hands the k-th created variable
+out again. `TowerContext` remembers which of them one build used, which is what `mox.get_collection` answers from.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _VARIABLE_KEYS = (
 
 
 class VariablePlan:
-    """The variables of one `model_fn` in the order of their creation, replayed in every later build of the same graph."""
+    """The variables of one `model_fn` in the order of creation, replayed in every later build of the same graph."""
 
     def __init__(self) -> None:
         self.variables: list[Any] = []
@@ -62,8 +63,8 @@ class VariablePlan:
             return variable
         if self._next >= len(self.variables):
             raise ModelSpecError(
-                f"model_fn made a new variable {kwargs.get('name')!r} in {self._mode}, beyond the {len(self.variables)} of the "
-                "first build",
+                f"model_fn made a new variable {kwargs.get('name')!r} in {self._mode}, beyond the "
+                f"{len(self.variables)} of the first build",
                 hint="make the same variables in every mode, or use tf.get_variable, which is shared by name",
             )
         variable = self.variables[self._next]
@@ -71,8 +72,8 @@ class VariablePlan:
         shape = kwargs.get("shape")
         if shape is not None and not variable.shape.is_compatible_with(shape):
             raise ModelSpecError(
-                f"model_fn made variable {kwargs.get('name')!r} of shape {shape} in {self._mode}, where the first build made "
-                f"{variable.name!r} of shape {variable.shape}",
+                f"model_fn made variable {kwargs.get('name')!r} of shape {shape} in {self._mode}, "
+                f"where the first build made {variable.name!r} of shape {variable.shape}",
                 hint="make the same variables in the same order in every mode, or use tf.get_variable",
             )
         return variable
@@ -128,6 +129,10 @@ class TowerContext:
         for part in parts:
             self._touched[id(part)] = part
 
+    def has_touched(self, variable: Any) -> bool:
+        """Whether this build got the variable from `get_variable`."""
+        return id(variable) in self._touched
+
     def new_operations(self) -> list[Any]:
         """The operations that were added to the graph since this build began."""
         return tf1.get_default_graph().get_operations()[self._operations :]
@@ -157,8 +162,8 @@ def get_collection(key: str) -> list[Any]:
 def var_scope(force_dtype: Any = None) -> Iterator[Any]:
     """Store variables in one dtype and hand them out in the dtype that was asked for.
 
-    `tf.get_variable('a', [], tf.float16)` under `var_scope(force_dtype=tf.float32)` makes a float32 variable and returns a
-    float16 tensor. Integer and boolean variables are left as they are.
+    `tf.get_variable('a', [], tf.float16)` under `var_scope(force_dtype=tf.float32)` makes a float32 variable and
+    returns a float16 tensor. Integer and boolean variables are left as they are.
 
     Args:
         force_dtype: dtype of storage; None changes nothing.
