@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -121,3 +123,22 @@ def _walk(node: Node, location: tuple[int | str, ...]) -> tuple[Node, list[str]]
             node = child
             keys.append(str(part))
     return node, keys
+
+
+def type_name(annotation: Any) -> str:
+    """Write a field's type for people: `int`, `float | null`, `[int, int]`, `'a' | 'b'`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return type_name(arguments[0])
+    if origin is typing.Literal:
+        return " | ".join(format_value(value) for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(type_name(inner) for inner in arguments)
+    if origin is tuple:
+        return "[" + ", ".join(type_name(inner) for inner in arguments) + "]"
+    if origin is list:
+        return f"list of {type_name(arguments[0])}"
+    if origin is dict:
+        return f"mapping to {type_name(arguments[1])}"
+    names: dict[Any, str] = {type(None): "null", str: "text", Any: "any"}
+    return names.get(annotation) or str(getattr(annotation, "__name__", annotation))

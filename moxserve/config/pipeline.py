@@ -22,7 +22,7 @@ from moxserve.config.tree import Node, Place, format_value, parse
 from moxserve.errors import ConfigError, ConfigProblem, PluginError, did_you_mean
 from moxserve.registry import SLOTS, Registry, discover
 
-__all__ = ["STAGES", "VERSION", "LoadedPipeline", "PipelineConfig", "load_pipeline", "plugin_folders"]
+__all__ = ["STAGES", "VERSION", "LoadedPipeline", "PipelineConfig", "load_pipeline", "plugin_class", "plugin_folders"]
 
 VERSION = 1
 STAGES: Mapping[str, type[BaseModel]] = {"export": ExportStage, "evaluate": EvaluateStage, "predict": PredictStage}
@@ -240,7 +240,7 @@ class _Stages:
             self._problems.append(name.place.problem(message, f"{slot}.plugin"))
             return None
         try:
-            model = _plugin_class(self._registry.load(slot, name.value), slot, name.value)
+            model = plugin_class(self._registry.load(slot, name.value), slot, name.value)
         except PluginError as error:
             hint = f" ({error.hint})" if error.hint else ""
             self._problems.append(name.place.problem(error.message + hint, f"{slot}.plugin"))
@@ -259,8 +259,12 @@ class _Stages:
             return None
 
 
-def _plugin_class(found: Any, slot: str, name: str) -> type[PluginConfig]:
-    """Make sure that a loaded plugin is a class of its slot."""
+def plugin_class(found: Any, slot: str, name: str) -> type[PluginConfig]:
+    """Make sure that a loaded plugin is a class of its slot.
+
+    Raises:
+        PluginError: it is something else; says what it is and what was expected.
+    """
     if isinstance(found, type) and issubclass(found, PluginConfig):
         if found.slot == slot:
             return found

@@ -1,0 +1,394 @@
+"""Runs a pipeline: input -> model -> optimizer -> run, then export, evaluate, predict.
+
+`run_pipeline` does it all. `prepare` stops before anything runs: it builds input, model and optimizer out of a loaded
+file. `load_run` does the same for the directory of an earlier run, from the `config.resolved.yaml` that it left there.
+`plan` says what would happen. TensorFlow, executor and exporter are imported inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from moxserve.config.dump import config_hash, to_data, to_yaml
+from moxserve.config.models import EvaluateStage
+from moxserve.config.pipeline import LoadedPipeline, PipelineConfig, load_pipeline
+from moxserve.errors import CheckpointError, ConfigError, LimitExceededError
+from moxserve.file import atomic_write
+from moxserve.pipeline.slots import InputBundle, InputPlugin, ModelPlugin, OptimizerPlugin, RunJob, RunPlugin, RunReport
+from moxserve.pipeline.stage import Talk, silent, stage
+from moxserve.types import TensorSpec, dtype_of
+
+if TYPE_CHECKING:
+    from moxserve.export.job import ExportJob, ExportResult
+
+__all__ = ["RESOLVED", "PipelineResult", "PreparedRun", "load_run", "plan", "prepare", "run_pipeline"]
+
+RESOLVED = "config.resolved.yaml"
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A pipeline whose input, model and optimizer are built; nothing has run.
+
+    Attributes:
+        loaded: the file and what it says.
+        data: the input.
+        model_fn: as `mox.run` takes it.
+        optimizer_fn: as `mox.run` takes it; None when there is no optimizer.
+        log_dir: where the run's checkpoints are, or will be.
+    """
+
+    loaded: LoadedPipeline
+    data: InputBundle
+    model_fn: Callable[..., Any]
+    optimizer_fn: Callable[..., Any] | None
+    log_dir: str
+
+    @property
+    def config(self) -> PipelineConfig:
+        """What the file says."""
+        return self.loaded.config
+
+    @property
+    def input_fn(self) -> Callable[..., Any]:
+        """The input's function."""
+        return self.data.input_fn
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Class names by index."""
+        return self.data.labels
+
+    def export_job(
+        self,
+        base_dir: str | os.PathLike[str],
+        checkpoint: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> ExportJob:
+        """Describe the export of a checkpoint, with real rows to verify and warm up with.
+
+        Args:
+            base_dir: BASE of `BASE/<version>/`.
+            checkpoint: prefix; None takes the newest of the run.
+            metadata: added to what goes into the manifest.
+            changes: fields of the export stage (`samples`, `warmup`, `atol`, `rtol`, `model_name`) that are to differ
+                from the file; unknown ones are refused by pydantic.
+
+        Raises:
+            CheckpointError: there is no checkpoint.
+            DataError: the input gives no rows.
+        """
+        from moxserve.config.models import ExportStage
+        from moxserve.export.job import ExportJob
+        from moxserve.pipeline.steps import find_checkpoint
+
+        base = os.fspath(base_dir)
+        told = self.config.export.model_dump() if self.config.export is not None else {}
+        options = ExportStage.model_validate({**told, **changes, "tf_serving": base})
+        samples = self._samples(options.samples)
+        return ExportJob(
+            model_fn=self.model_fn,
+            inputs=[
+                TensorSpec(name, dtype_of(rows), (None, *rows.shape[1:]))
+                for name, rows in zip(self.data.names, samples, strict=True)
+            ],
+            checkpoint=checkpoint or find_checkpoint(self.log_dir),
+            base_dir=base,
+            samples=samples,
+            model_name=options.model_name,
+            labels=self.data.labels,
+            warmup_batches=tuple(options.warmup),
+            atol=options.atol,
+            rtol=options.rtol,
+            metadata={"pipeline": self.loaded.path, "config_sha256": config_hash(self.config), **(metadata or {})},
+        )
+
+    def _samples(self, count: int) -> Sequence[Any]:
+        from moxserve.tensorflow.executor.inputs import collect_samples
+
+        # Without evaluation data the training rows still are real rows.
+        mode = "EVAL" if self.data.num_samples.get("EVAL") else "TRAIN"
+        self.data.steps(mode)
+        samples: Sequence[Any] = collect_samples(
+            self.data.input_fn, mode, self.data.rows_per_step(mode), self.data.auto_batch, count
+        )
+        return samples
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What a pipeline came to.
+
+    Attributes:
+        path: the file.
+        log_dir: the run's directory.
+        report: of the run stage.
+        evaluate: metrics of the last evaluation over all rows; empty when there was none.
+        export: the artifact, if any.
+        predictions: file and number of rows of the predictions, if any.
+        seconds: wall time by stage.
+    """
+
+    path: str
+    log_dir: str
+    report: RunReport
+    evaluate: Mapping[str, float] = field(default_factory=dict)
+    export: ExportResult | None = None
+    predictions: tuple[str, int] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as JSON values, for `--json`."""
+        train, export = self.report.train, self.export
+        facts: dict[str, Any] = {"pipeline": self.path, "log_dir": self.log_dir, "checkpoint": self.report.checkpoint}
+        if train is not None:
+            facts["train"] = {
+                "start_step": train.start_step,
+                "global_step": train.global_step,
+                "stop_reason": train.stop_reason,
+                "samples_per_s": train.samples_per_s,
+                "metrics": dict(train.metrics),
+            }
+        if self.evaluate:
+            facts["evaluate"] = dict(self.evaluate)
+        if export is not None:
+            facts["export"] = {
+                "path": export.path,
+                "version": export.version,
+                "signatures": {name: str(signature) for name, signature in export.signatures.items()},
+                "max_abs_error": export.max_abs_error,
+                "warmup_records": export.warmup_records,
+                "size_bytes": export.size_bytes,
+                "seconds": export.seconds,
+            }
+        if self.predictions is not None:
+            facts["predict"] = {"output": self.predictions[0], "rows": self.predictions[1]}
+        return {**facts, "seconds": dict(self.seconds)}
+
+
+def prepare(loaded: LoadedPipeline, log_dir: str | None = None, talk: Talk = silent) -> PreparedRun:
+    """Build input, model and optimizer.
+
+    Args:
+        loaded: a valid pipeline.
+        log_dir: where the run is; None takes the run stage's.
+        talk: told what happens.
+
+    Raises:
+        ConfigError: a parameter does not go with the rest; with its place.
+        MoxserveError: a plugin failed; the stage and the plugin are named.
+    """
+    config = loaded.config
+    source, model, optimizer, run = _plugins(config)
+    with stage(loaded, "input", talk):
+        data = source.build()
+    with stage(loaded, "model", talk):
+        model_fn = model.build(data)
+    optimizer_fn = None
+    if optimizer is not None:
+        with stage(loaded, "optimizer", talk):
+            optimizer_fn = optimizer.build()
+    return PreparedRun(loaded, data, model_fn, optimizer_fn, log_dir or run.log_dir)
+
+
+def _plugins(config: PipelineConfig) -> tuple[InputPlugin, ModelPlugin, OptimizerPlugin | None, RunPlugin]:
+    """Give the plugins the types that loading has checked."""
+    source, model, optimizer, run = config.input, config.model, config.optimizer, config.run
+    if (
+        isinstance(source, InputPlugin)
+        and isinstance(model, ModelPlugin)
+        and isinstance(optimizer, OptimizerPlugin | None)
+        and isinstance(run, RunPlugin)
+    ):
+        return source, model, optimizer, run
+    raise TypeError("a plugin names a slot in its class but does not derive from that slot's base")
+
+
+def load_run(run_dir: str | os.PathLike[str]) -> PreparedRun:
+    """Build input and model of an earlier run from what it left in its directory.
+
+    Args:
+        run_dir: the run's log_dir, wherever it is now.
+
+    Raises:
+        CheckpointError: the directory holds no run.
+        ConfigError: what it holds is not valid any more (its data moved, a plugin changed).
+    """
+    folder = os.fspath(run_dir)
+    path = os.path.join(folder, RESOLVED)
+    if not os.path.isfile(path):
+        what = "holds no" if os.path.isdir(folder) else "does not exist; expected a directory with a"
+        raise CheckpointError(
+            f"{folder!r} {what} {RESOLVED}", hint="give the log_dir of a finished `moxserve pipeline run`"
+        )
+    # What was resolved is literal: a `${` in it was meant as one.
+    return prepare(load_pipeline(path, check=True, environment=None), log_dir=folder)
+
+
+def plan(loaded: LoadedPipeline) -> list[tuple[str, str, str]]:
+    """Say what a run would do: stage, plugin and what, in order. Writes nothing, needs no TensorFlow."""
+    config = loaded.config
+    source, _, _, run = _plugins(config)
+    with stage(loaded, "input", silent):
+        lines = [("input", config.input.plugin, source.describe())]
+    for name in ("model", "optimizer"):
+        plugin = getattr(config, name)
+        if plugin is not None:
+            values = plugin.model_dump(exclude={"plugin"})
+            told = ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+            lines.append((name, plugin.plugin, told))
+    resumes = " (checkpoints there: it would resume)" if run.trains and _has_checkpoint(run.log_dir) else ""
+    lines.append(("run", config.run.plugin, run.describe() + resumes))
+    if config.export is not None:
+        where = config.export.tf_serving
+        lines.append(("export", "", f"version {_next_version(where)} of {config.export.model_name!r} in {where}"))
+    if config.evaluate is not None:
+        needs = "".join(f", {name} of at least {limit:g}" for name, limit in config.evaluate.require.items())
+        lines.append(("evaluate", "", f"the whole evaluation data{needs}"))
+    if config.predict is not None:
+        lines.append(("predict", "", f"one line a row to {config.predict.output}"))
+    return lines
+
+
+def _has_checkpoint(log_dir: str) -> bool:
+    return os.path.isfile(os.path.join(log_dir, "checkpoint"))
+
+
+def _next_version(base: str) -> int:
+    from moxserve.export.versions import next_version
+
+    return next_version(base)
+
+
+def run_pipeline(
+    path: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = True,
+    talk: Talk = silent,
+) -> PipelineResult:
+    """Run a pipeline file from input to its last stage.
+
+    Args:
+        path: the YAML file.
+        overrides: `KEY=VALUE` texts, as after `--set`.
+        resume: go on from a checkpoint in log_dir; False refuses to start where there is one.
+        talk: told in one line what happens.
+
+    Raises:
+        ConfigError: the file is wrong; every problem with its place. Nothing was written.
+        CheckpointError: `resume` is False and log_dir holds checkpoints.
+        LimitExceededError: a metric is below what `evaluate.require` asks for.
+        MoxserveError: a stage failed; the stage and its plugin are named.
+    """
+    loaded = load_pipeline(path, overrides, check=True)
+    _, _, _, run = _plugins(loaded.config)
+    if not resume and run.trains and _has_checkpoint(run.log_dir):
+        raise CheckpointError(
+            f"{run.log_dir!r} holds checkpoints of an earlier run",
+            hint="leave --no-resume out to go on from them, or choose another place with --set run.log_dir=DIR",
+        )
+    return _Stages(loaded, talk).run()
+
+
+class _Stages:
+    """Runs the stages of one pipeline in order."""
+
+    def __init__(self, loaded: LoadedPipeline, talk: Talk) -> None:
+        self._loaded = loaded
+        self._config = loaded.config
+        self._talk = talk
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> PipelineResult:
+        prepared = self._timed("prepare", lambda: prepare(self._loaded, talk=self._talk))
+        run = _plugins(self._config)[3]
+        self._keep_config(run)
+        job = RunJob(prepared.data, prepared.model_fn, prepared.optimizer_fn, prepared.log_dir)
+        report = self._stage("run", prepared.data, lambda: run.run(job))
+        export, metrics, predictions = None, dict(report.metrics), None
+        if self._config.export is not None:
+            export = self._stage("export", prepared.data, lambda: self._export(prepared, report))
+        if self._config.evaluate is not None:
+            evaluation = self._config.evaluate
+            metrics = self._stage("evaluate", prepared.data, lambda: self._evaluate(evaluation, prepared, report))
+        if self._config.predict is not None:
+            output = self._config.predict.output
+            rows = self._stage("predict", prepared.data, lambda: self._predict(output, prepared, report))
+            predictions = (output, rows)
+        return PipelineResult(
+            self._loaded.path, prepared.log_dir, report, metrics, export, predictions, dict(self._seconds)
+        )
+
+    def _stage(self, name: str, data: InputBundle, work: Callable[[], Any]) -> Any:
+        with stage(self._loaded, name, self._talk, data.diagnose):
+            return self._timed(name, work)
+
+    def _timed(self, name: str, work: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        result = work()
+        self._seconds[name] = time.monotonic() - start
+        return result
+
+    def _keep_config(self, run: RunPlugin) -> None:
+        """Leave what was resolved beside the checkpoints. A run that trains nothing does not touch another's."""
+        target = os.path.join(run.log_dir, RESOLVED)
+        if run.trains or not os.path.exists(target):
+            os.makedirs(run.log_dir, exist_ok=True)
+            text = to_yaml(to_data(self._config, absolute=True)).replace("${", "$${")
+            head = (
+                f"# Resolved from {self._loaded.path}: defaults, variables and overrides filled in, paths absolute.\n"
+            )
+            atomic_write(target, head + text)
+
+    def _checkpoint(self, report: RunReport) -> str:
+        if report.checkpoint is None:
+            raise CheckpointError("the run left no checkpoint to go on with")
+        return report.checkpoint
+
+    def _export(self, prepared: PreparedRun, report: RunReport) -> ExportResult:
+        from moxserve.export.exporter import export_tf_serving
+
+        if self._config.export is None:
+            raise ConfigError([self._loaded.problem("export", "missing")])
+        metadata: dict[str, Any] = {"metrics": dict(report.metrics)}
+        if report.train is not None:
+            metadata["global_step"] = report.train.global_step
+        job = prepared.export_job(self._config.export.tf_serving, self._checkpoint(report), metadata)
+        return export_tf_serving(job)
+
+    def _evaluate(self, config: EvaluateStage, prepared: PreparedRun, report: RunReport) -> dict[str, float]:
+        import orjson
+
+        from moxserve.pipeline.steps import evaluate
+
+        checkpoint = self._checkpoint(report)
+        metrics = evaluate(prepared.data, prepared.model_fn, checkpoint, prepared.log_dir)
+        output = config.output or os.path.join(prepared.log_dir, EVALUATION)
+        facts = {"checkpoint": checkpoint, "rows": prepared.data.num_samples["EVAL"], "metrics": metrics}
+        os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+        atomic_write(output, orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        self._check_limits(config.require, metrics)
+        return metrics
+
+    def _check_limits(self, require: Mapping[str, float], metrics: Mapping[str, float]) -> None:
+        for name, limit in require.items():
+            if name not in metrics:
+                known = ", ".join(sorted(metrics))
+                problem = self._loaded.problem(
+                    f"evaluate.require.{name}", f"the model reports no {name!r}; it has {known}"
+                )
+                raise ConfigError([problem])
+            if not metrics[name] >= limit:
+                raise LimitExceededError(f"{name} is {metrics[name]:.6g}, evaluate.require asks for at least {limit:g}")
+
+    def _predict(self, output: str, prepared: PreparedRun, report: RunReport) -> int:
+        from moxserve.pipeline.steps import predict
+
+        return predict(prepared.data, prepared.model_fn, self._checkpoint(report), output, prepared.log_dir)
