@@ -91,7 +91,8 @@ def _run(ctx: click.Context, /, **values: Any) -> None:
     from moxserve.serving.options import from_flags
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=_LOG_FORMAT)
-    # TensorFlow's own notes on CPU features and missing GPUs would bury the server's log.
+    # TensorFlow's own notes on CPU features, missing GPUs and restored files would bury the server's log.
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _warn_unknown(ctx.args)
     _warn_not_in_effect(ctx)

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from moxserve.errors import Unavailable, UsageError
 from moxserve.serving import backends, warmup
@@ -22,6 +23,9 @@ from moxserve.serving.grpc.server import GrpcServer
 from moxserve.serving.manager import Manager
 from moxserve.serving.options import ServerOptions
 from moxserve.serving.servable import Servable
+
+if TYPE_CHECKING:
+    from moxserve.serving.rest.server import RestServer
 
 __all__ = ["Server", "ServerOptions"]
 
@@ -47,6 +51,7 @@ class Server:
         self._manager = Manager(options.models(), self._load, options.manager)
         self.dataplane = DataPlane(self._manager)
         self._grpc: GrpcServer | None = None
+        self._rest: RestServer | None = None
         self._stopped = threading.Event()
         self._stop_lock = threading.Lock()
 
@@ -100,7 +105,16 @@ class Server:
             logger.info("Running gRPC ModelServer at UNIX socket %s ...", path)
 
     def _open_rest(self) -> None:
-        pass
+        if not self.options.rest_address:
+            return
+        # Imported here: a server without REST needs no HTTP packages.
+        from moxserve.serving.rest.server import RestServer
+
+        sock = bind(self.options.rest_address, "--rest_api_port")
+        self.rest_port = sock.getsockname()[1]
+        self._rest = RestServer(self.dataplane, self.options.rest, sock)
+        self._rest.start()
+        logger.info("Exporting HTTP/REST API at:localhost:%d ...", self.rest_port)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the server is stopped; False when the time was up first."""
@@ -121,8 +135,12 @@ class Server:
             if self._stopped.is_set():
                 return True
             finished = True
+            if self._rest is not None:
+                self._rest.begin_stop(grace_s)
             if self._grpc is not None:
                 finished = self._grpc.stop(grace_s)
+            if self._rest is not None:
+                finished = self._rest.wait_stopped(max(1.0, deadline - time.monotonic())) and finished
             finished = self._manager.stop(max(0.1, deadline - time.monotonic())) and finished
             self._stopped.set()
         return finished

@@ -102,6 +102,7 @@ class _Model:
     config: ModelConfig
     records: dict[int, _Record] = field(default_factory=dict)
     seen: dict[int, int] | None = None
+    doubled: tuple[str, ...] = ()
     told: str = ""
     told_at: float = -math.inf
 
@@ -251,6 +252,11 @@ class Manager:
                 model, f"Could not find base path {model.config.base_path} for servable {model.config.name}: {error}"
             )
             return
+        if listing.doubled and listing.doubled != model.doubled:
+            logger.warning(
+                "%s: names with the number of another are ignored: %s", model.config.base_path, listing.doubled
+            )
+        model.doubled = listing.doubled
         with self._changed:
             wanted = aspired_versions(self._trusted(model, listing), model.config.policy)
             for version, record in model.records.items():

@@ -14,20 +14,20 @@ files.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from moxserve import file
+from moxserve.errors import DataError
+from moxserve.export.manifest import MANIFEST_PATH, check_files
 from moxserve.export.versions import parse_version
 
 __all__ = ["FoundVersion", "Listing", "find_versions"]
 
-MANIFEST = os.path.join("assets.extra", "moxserve.json")
-_SHARD = re.compile(r"variables\.data-\d{5}-of-(\d{5})")
+_SHARD = re.compile(r"variables/variables\.data-\d{5}-of-(\d{5})")
 _VARIABLE_OPS = (b"VarHandleOp", b"VariableV2")
 
 
@@ -85,34 +85,38 @@ def find_versions(base_path: str) -> Listing:
     versions, incomplete = {}, {}
     for number, name in names.items():
         path = os.path.join(base_path, name)
+        files = _files(path)
         try:
-            versions[number] = _inspect(number, path)
-        except _Incomplete as missing:
-            incomplete[number] = str(missing)
+            missing = _missing(path, files)
+        except OSError as error:
+            missing = f"it changed while it was looked at: {error}"
+        if missing:
+            incomplete[number] = missing
+        else:
+            sealed = any(name == MANIFEST_PATH for name, _ in files)
+            versions[number] = FoundVersion(number, path, hash(files), sealed)
     return Listing(versions, incomplete, tuple(doubled), tuple(others))
 
 
-class _Incomplete(Exception):  # noqa: N818 - a finding, which never leaves this module
-    """A version lacks something."""
-
-
-def _inspect(number: int, path: str) -> FoundVersion:
-    files = _files(path)
-    sizes = {name: size for name, (size, _) in files.items()}
-    graph = next((name for name in ("saved_model.pb", "saved_model.pbtxt", "export.meta") if name in files), None)
+@lru_cache(maxsize=1024)
+def _missing(path: str, files: tuple[tuple[str, tuple[int, int]], ...]) -> str:
+    """Tell what a version lacks; empty when it is complete. Files that did not change are not read again."""
+    names = {name for name, _ in files}
+    graph = next((name for name in ("saved_model.pb", "saved_model.pbtxt", "export.meta") if name in names), None)
     if graph is None:
-        raise _Incomplete("no saved_model.pb")
-    sealed = MANIFEST in files
-    if sealed:
-        _check_manifest(path, sizes)
-    if graph != "export.meta":
-        _check_variables(os.path.join(path, graph), files[graph], sizes)
-    return FoundVersion(number, path, hash(tuple(sorted(files.items()))), sealed)
+        return "no saved_model.pb"
+    try:
+        wrong = check_files(path, digests=False)
+    except DataError as error:
+        return error.message
+    if wrong:
+        return wrong[0]
+    return "" if graph == "export.meta" else _missing_variables(os.path.join(path, graph), names)
 
 
-def _files(path: str) -> dict[str, tuple[int, int]]:
-    """Return relative name -> (size in bytes, time of last change in ns) of every file below a directory."""
-    found = {}
+def _files(path: str) -> tuple[tuple[str, tuple[int, int]], ...]:
+    """Return (relative name, (size in bytes, time of last change in ns)) of every file below a directory, sorted."""
+    found = []
     for folder, _, names in file.walk(path, followlinks=True):
         for name in names:
             full = os.path.join(folder, name)
@@ -120,36 +124,22 @@ def _files(path: str) -> dict[str, tuple[int, int]]:
                 stat = file.stat(full)
             except FileNotFoundError:
                 continue  # removed between listing and looking: whatever needs it will miss it
-            found[os.path.relpath(full, path)] = (stat.length, stat.mtime_nsec)
-    return found
+            found.append((os.path.relpath(full, path), (stat.length, stat.mtime_nsec)))
+    return tuple(sorted(found))
 
 
-def _check_manifest(path: str, sizes: Mapping[str, int]) -> None:
-    try:
-        manifest = json.loads(file.read(os.path.join(path, MANIFEST), binary=True))
-        expected = {os.path.normpath(name): int(entry["size_bytes"]) for name, entry in manifest["files"].items()}
-    except FileNotFoundError:
-        raise _Incomplete(f"{MANIFEST} is gone") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _Incomplete(f"{MANIFEST} cannot be read: {type(error).__name__}: {error}") from None
-    for name, size in expected.items():
-        if name not in sizes:
-            raise _Incomplete(f"{name} is missing; the manifest names it")
-        if sizes[name] != size:
-            raise _Incomplete(f"{name} has {sizes[name]} of {size} bytes")
+def _missing_variables(graph: str, names: Collection[str]) -> str:
+    shards = [m for name in names if (m := _SHARD.fullmatch(name))]
+    if os.path.join("variables", "variables.index") not in names:
+        if shards or _has_variables(graph):
+            return "variables/variables.index is missing, and the graph has variables"
+        return ""
+    if not shards or len(shards) < int(shards[0][1]):
+        return f"{len(shards)} of {int(shards[0][1]) if shards else 'its'} variables.data shards are there"
+    return ""
 
 
-def _check_variables(graph: str, identity: tuple[int, int], sizes: Mapping[str, int]) -> None:
-    shards = [m for name in sizes if (m := _SHARD.fullmatch(os.path.relpath(name, "variables")))]
-    index = os.path.join("variables", "variables.index") in sizes
-    if not index and (shards or _has_variables(graph, identity)):
-        raise _Incomplete("variables/variables.index is missing, and the graph has variables")
-    if index and (not shards or len(shards) < int(shards[0][1])):
-        raise _Incomplete(f"{len(shards)} of {shards[0][1] if shards else 'its'} variables.data shards are there")
-
-
-@lru_cache(maxsize=1024)
-def _has_variables(graph: str, identity: tuple[int, int]) -> bool:  # noqa: ARG001 - the key of the cache
+def _has_variables(graph: str) -> bool:
     """Tell whether a graph names a variable operation. Op names stand in the file as they are, so no parsing."""
     data: bytes = file.read(graph, binary=True)
     return any(op in data for op in _VARIABLE_OPS)
