@@ -56,6 +56,8 @@ def lift_to_dataset(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> tupl
     from tensorflow.python.data.util import structure
 
     cut = _cut(outputs, datasets)
+    if _is_whole_element(outputs, cut, datasets):
+        return datasets[cut.sources[0].inputs[0].name], []
     graph_def = _graph_def_of(cut, outputs[0].graph)
     known = [datasets[op.inputs[0].name] for op in cut.sources]
     base = tf.data.Dataset.zip(tuple(known)) if known else tf.data.Dataset.range(_ENDLESS)
@@ -116,6 +118,16 @@ def _cut(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> _Cut:
             captured[name] = ops[0].inputs[0]
     cut.captured = list(captured.values())
     return cut
+
+
+def _is_whole_element(outputs: Sequence[Any], cut: _Cut, datasets: Mapping[str, Any]) -> bool:
+    """Whether the outputs are just what one dataset gives, in its order: then there is nothing to map."""
+    if cut.operations or len(cut.sources) != 1:
+        return False
+    (source,) = cut.sources
+    spec = datasets[source.inputs[0].name].element_spec
+    plain = isinstance(spec, tuple) and all(isinstance(part, tf.TensorSpec) for part in spec)
+    return plain and [t.name for t in outputs] == [t.name for t in source.outputs]
 
 
 def _refuse_placeholder(op: Any) -> None:
