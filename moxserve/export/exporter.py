@@ -24,6 +24,7 @@ from moxserve.export.job import ExportJob, ExportResult
 from moxserve.export.manifest import Manifest, SignatureEntry, Source, Variant, Verification, Warmup, write_manifest
 from moxserve.export.place import place
 from moxserve.export.savedmodel import write_saved_model
+from moxserve.export.signatures import check_classify
 from moxserve.export.verify import open_artifact, verify
 from moxserve.export.versions import normalize_version, publish_version
 from moxserve.export.warmup import replay, write_warmup
@@ -64,6 +65,7 @@ def export_tf_serving(job: ExportJob) -> ExportResult:
     with place("publishing the version"), _quiet(), contextlib.ExitStack() as stack:
         with place("building the model for export"):
             reference = stack.enter_context(open_model(job))
+            check_classify(reference.endpoints)
         version = normalize_version(reference.version if job.version is None else job.version)
         staged = stack.enter_context(publish_version(job.base_dir, version))
         written = _stage(job, reference, staged.staging)

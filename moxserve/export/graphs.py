@@ -221,13 +221,14 @@ def ancestors(tensors: Iterable[Any], stop: Iterable[Any] = ()) -> list[Any]:
 
 def _check_reachable(endpoints: Endpoints, specs: Sequence[TensorSpec], placeholders: Sequence[Any]) -> None:
     names = {p.op.name: spec.name for p, spec in zip(placeholders, specs, strict=True)}
+    given = ", ".join(f"{alias!r} ({tensor.name})" for alias, tensor in endpoints.inputs.items())
     for alias, tensor in endpoints.outputs.items():
         for op in ancestors([tensor], endpoints.inputs.values()):
             if op.type != "Placeholder":
                 continue
             what = f"model_fn's input {names[op.name]!r}" if op.name in names else f"the placeholder {op.name!r}"
             raise ExportError(
-                f"output {alias!r} needs {what}; ExportSpec.inputs_dict has only {', '.join(endpoints.inputs)}",
+                f"output {alias!r} needs {what}; ExportSpec.inputs_dict has only {given}",
                 hint="add it to inputs_dict, or leave the output out",
             )
 

@@ -6,6 +6,7 @@ exported.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -95,7 +96,7 @@ def _prune(path: str) -> None:
     names = {node.name for node in graph_def.node}
     for node in graph_def.node:
         _drop_dangling_colocation(node, names)
-    _hide_asset_paths(meta, graph_def)
+    _hide_asset_paths(meta, graph_def, os.path.join(os.path.dirname(path), "assets"))
     meta.graph_def.CopyFrom(graph_def)
     file.write(path, saved.SerializeToString(deterministic=True), binary=True)
 
@@ -116,7 +117,7 @@ def _referenced(meta: Any) -> Iterator[str]:
     for key in _KEPT_COLLECTIONS:
         if key in meta.collection_def:
             yield from meta.collection_def[key].node_list.value
-    for asset in meta.asset_file_def:
+    for asset in _assets(meta):
         yield asset.tensor_info.name
 
 
@@ -161,9 +162,41 @@ def _drop_dangling_colocation(node: Any, names: set[str]) -> None:
         del node.attr["_class"]
 
 
-def _hide_asset_paths(meta: Any, graph_def: Any) -> None:
+def _assets(meta: Any) -> list[Any]:
+    """Return the AssetFileDefs; the builder of TensorFlow 1 keeps them in a collection."""
+    from tensorflow.core.protobuf import meta_graph_pb2
+
+    found = list(meta.asset_file_def)
+    for packed in meta.collection_def["saved_model_assets"].any_list.value if _has_assets(meta) else ():
+        asset = meta_graph_pb2.AssetFileDef()
+        packed.Unpack(asset)
+        found.append(asset)
+    return found
+
+
+def _has_assets(meta: Any) -> bool:
+    return "saved_model_assets" in meta.collection_def
+
+
+def _hide_asset_paths(meta: Any, graph_def: Any, assets_dir: str) -> None:
     """Put the assets' names in the place of paths on this machine; loaders feed the real path."""
-    names = {_node_name(a.tensor_info.name): a.filename for a in meta.asset_file_def}
+    files = {_node_name(asset.tensor_info.name): asset.filename for asset in _assets(meta)}
+    nodes = {node.name: node for node in graph_def.node}
+    for name, filename in files.items():
+        nodes[name].attr["value"].tensor.string_val[:] = [filename.encode()]
     for node in graph_def.node:
-        if node.name in names and node.op == "Const":
-            node.attr["value"].tensor.string_val[:] = [names[node.name].encode()]
+        if node.op == "InitializeTableFromTextFileV2" and _node_name(node.input[1]) in files:
+            path = os.path.join(assets_dir, files[_node_name(node.input[1])])
+            _name_by_content(nodes[_node_name(node.input[0])], node, path)
+
+
+def _name_by_content(table: Any, initializer: Any, path: str) -> None:
+    """Rename a table that TensorFlow names after its file's path.
+
+    A process that loads two versions shares tables of one name, so equal names must mean equal tables: the name goes by
+    the file's content and by how it is read.
+    """
+    how = (initializer.attr[key].i for key in ("key_index", "value_index", "vocab_size"))
+    described = "-".join([*map(str, how), initializer.attr["delimiter"].s.decode()])
+    digest = hashlib.sha256(file.read(path, binary=True) + described.encode()).hexdigest()
+    table.attr["shared_name"].s = f"table_{digest[:32]}".encode()

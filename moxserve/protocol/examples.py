@@ -1,7 +1,7 @@
 """tf.Example messages and Python values.
 
-A feature is a list of int64, of float32 or of bytes. Which one is taken from the value: integers and booleans, floats, text
-and bytes.
+A feature is a list of int64, of float32 or of bytes. Which one is taken from the value: integers and booleans, floats,
+text and bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from moxserve.errors import DataError
@@ -16,6 +17,8 @@ from moxserve.protocol import messages
 from moxserve.protocol.tensors import to_array
 
 __all__ = ["make_example", "parse_example"]
+
+_INT64_MAX = 2**63 - 1
 
 
 def make_example(features: Mapping[str, Any]) -> Any:
@@ -25,21 +28,28 @@ def make_example(features: Mapping[str, Any]) -> Any:
         features: name -> scalar, list or array of any shape (flattened in row order).
 
     Raises:
-        DataError: a value is neither number, text nor bytes.
+        DataError: a value is neither number, text nor bytes, or an integer does not fit an int64.
     """
     example = messages.Example()
     for name, value in features.items():
         feature = example.features.feature[name]
         array = to_array(value)
         if array.dtype.kind in "iub":
-            feature.int64_list.value.extend(array.reshape(-1).astype(np.int64).tolist())
-        elif array.dtype.kind == "f":
+            feature.int64_list.value.extend(_as_int64(name, array))
+        elif array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16:
             feature.float_list.value.extend(array.reshape(-1).astype(np.float32).tolist())
         elif array.dtype == object:
             feature.bytes_list.value.extend(array.reshape(-1).tolist())
         else:
             raise DataError(f"feature {name!r}: {array.dtype} is neither integer, float, text nor bytes")
     return example
+
+
+def _as_int64(name: str, array: np.ndarray) -> list[int]:
+    if array.dtype == np.uint64 and array.size and array.max() > _INT64_MAX:
+        raise DataError(f"feature {name!r}: {array.max()} is larger than an int64 list can hold ({_INT64_MAX})")
+    values: list[int] = array.reshape(-1).astype(np.int64).tolist()
+    return values
 
 
 def parse_example(serialized: bytes) -> dict[str, np.ndarray]:

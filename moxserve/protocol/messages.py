@@ -8,6 +8,7 @@ crosses from one pool to the other as bytes only. Full names are the original on
 from __future__ import annotations
 
 import os
+import threading
 from functools import cache
 from typing import Any
 
@@ -24,9 +25,19 @@ _PACKAGES = (
 )
 
 
-@cache
+# A second pool would make a second class of each message, and messages of two classes cannot be put together; without
+# the lock, functools.cache computes twice when two threads come first at once.
+_lock = threading.Lock()
+
+
 def pool() -> Any:
     """Return the private DescriptorPool with all wire messages."""
+    with _lock:
+        return _make_pool()
+
+
+@cache
+def _make_pool() -> Any:
     private = descriptor_pool.DescriptorPool()
     path = os.path.join(os.path.dirname(__file__), "descriptors.binpb")
     with open(path, "rb") as f:

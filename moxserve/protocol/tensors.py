@@ -83,7 +83,7 @@ def to_proto(value: Any, *, typed: bool = False) -> Any:
 
 
 def _typed_values(array: np.ndarray, dtype: DType) -> Any:
-    flat = np.ascontiguousarray(array).reshape(-1)
+    flat = np.ascontiguousarray(array, dtype=dtype.numpy).reshape(-1)
     if dtype.proto_field == "half_val":
         return flat.view(np.uint16).tolist()
     if dtype.name in ("complex64", "complex128"):
@@ -133,7 +133,7 @@ def from_proto(proto: Any) -> np.ndarray:
 
 def _from_typed(values: Any, dtype: DType, count: int) -> np.ndarray:
     if dtype.proto_field == "half_val":
-        found = np.array(values, dtype=np.uint32).astype(np.uint16).view(dtype.numpy)
+        found = np.array(values, dtype=np.int32).astype(np.uint16).view(dtype.numpy)
     elif dtype.name in ("complex64", "complex128"):
         part = np.float32 if dtype.name == "complex64" else np.float64
         pairs = np.array(values, dtype=part)

@@ -117,7 +117,7 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(version: Path, change: dic
 
 def test_a_damaged_manifest_is_refused(version: Path) -> None:
     (version / MANIFEST_PATH).write_text('{"schema_version": 1, "mod')
-    with pytest.raises(DataError, match="Invalid JSON.*expected a moxserve manifest"):
+    with pytest.raises(DataError, match=r"Invalid JSON.*expected a moxserve manifest"):
         check_files(str(version))
 
 

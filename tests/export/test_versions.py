@@ -65,9 +65,13 @@ def test_publishing_takes_the_next_number_and_leaves_nothing_else(tmp_path: Path
 
 
 def test_a_failure_publishes_nothing_and_leaves_no_litter(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), publish_version(str(tmp_path)) as staged:
-        Path(staged.staging, "half").write_text("written")
-        raise RuntimeError("model broke")
+    def fail() -> None:
+        with publish_version(str(tmp_path)) as staged:
+            Path(staged.staging, "half").write_text("written")
+            raise RuntimeError("model broke")
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert os.listdir(tmp_path) == []
 
 
@@ -88,10 +92,14 @@ def test_a_name_that_is_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_version_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(VersionExistsError, match="already exists"), publish_version(str(tmp_path), 5) as staged:
-        Path(staged.staging, "mine").write_text("mine")
-        (tmp_path / "5").mkdir()
-        (tmp_path / "5" / "theirs").write_text("theirs")
+    def publish() -> None:
+        with publish_version(str(tmp_path), 5) as staged:
+            Path(staged.staging, "mine").write_text("mine")
+            (tmp_path / "5").mkdir()
+            (tmp_path / "5" / "theirs").write_text("theirs")
+
+    with pytest.raises(VersionExistsError, match="already exists"):
+        publish()
     assert os.listdir(tmp_path) == ["5"]
     assert os.listdir(tmp_path / "5") == ["theirs"]
 
