@@ -6,10 +6,12 @@ import os
 
 import click
 
+from moxserve.cli.main import LazyGroup
+
 __all__ = ["data"]
 
 
-@click.group()
+@click.group(cls=LazyGroup, lazy={})
 def data() -> None:
     """Write sample data sets."""
 

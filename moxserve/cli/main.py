@@ -71,10 +71,11 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"{error.message.rstrip('.')}.{hint}", ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write the command list from the stored help lines, importing nothing."""
-        rows = [(name, self._lazy[name][1]) for name in sorted(self._lazy)]
+        """Write the command list; the lazy ones from their stored help lines, importing nothing."""
+        rows = {name: command.get_short_help_str(100) for name, command in self.commands.items()}
+        rows |= {name: line for name, (_, line) in self._lazy.items()}
         with formatter.section("Commands"):
-            formatter.write_dl(rows)
+            formatter.write_dl(sorted(rows.items()))
 
 
 @click.group(

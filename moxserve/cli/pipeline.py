@@ -7,12 +7,16 @@ from typing import Any
 
 import click
 
+from moxserve.cli.main import LazyGroup
+
 __all__ = ["pipeline"]
 
 
 @click.group(
+    cls=LazyGroup,
+    lazy={},
     epilog="\b\nExamples:\n  moxserve pipeline validate pipelines/digits.yaml\n"
-    "  moxserve pipeline run pipelines/digits.yaml --set run.max_number_of_steps=50"
+    "  moxserve pipeline run pipelines/digits.yaml --set run.max_number_of_steps=50",
 )
 def pipeline() -> None:
     """Run, check and show training pipelines."""
@@ -83,9 +87,7 @@ def _summary(result: Any) -> list[str]:
         lines.append(f"{done}: {result.report.checkpoint}")
     if result.evaluate:
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.evaluate.items())
-        lines.append(
-            f"evaluated on {result.report.rows} rows: {metrics}" if result.report.rows else f"evaluated: {metrics}"
-        )
+        lines.append(f"evaluated on {result.evaluated} rows: {metrics}")
     if export is not None:
         lines.append(
             f"exported version {export.version}: {export.path} (max abs error {export.max_abs_error:.2e}, "

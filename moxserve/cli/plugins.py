@@ -8,10 +8,14 @@ from typing import Any
 
 import click
 
+from moxserve.cli.main import LazyGroup
+
 __all__ = ["plugins"]
 
 
-@click.group(epilog="\b\nExamples:\n  moxserve plugins list\n  moxserve plugins show input.image_folder")
+@click.group(
+    cls=LazyGroup, lazy={}, epilog="\b\nExamples:\n  moxserve plugins list\n  moxserve plugins show input.image_folder"
+)
 def plugins() -> None:
     """List and show plugins."""
 

@@ -5,30 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
 from moxserve.config.models import PluginConfig, path_role
-from moxserve.config.pipeline import VERSION, PipelineConfig
+from moxserve.config.pipeline import FOLDERS, VERSION, PipelineConfig
 from moxserve.registry import is_target
 
 __all__ = ["config_hash", "to_data", "to_yaml"]
 
 
-def to_data(config: PipelineConfig, *, defaults: bool = True, absolute: bool = False) -> dict[str, Any]:
+def to_data(
+    config: PipelineConfig, *, defaults: bool = True, absolute: bool = False, folders: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return a configuration as plain data, in the order in which stages run.
 
     Args:
         config: the configuration, variables filled in and overrides applied.
         defaults: with the values that nobody wrote.
         absolute: paths made absolute, so that the result holds in any current directory.
+        folders: plugin folders to write down; those that the file names by default.
     """
     data: dict[str, Any] = {"version": VERSION}
     if config.description:
         data["description"] = config.description
+    folders = folders or config.plugin_folders
+    if folders:
+        data[FOLDERS] = [os.path.abspath(folder) if absolute else folder for folder in folders]
     for name, stage in config.stages().items():
         values = stage.model_dump(mode="json", exclude_unset=not defaults)
         if absolute:

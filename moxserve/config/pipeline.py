@@ -25,8 +25,9 @@ from moxserve.registry import SLOTS, Registry, discover
 __all__ = ["STAGES", "VERSION", "LoadedPipeline", "PipelineConfig", "load_pipeline", "plugin_class", "plugin_folders"]
 
 VERSION = 1
+FOLDERS = "plugin_folders"
 STAGES: Mapping[str, type[BaseModel]] = {"export": ExportStage, "evaluate": EvaluateStage, "predict": PredictStage}
-_KEYS = ("version", "description", *SLOTS, *STAGES)
+_KEYS = ("version", "description", FOLDERS, *SLOTS, *STAGES)
 _EXAMPLES = {
     "input": "input: {plugin: image_folder, train_dir: DIR, eval_dir: DIR, batch_size: 32}",
     "model": "model: {plugin: lenet}",
@@ -49,6 +50,7 @@ class PipelineConfig:
         export: the artifact, if any.
         evaluate: a last evaluation, if any.
         predict: predictions, if any.
+        plugin_folders: folders to look for plugins in, besides the usual ones.
     """
 
     version: int
@@ -60,6 +62,7 @@ class PipelineConfig:
     export: ExportStage | None = None
     evaluate: EvaluateStage | None = None
     predict: PredictStage | None = None
+    plugin_folders: tuple[str, ...] = ()
 
     def stages(self) -> dict[str, BaseModel]:
         """Return the stages that are there, by name, in the order in which they run."""
@@ -75,11 +78,13 @@ class LoadedPipeline:
         path: the file.
         config: what it says.
         tree: the same, with places.
+        folders: every plugin folder that counted, in the order of search.
     """
 
     path: str
     config: PipelineConfig
     tree: Node
+    folders: tuple[str, ...] = ()
 
     def problem(self, key: str, message: str) -> ConfigProblem:
         """Make a problem of a dotted key, at the place where it, or the nearest thing around it, was written."""
@@ -117,9 +122,10 @@ def load_pipeline(
     problems: list[ConfigProblem] = []
     tree = apply_overrides(_mapping(parse(_read(name), name)), tuple(overrides), problems)
     tree = interpolate(tree, os.environ if environment is None else environment, problems)
-    reader = _Stages(name, tree, discover(plugin_folders(name)) if registry is None else registry, problems)
-    config = reader.read()
-    loaded = LoadedPipeline(name, config, tree)
+    own = _own_folders(tree, problems)
+    folders = (*own, *plugin_folders(name))
+    reader = _Stages(name, tree, discover(folders) if registry is None else registry, problems)
+    loaded = LoadedPipeline(name, reader.read(own), tree, folders)
     if check and not problems:
         problems += _check(loaded)
     if problems:
@@ -154,6 +160,22 @@ def _mapping(root: Node) -> Node:
     raise ConfigError([root.place.problem(message)])
 
 
+def _own_folders(tree: Node, problems: list[ConfigProblem]) -> tuple[str, ...]:
+    """Return what the key `plugin_folders` names."""
+    node = tree.child(FOLDERS)
+    if node is None or node.value is None:
+        return ()
+    found = node.data()
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        problems.append(node.place.problem(f"expected a list of folders, got {format_value(found)}", FOLDERS))
+        return ()
+    for index, folder in enumerate(found):
+        if not os.path.isdir(folder):
+            place = _locate(node, [index], node.place.path)
+            problems.append(place.problem(f"no such directory: {folder!r}", f"{FOLDERS}.{index}"))
+    return tuple(found)
+
+
 def _locate(node: Node, keys: Sequence[str | int], path: str) -> Place:
     """Return the place of a value, or of the innermost thing around it that is there."""
     place = Place(path)
@@ -175,13 +197,13 @@ class _Stages:
         self._registry = registry
         self._problems = problems
 
-    def read(self) -> PipelineConfig:
+    def read(self, folders: tuple[str, ...]) -> PipelineConfig:
         self._keys()
         # A stage with problems is None here; the caller raises before anyone sees it.
         stages: dict[str, Any] = {slot: self._plugin(slot) for slot in SLOTS}
         stages |= {name: self._stage(name, model) for name, model in STAGES.items()}
         self._required(cast("PluginConfig | None", stages["run"]))
-        return PipelineConfig(VERSION, self._description(), **stages)
+        return PipelineConfig(VERSION, self._description(), plugin_folders=folders, **stages)
 
     def _keys(self) -> None:
         for key, node in self._nodes.items():
@@ -282,9 +304,16 @@ def _check(loaded: LoadedPipeline) -> list[ConfigProblem]:
         missing = _missing_paths(name, stage, loaded)
         problems += missing
         if isinstance(stage, PluginConfig) and not missing:
-            for field, message in stage.check():
+            for field, message in _own_check(stage):
                 problems.append(loaded.problem(f"{name}.{field}" if field else name, message))
     return problems
+
+
+def _own_check(plugin: PluginConfig) -> list[tuple[str, str]]:
+    try:
+        return list(plugin.check())
+    except Exception as error:  # noqa: BLE001 - a plugin's own code: told as a problem of that plugin
+        return [("", f"the check of plugin {plugin.plugin!r} failed: {type(error).__name__}: {error}")]
 
 
 def _missing_paths(name: str, stage: BaseModel, loaded: LoadedPipeline) -> list[ConfigProblem]:

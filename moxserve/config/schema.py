@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moxserve.config.models import PluginConfig
-from moxserve.config.pipeline import STAGES, VERSION
+from moxserve.config.pipeline import FOLDERS, STAGES, VERSION
 from moxserve.errors import PluginError
 from moxserve.registry import SLOTS, Registry
 
@@ -23,6 +23,11 @@ def pipeline_schema(registry: Registry) -> dict[str, Any]:
     properties: dict[str, Any] = {
         "version": {"const": VERSION, "description": "Version of the file format."},
         "description": {"type": "string", "description": "One line for `moxserve pipeline list`."},
+        FOLDERS: {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Folders to look for plugins in, besides plugins/ here and beside the file.",
+        },
     }
     for slot in SLOTS:
         properties[slot] = _slot(slot, registry, definitions)

@@ -189,8 +189,9 @@ class _Reader:
     def character_problem(self, error: Any) -> ConfigProblem:
         before = "\n".join(self._lines)[: error.position]
         line = before.count("\n")
+        code = error.character if isinstance(error.character, int) else ord(error.character)
         place = Place(self._path, line + 1, len(before) - before.rfind("\n"))
-        return place.problem(f"not YAML: character U+{ord(error.character):04X} is not allowed")
+        return place.problem(f"not YAML: character U+{code:04X} is not allowed")
 
     def convert(self, node: yaml.Node, stack: tuple[int, ...], key_place: Place | None = None) -> Node:
         place = self.place(node.start_mark)

@@ -130,6 +130,7 @@ class PipelineResult:
         log_dir: the run's directory.
         report: of the run stage.
         evaluate: metrics of the last evaluation over all rows; empty when there was none.
+        evaluated: how many rows that were.
         export: the artifact, if any.
         predictions: file and number of rows of the predictions, if any.
         seconds: wall time by stage.
@@ -139,6 +140,7 @@ class PipelineResult:
     log_dir: str
     report: RunReport
     evaluate: Mapping[str, float] = field(default_factory=dict)
+    evaluated: int = 0
     export: ExportResult | None = None
     predictions: tuple[str, int] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -156,7 +158,7 @@ class PipelineResult:
                 "metrics": dict(train.metrics),
             }
         if self.evaluate:
-            facts["evaluate"] = dict(self.evaluate)
+            facts["evaluate"] = {**self.evaluate, "rows": self.evaluated}
         if export is not None:
             facts["export"] = {
                 "path": export.path,
@@ -323,7 +325,14 @@ class _Stages:
             rows = self._stage("predict", prepared.data, lambda: self._predict(output, prepared, report))
             predictions = (output, rows)
         return PipelineResult(
-            self._loaded.path, prepared.log_dir, report, metrics, export, predictions, dict(self._seconds)
+            path=self._loaded.path,
+            log_dir=prepared.log_dir,
+            report=report,
+            evaluate=metrics,
+            evaluated=prepared.data.num_samples.get("EVAL", 0) if metrics else 0,
+            export=export,
+            predictions=predictions,
+            seconds=dict(self._seconds),
         )
 
     def _stage(self, name: str, data: InputBundle, work: Callable[[], Any]) -> Any:
@@ -341,7 +350,9 @@ class _Stages:
         target = os.path.join(run.log_dir, RESOLVED)
         if run.trains or not os.path.exists(target):
             os.makedirs(run.log_dir, exist_ok=True)
-            text = to_yaml(to_data(self._config, absolute=True)).replace("${", "$${")
+            # The plugins must be found again wherever the run directory is read from.
+            folders = [folder for folder in self._loaded.folders if os.path.isdir(folder)]
+            text = to_yaml(to_data(self._config, absolute=True, folders=folders)).replace("${", "$${")
             head = (
                 f"# Resolved from {self._loaded.path}: defaults, variables and overrides filled in, paths absolute.\n"
             )

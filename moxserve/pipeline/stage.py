@@ -11,7 +11,7 @@ from moxserve.config.pipeline import LoadedPipeline
 from moxserve.errors import ConfigError, InterruptedRunError, MoxserveError
 from moxserve.pipeline.slots import ParameterError
 
-__all__ = ["StageError", "Talk", "silent", "stage"]
+__all__ = ["StageError", "Talk", "first_line", "silent", "stage"]
 
 Talk = Callable[[str], None]
 
@@ -62,17 +62,22 @@ def stage(
     except Exception as error:
         found = diagnose() if diagnose is not None and _is_tensorflow(error) else None
         place = _place(error)
-        told = found or f"{type(error).__name__}: {_first_line(error)}"
+        told = found or f"{type(error).__name__}: {first_line(error)}"
         where = f" (at {place})" if place and not found else ""
-        raise StageError(f"{title}: {told}{where}", hint="`moxserve -v …` shows the traceback") from error
+        hint = None if found else "`moxserve -v …` shows the traceback"
+        raise StageError(f"{title}: {told}{where}", hint=hint) from error
 
 
 def _is_tensorflow(error: BaseException) -> bool:
     return type(error).__module__.startswith("tensorflow")
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def first_line(error: Exception) -> str:
+    """Return what an error says in one line; of TensorFlow's long messages the line that tells the cause."""
+    lines = [line.strip() for line in str(getattr(error, "message", error)).splitlines() if line.strip()]
+    if _is_tensorflow(error):
+        # "Graph execution error:", where the node was made, "Node: ...", the cause, "[[{{node ...}}]]"
+        lines = [line for line in lines if not line.startswith("[[")][-1:]
     return lines[0] if lines else "no message"
 
 

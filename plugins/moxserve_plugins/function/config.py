@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -14,6 +15,11 @@ from moxserve.pipeline.slots import InputBundle, ModelPlugin, ParameterError
 from moxserve.registry import check_target, load_target
 
 __all__ = ["Function"]
+
+_LOG = logging.getLogger(__name__)
+
+# What the executor gives; no parameter may take its place.
+_GIVEN = ("inputs", "mode", "run_mode")
 
 
 class Function(ModelPlugin):
@@ -43,9 +49,15 @@ class Function(ModelPlugin):
 
     def _check_parameters(self, function: Callable[..., Any]) -> None:
         parameters = inspect.signature(function).parameters
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        names = [
+            n for n, p in parameters.items() if n not in _GIVEN and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
         for name in self.params:
-            if name not in parameters:
-                near = did_you_mean(name, [n for n in parameters if n not in ("inputs", "mode", "run_mode")])
-                raise ParameterError(f"model.params.{name}", f"{self.target} has no parameter {name!r}; {near}")
+            if name in names:
+                continue
+            near = did_you_mean(name, names)
+            if name in _GIVEN or not takes_all:
+                raise ParameterError(f"model.params.{name}", f"{self.target} takes no parameter {name!r}; {near}")
+            if near.startswith("did you mean"):
+                _LOG.warning("model.params.%s goes to **kwargs of %s; %s", name, self.target, near)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moxserve.errors import DataError
 from moxserve.pipeline.slots import InputBundle
+from moxserve.pipeline.stage import first_line
 from moxserve_plugins.image_folder.index import Folder, Index, index_folders
 from moxserve_plugins.inputs import batch_rows, cores, gather_rows
 
@@ -100,7 +101,7 @@ def _diagnose(index: Index, resized: bool) -> str | None:
                     with open(file, "rb") as f:
                         found = session.run(image, {data: f.read()}).shape
                 except (tf.errors.InvalidArgumentError, OSError) as error:
-                    return f"{file} cannot be decoded: {str(error).splitlines()[0]}"
+                    return f"{file} cannot be decoded: {first_line(error)}"
                 if not resized and found != index.shape:
                     expected = "x".join(map(str, index.shape))
                     got = "x".join(map(str, found))
