@@ -26,7 +26,7 @@ from moxserve.export.place import place
 from moxserve.export.savedmodel import write_saved_model
 from moxserve.export.signatures import check_classify
 from moxserve.export.verify import open_artifact, verify
-from moxserve.export.versions import normalize_version, publish_version
+from moxserve.export.versions import check_version, normalize_version, publish_version
 from moxserve.export.warmup import replay, write_warmup
 from moxserve.tensorflow.executor import checkpoint
 from moxserve.tensorflow.executor.env import tf, tf1
@@ -62,6 +62,8 @@ def export_tf_serving(job: ExportJob) -> ExportResult:
         ExportError: TensorFlow or the file system failed.
     """
     started = time.monotonic()
+    if job.version is not None:
+        check_version(job.base_dir, job.version)
     with place("publishing the version"), _quiet(), contextlib.ExitStack() as stack:
         with place("building the model for export"):
             reference = stack.enter_context(open_model(job))
