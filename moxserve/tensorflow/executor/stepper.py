@@ -43,7 +43,7 @@ class Fetcher:
         if found is not None:
             self._cache.move_to_end(key)
             return found
-        options = tf1_callable_options(*key)
+        options = _callable_options(*key)
         # The public make_callable re-parses fetches at each call; this one is what Keras' graph backend used, too.
         made: Callable[..., list[np.ndarray]] = self._session._make_callable_from_options(options)
         self._cache[key] = made
@@ -53,7 +53,7 @@ class Fetcher:
         return made
 
 
-def tf1_callable_options(fetches: Sequence[str], feeds: Sequence[str], targets: Sequence[str]) -> Any:
+def _callable_options(fetches: Sequence[str], feeds: Sequence[str], targets: Sequence[str]) -> Any:
     """Build the CallableOptions proto of one callable."""
     from tensorflow.core.protobuf import config_pb2
 
@@ -64,14 +64,14 @@ class _Merge:
     """The requests of several participants as one: every tensor fetched once, every feed given once."""
 
     def __init__(self, target: str) -> None:
-        self.positions: dict[str, int] = {}
+        self.names: dict[str, None] = {}  # a set that keeps its order
         self.feeds: dict[str, np.ndarray] = {}
         self.targets: list[str] = [target]
 
-    def add(self, plan: FetchPlan) -> list[int]:
-        """Add fetches and targets; tells where the participant's values will be."""
+    def add(self, plan: FetchPlan) -> None:
+        """Add fetches and targets."""
         self.targets.extend(name for name in plan.targets if name not in self.targets)
-        return [self.positions.setdefault(name, len(self.positions)) for name in plan.names]
+        self.names.update(dict.fromkeys(plan.names))
 
     def feed(self, name: str, value: np.ndarray) -> None:
         """Add a feed.
@@ -134,21 +134,18 @@ class Stepper:
 
     def _run_compiled(self, asked: Sequence[tuple[Participant, Any]]) -> list[Any]:
         merge = _Merge(self._target)
-        wanted: list[tuple[FetchPlan, list[int]] | None] = []
-        for _, args in asked:
-            if args is None:
-                wanted.append(None)
+        plans = [None if args is None else self._plan(args.fetches) for _, args in asked]
+        for (_, args), plan in zip(asked, plans, strict=True):
+            if plan is None:
                 continue
-            plan = self._plan(args.fetches)
-            wanted.append((plan, merge.add(plan)))
+            merge.add(plan)
             for key, value in (args.feed_dict or {}).items():
                 merge.feed(*compile_feed(self._graph, key, value))
-        run = self.fetcher.callable(list(merge.positions), list(merge.feeds), merge.targets)
-        values = run(*merge.feeds.values())
-        return [
-            _values(None if item is None else item[0].rebuild([values[position] for position in item[1]]))
-            for item in wanted
-        ]
+        # The runtime refuses to fetch what is fed; whoever asks for it gets what was fed.
+        names = [name for name in merge.names if name not in merge.feeds]
+        fetched = self.fetcher.callable(names, list(merge.feeds), merge.targets)(*merge.feeds.values())
+        known = {**dict(zip(names, fetched, strict=True)), **merge.feeds}
+        return [_values(None if plan is None else plan.rebuild([known[n] for n in plan.names])) for plan in plans]
 
     def _run_with_options(self, asked: Sequence[tuple[Participant, Any]]) -> list[Any]:
         """Run a step in which a hook gave RunOptions (a profiler, say): through `session.run`, options merged."""
