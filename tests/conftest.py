@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,3 +61,105 @@ def run_moxserve() -> Runner:
         )
 
     return run
+
+
+@dataclass(frozen=True)
+class ToyServer:
+    """A real server with one small model named `toy`, for tests of whatever talks to a server."""
+
+    base: Path
+    grpc: str
+    rest: str
+    server: Any
+
+
+@pytest.fixture(scope="session")
+def toy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Base directory of a model with one version and a signature for each thing that clients trip over."""
+    import tensorflow as tf
+
+    spec = tf.TensorSpec
+
+    class Toy(tf.Module):
+        @tf.function(input_signature=[spec([None, 8, 8, 1], tf.uint8, name="images")])
+        def shade(self, images: Any) -> Any:
+            brightness = tf.reduce_mean(tf.cast(images, tf.float32), [1, 2, 3]) / 255.0
+            nearness = -50.0 * tf.abs(brightness[:, None] - tf.constant([[0.0, 0.5, 1.0]]))
+            return {"probabilities": tf.nn.softmax(nearness), "classes": tf.argmax(nearness, 1)}
+
+        @tf.function(
+            input_signature=[
+                spec([None, 3], tf.float32, name="x"),
+                spec([None], tf.int64, name="n"),
+                spec([None], tf.string, name="s"),
+                spec([None], tf.bool, name="b"),
+            ]
+        )
+        def echo(self, x: Any, n: Any, s: Any, b: Any) -> Any:
+            return {name: tf.identity(value) for name, value in {"x": x, "n": n, "s_bytes": s, "b": b}.items()}
+
+        @tf.function(input_signature=[spec([None], tf.float32, name="x")])
+        def positive(self, x: Any) -> Any:
+            with tf.control_dependencies([tf.debugging.assert_non_negative(x, "negative numbers are refused")]):
+                return {"root": tf.sqrt(x)}
+
+        @tf.function(input_signature=[spec([None], tf.float32, name="x")])
+        def total(self, x: Any) -> Any:
+            return {"total": tf.reduce_sum(x)}
+
+        @tf.function(input_signature=[spec([None, 2], tf.float16, name="x")])
+        def half(self, x: Any) -> Any:
+            return {"y": x / tf.constant(2.0, tf.float16)}
+
+        @tf.function(input_signature=[spec([4, 2], tf.float32, name="x")])
+        def fixed(self, x: Any) -> Any:
+            return {"sum": tf.reduce_sum(x, 1)}
+
+        @tf.function(input_signature=[spec([None], tf.float32, name="x")])
+        def inverse(self, x: Any) -> Any:
+            return {"inverse": 1.0 / x}
+
+        @tf.function(input_signature=[spec([None], tf.string, name="files")])
+        def sizes(self, files: Any) -> Any:
+            return {"size": tf.strings.length(files), "names": tf.strings.substr(files, 1, 3)}
+
+        @tf.function(input_signature=[spec([None, 8, 8, 3], tf.float32, name="images")])
+        def mean(self, images: Any) -> Any:
+            return {"mean": tf.reduce_mean(images, [1, 2])}
+
+    toy = Toy()
+    base = tmp_path_factory.mktemp("toy")
+    names = ("echo", "positive", "total", "half", "fixed", "inverse", "sizes", "mean")
+    signatures = {"serving_default": toy.shade, **{name: getattr(toy, name) for name in names}}
+    tf.saved_model.save(toy, str(base / "1"), signatures=signatures)
+    return base
+
+
+@pytest.fixture(scope="session")
+def toy_server(toy_base: Path) -> Iterator[ToyServer]:
+    """The toy model behind real gRPC and REST ports."""
+    from moxserve.serving.main import Server, ServerOptions
+
+    options = ServerOptions(
+        model_name="toy", model_base_path=str(toy_base), grpc_address="127.0.0.1:0", rest_address="127.0.0.1:0"
+    )
+    with Server(options) as server:
+        yield ToyServer(toy_base, f"127.0.0.1:{server.grpc_port}", f"http://127.0.0.1:{server.rest_port}", server)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits data set in all formats, as `moxserve data digits` writes it. Read only."""
+    from moxserve.data.digits import write_digits
+
+    out = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(out)
+    return out

@@ -78,12 +78,13 @@ class AsyncClient:
         check: bool = True,
         retry: Retry = Retry(),  # noqa: B008 - frozen
     ) -> None:
-        self._flows = Flows(Settings(timeout_s, check, retry))
         self._transport: AsyncTransport
         if isinstance(target, (str, os.PathLike)):
             self._transport = _async_transport_for(parse_target(target))
         else:
             self._transport = target if isinstance(target, AsyncTransport) else _InThreads(target)
+        needs_signature = getattr(self._transport, "needs_signature", False)
+        self._flows = Flows(Settings(timeout_s, check, retry), needs_signature=needs_signature)
         self._closed = False
 
     @property

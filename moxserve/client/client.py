@@ -36,7 +36,7 @@ class Client:
             a transport, such as `MockTransport` in a test.
         timeout_s: seconds for each call, repetitions included; None is no limit.
         check: compare names, dtypes and shapes with the model's signature before sending. The signature is fetched
-            once, not for each call. Without the check, arrays go out as they are, and over REST without their dtypes.
+            once, not for each call. Without the check, arrays go out as they are.
         retry: how a server that does not answer is asked again; `Retry(attempts=0)` turns that off.
 
     Raises:
@@ -51,8 +51,9 @@ class Client:
         check: bool = True,
         retry: Retry = Retry(),  # noqa: B008 - frozen
     ) -> None:
-        self._flows = Flows(Settings(timeout_s, check, retry))
         self._transport = transport_for(parse_target(target)) if isinstance(target, (str, os.PathLike)) else target
+        needs_signature = getattr(self._transport, "needs_signature", False)
+        self._flows = Flows(Settings(timeout_s, check, retry), needs_signature=needs_signature)
         self._closed = False
 
     @property

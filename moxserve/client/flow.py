@@ -105,10 +105,16 @@ class _Kept:
 
 
 class Flows:
-    """The flows of one client, with the metadata that it has seen."""
+    """The flows of one client, with the metadata that it has seen.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: how the client behaves.
+        needs_signature: the transport cannot read an answer without the signature (REST: names and dtypes).
+    """
+
+    def __init__(self, settings: Settings, *, needs_signature: bool = False) -> None:
         self.settings = settings
+        self._needs_signature = needs_signature
         self._kept: dict[ModelRef, _Kept] = {}
 
     def _deadline(self, timeout_s: Timeout) -> _Deadline:
@@ -127,7 +133,7 @@ class Flows:
         ref = model_ref(model)
         call = PredictCall(ref, {}, signature, _names(outputs))
         deadline = self._deadline(timeout_s)
-        if self.settings.check or not isinstance(inputs, Mapping):
+        if self.settings.check or self._needs_signature or not isinstance(inputs, Mapping):
             reply = yield from self._checked(call, inputs, deadline)
         else:
             reply = yield from self._send(replace(call, inputs=unchecked_inputs(inputs)), deadline)

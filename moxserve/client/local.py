@@ -21,7 +21,7 @@ from moxserve.client.calls import (
     StatusReply,
     VersionStatus,
 )
-from moxserve.client.refusals import STATUS_NAMES, refused
+from moxserve.client.refusals import refused
 from moxserve.errors import RequestError, ServingError
 from moxserve.types import ModelRef, Signature
 
@@ -70,8 +70,7 @@ class LocalTransport:
         try:
             return self._answer(call)
         except ServingError as error:
-            status = STATUS_NAMES.get(error.grpc_code, "UNKNOWN")
-            raise refused(self.target, status, error.message, error.hint) from error
+            raise refused(self.target, error.status, error.message, error.hint) from error
 
     def _answer(self, call: Call) -> Reply:
         versions = self._versions(call.model)

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from moxserve.errors import RequestError, ServerUnreachableError
 
-__all__ = ["STATUS_NAMES", "nobody_answers", "overdue", "refused", "unavailable"]
+__all__ = ["PORTS", "nobody_answers", "overdue", "refused", "unavailable"]
 
-STATUS_NAMES = {
-    0: "OK", 1: "CANCELLED", 2: "UNKNOWN", 3: "INVALID_ARGUMENT", 4: "DEADLINE_EXCEEDED", 5: "NOT_FOUND",
-    6: "ALREADY_EXISTS", 7: "PERMISSION_DENIED", 8: "RESOURCE_EXHAUSTED", 9: "FAILED_PRECONDITION", 10: "ABORTED",
-    11: "OUT_OF_RANGE", 12: "UNIMPLEMENTED", 13: "INTERNAL", 14: "UNAVAILABLE", 15: "DATA_LOSS", 16: "UNAUTHENTICATED",
-}  # fmt: skip
 PORTS = "TensorFlow Serving: gRPC on 8500, REST on 8501"
 _HINTS = {
     "NOT_FOUND": "check the model's name, version or label",

@@ -38,6 +38,8 @@ class RestTransport:
         rows: send predict requests in row format instead of column format.
     """
 
+    needs_signature = True
+
     def __init__(self, url: str, *, rows: bool = False) -> None:
         self.target = url.rstrip("/")
         self._rows = rows
@@ -71,6 +73,8 @@ class AsyncRestTransport:
         url: `http://HOST:PORT[/PREFIX]`.
         rows: send predict requests in row format instead of column format.
     """
+
+    needs_signature = True
 
     def __init__(self, url: str, *, rows: bool = False) -> None:
         self.target = url.rstrip("/")

@@ -21,7 +21,10 @@ _EXPECTED = "expected grpc://HOST:PORT, HOST:PORT, http://HOST:PORT, local:DIR o
 
 @runtime_checkable
 class Transport(Protocol):
-    """Carries calls to a model. Used from several threads at once."""
+    """Carries calls to a model. Used from several threads at once.
+
+    A transport that cannot read an answer without the call's signature has an attribute `needs_signature = True`.
+    """
 
     @property
     def target(self) -> str:

@@ -23,7 +23,6 @@ from moxserve.client.calls import (
     StatusReply,
     VersionStatus,
 )
-from moxserve.client.refusals import STATUS_NAMES
 from moxserve.errors import InvalidArgument, UsageError
 from moxserve.protocol import messages
 from moxserve.protocol.metadata import signatures_from_map
@@ -154,5 +153,5 @@ def _status_reply(data: bytes) -> StatusReply:
 
 def _version_status(status: Any) -> VersionStatus:
     state = messages.enum_name("tensorflow.serving.ModelVersionStatus.State", status.state)
-    code = STATUS_NAMES.get(status.status.error_code, str(status.status.error_code))
+    code = messages.enum_name("tensorflow.error.Code", status.status.error_code)
     return VersionStatus(status.version, state, code, status.status.error_message)
