@@ -276,7 +276,7 @@ def _attribute(module: ModuleType, attribute: str, target: str) -> Any:
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = [n for n in vars(found) if not n.startswith("_")]
-            raise PluginError(f"{target!r}: {module.__name__} has no {part!r}; {did_you_mean(part, names)}")
+            raise PluginError(f"{target!r} has no {part!r}; {did_you_mean(part, names)}")
         found = getattr(found, part)
     return found
 
