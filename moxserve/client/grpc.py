@@ -26,6 +26,11 @@ _LIMITS: tuple[tuple[str, Any], ...] = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
+# gRPC does not tell its own UNAVAILABLE from the server's; these words are its own.
+_OWN_WORDS = (
+    "failed to connect", "last error", "errors resolving", "dns resolution", "socket closed", "connection reset",
+    "goaway", "stream removed", "recvmsg", "endpoint closing", "broken pipe", "handshake", "channel closed",
+)  # fmt: skip
 _REASONS = (
     "Connection refused", "DNS resolution failed", "Domain name not found", "Name or service not known",
     "No route to host", "Network is unreachable", "Connection reset by peer", "Socket closed",
@@ -137,19 +142,19 @@ def _translate(error: Any, target: str, timeout_s: float | None) -> MoxserveErro
     status = error.code().name
     details = re.sub(r"\s+", " ", error.details() or "").strip()
     if status == "UNAVAILABLE":
-        return _unreachable(error, details, target)
+        return _unreachable(details, target)
     if status == "DEADLINE_EXCEEDED":
         return overdue(target, timeout_s)
     return refused(target, status, details)
 
 
-def _unreachable(error: Any, details: str, target: str) -> ServerUnreachableError:
+def _unreachable(details: str, target: str) -> ServerUnreachableError:
     """Tell a server that says UNAVAILABLE from an address where nobody speaks gRPC."""
-    if "from peer" in (error.debug_error_string() or ""):
-        return unavailable(target, details)
     if "http1" in details.lower() or "http/1" in details.lower():
         return ServerUnreachableError(
             f"{target} speaks HTTP/1, not gRPC", hint=f"for REST write http://{target.partition('://')[2]} ({PORTS})"
         )
-    reason = next((r for r in _REASONS if r.lower() in details.lower()), details)
-    return nobody_answers(target, reason, "gRPC")
+    if any(mark in details.lower() for mark in _OWN_WORDS):
+        reason = next((r for r in _REASONS if r.lower() in details.lower()), details)
+        return nobody_answers(target, reason, "gRPC")
+    return unavailable(target, details)
