@@ -14,6 +14,8 @@ Whatever fails, the staging directory goes away and nothing is published.
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,7 +31,7 @@ from moxserve.export.verify import open_artifact, verify
 from moxserve.export.versions import check_version, normalize_version, publish_version
 from moxserve.export.warmup import replay, write_warmup
 from moxserve.tensorflow.executor import checkpoint
-from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.env import tf
 from moxserve.types import Signature
 
 __all__ = ["export_tf_serving"]
@@ -84,15 +86,26 @@ def export_tf_serving(job: ExportJob) -> ExportResult:
     )
 
 
+class _NoInfo(logging.Filter):
+    """Holds back the INFO lines of one thread; a process-wide level would do so to a training beside it, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self._thread or record.levelno > logging.INFO
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hold back TensorFlow's own lines: they name the staging directory, which is gone when a user reads them."""
-    before = tf1.logging.get_verbosity()
-    tf1.logging.set_verbosity(tf1.logging.WARN)
+    hold, logger = _NoInfo(), tf.get_logger()
+    logger.addFilter(hold)
     try:
         yield
     finally:
-        tf1.logging.set_verbosity(before)
+        logger.removeFilter(hold)
 
 
 def _stage(job: ExportJob, reference: ModelSession, staging: str) -> _Written:

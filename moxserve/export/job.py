@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moxserve.errors import UsageError
-from moxserve.types import Signature, TensorSpec
+from moxserve.types import Signature, TensorSpec, dtype_of
 
 __all__ = ["ExportJob", "ExportResult"]
 
@@ -77,11 +77,23 @@ class ExportJob:
         if len(rows) != 1 or None in rows:
             shapes = ", ".join(f"{s.name} {list(np.shape(a))}" for s, a in zip(self.inputs, self.samples, strict=True))
             raise UsageError(f"samples must have one first dimension, the rows; got {shapes}")
+        for spec, array in zip(self.inputs, self.samples, strict=True):
+            if dtype_of(array) != spec.dtype or not _rows_fit(array, spec):
+                got = f"{dtype_of(array).name}{list(array.shape)}"
+                raise UsageError(f"samples of input {spec.name!r} are {got}; model_fn takes {spec}")
 
     @property
     def sample_rows(self) -> int:
         """How many real rows there are; 0 without samples."""
         return len(self.samples[0]) if len(self.samples) else 0
+
+
+def _rows_fit(array: np.ndarray, spec: TensorSpec) -> bool:
+    """Tell whether rows have the shape that an input takes; the first dimension is the caller's business."""
+    if not spec.shape:
+        return True
+    row, wanted = array.shape[1:], spec.shape[1:]
+    return len(row) == len(wanted) and all(w is None or n == w for n, w in zip(row, wanted, strict=True))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ everything else must be equal.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ from moxserve.types import Signature
 __all__ = ["Artifact", "Checker", "Comparison", "fixed_batches", "open_artifact", "serialize_examples", "verify"]
 
 _CHUNK_ROWS = 64
+_precision_lock = threading.Lock()
 _INIT_SIGNATURES = {"__saved_model_init_op", "__saved_model_train_op"}
 
 
@@ -274,12 +276,14 @@ def fixed_batches(job: ExportJob) -> set[int]:
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
     """Switch TensorFloat-32 off: on a GPU it would make two runs of one graph differ in the third digit."""
-    before = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    try:
-        yield
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(before)
+    # The switch is the process's: two exports at once take turns.
+    with _precision_lock:
+        before = tf.config.experimental.tensor_float_32_execution_enabled()
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        try:
+            yield
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 def verify(job: ExportJob, reference: ModelSession, artifact: Artifact) -> tuple[Verification, list[str]]:
