@@ -109,10 +109,11 @@ class SavedModelBackend:
             values = program.call(*arguments)
         except self._tf.errors.OpError as error:
             raise serving_error(error.error_code, error.message) from None
-        result = {alias: _as_array(value) for alias, value in zip(program.fetched, values, strict=True)}
-        for alias, source in program.passed.items():
-            result[alias] = inputs[source]
-        return result
+        found = dict(zip(program.fetched, map(_as_array, values), strict=True))
+        if program.passed:
+            found.update({alias: inputs[source] for alias, source in program.passed.items()})
+            return {alias: found[alias] for alias in names}
+        return found
 
     def close(self) -> None:
         """Free the session with its variables, and the graph."""

@@ -1,0 +1,182 @@
+"""`moxserve serve` as a process: flags, messages, exit codes, signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from moxserve.serving.flags import FLAGS
+
+READY = "Exporting HTTP/REST API at:localhost:"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Process:
+    """A running server and what it has said so far."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        self._log = log
+        with log.open("wb") as out:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "moxserve", "serve", *arguments], stderr=out, stdout=out, env={**os.environ}
+            )
+
+    @property
+    def text(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait_for(self, text: str, timeout_s: float = 60) -> None:
+        deadline = time.monotonic() + timeout_s
+        while text not in self.text:
+            assert self.popen.poll() is None, self.text
+            assert time.monotonic() < deadline, f"never said {text!r}:\n{self.text}"
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    running: list[Process] = []
+
+    def run(*arguments: str | Path) -> Process:
+        process = Process([str(a) for a in arguments], tmp_path / f"log{len(running)}.txt")
+        running.append(process)
+        return process
+
+    yield run
+    for process in running:
+        if process.popen.poll() is None:
+            process.popen.kill()
+        process.popen.wait(10)
+
+
+@pytest.fixture
+def half(shared_dir: Path) -> Path:
+    return shared_dir / "testdata" / "tfserving" / "saved_model_half_plus_two_cpu"
+
+
+def test_serves_until_sigterm(start, half) -> None:
+    grpc_port, rest_port = free_port(), free_port()
+    server = start(
+        f"--port={grpc_port}", "--rest-api-port", str(rest_port), "--host=127.0.0.1", "--model_name=half",
+        f"--model_base_path={half}", "--enable_batching", "--enable_model_warmup=true", "--unknown_flag=3",
+        "--model_nam=x", "stray", "--flush_filesystem_caches=false",
+    )  # fmt: skip
+    server.wait_for(f"{READY}{rest_port} ...")
+    assert f"Running gRPC ModelServer at 127.0.0.1:{grpc_port} ..." in server.text
+    for warning in (
+        "unknown flag --unknown_flag is ignored",
+        "unknown flag --model_nam is ignored; did you mean --model_name?",
+        "unexpected argument 'stray' is ignored",
+        "--enable_batching is accepted but not in effect",
+        "--flush_filesystem_caches is accepted but means nothing to this server",
+    ):
+        assert warning in server.text
+    assert "--enable_model_warmup" not in server.text
+    reply = httpx2.post(f"http://127.0.0.1:{rest_port}/v1/models/half:predict", content='{"instances": [1.0]}')
+    assert reply.json() == {"predictions": [2.5]}
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.popen.wait(20) == 0
+    assert "SIGTERM: no new requests are taken" in server.text
+    assert "all requests finished, all models are unloaded" in server.text
+    assert "Traceback" not in server.text
+
+
+def test_sigint_while_waiting_for_a_model(start, tmp_path) -> None:
+    server = start("--port", str(free_port()), "--host=127.0.0.1", f"--model_base_path={tmp_path / 'nothing'}")
+    server.wait_for("Could not find base path")
+    server.popen.send_signal(signal.SIGINT)
+    assert server.popen.wait(20) == 0
+    assert "Traceback" not in server.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "Both server_options.model_base_path and server_options.model_config_file are empty!"),
+        (["--port=0", "--model_base_path=/m"], 2, "At least one of server_options.grpc_port or"),
+        (["--port=8500", "--rest_api_port=8500", "--model_base_path=/m"], 2, "gRPC and HTTP need a port each"),
+        (["--port=abc"], 2, "'abc' is not a valid integer"),
+        (["--enable_batching=1"], 2, "'1' is neither true nor false"),
+    ],
+)
+def test_wrong_flags(run_moxserve, arguments, status, message) -> None:
+    done = run_moxserve("serve", *arguments)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken(run_moxserve, half) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_moxserve("serve", f"--port={port}", "--host=127.0.0.1", f"--model_base_path={half}")
+    assert done.returncode == 1
+    assert f"cannot listen at 127.0.0.1:{port}: Address already in use" in done.stderr
+    assert "choose another --port" in done.stderr
+
+
+def test_a_model_that_cannot_be_loaded(run_moxserve, shared_dir) -> None:
+    done = run_moxserve(
+        "serve", f"--port={free_port()}", "--host=127.0.0.1", "--max_num_load_retries=1",
+        "--load_retry_interval_micros=1000", "--model_base_path",
+        shared_dir / "testdata" / "tfserving" / "bad_half_plus_two",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "attempt 1 of 2" in done.stderr
+    assert re.search(
+        r"1 servable\(s\) did not become available: \{\{\{name: default version: 123\} due to error: "
+        r"UNIMPLEMENTED: Session Bundle is deprecated and removed\.\}, \}",
+        done.stderr,
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_help_lists_every_flag_under_its_heading(run_moxserve) -> None:
+    done = run_moxserve("serve", "--help")
+    assert done.returncode == 0
+    for flag in FLAGS:
+        assert f"--{flag.name}" in done.stdout
+        assert f"\n{flag.group}:\n" in done.stdout
+
+
+def test_version(run_moxserve) -> None:
+    from moxserve import __version__
+
+    lines = run_moxserve("serve", "--version").stdout.splitlines()
+    assert lines[0] == f"TensorFlow ModelServer: moxserve {__version__}"
+    assert re.fullmatch(r"TensorFlow Library: \d+\.\d+\.\d+.*", lines[1])
+
+
+def test_flags_have_the_names_of_the_original() -> None:
+    names = [flag.name for flag in FLAGS]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in names)
+    ours: Any = {flag.name for flag in FLAGS if flag.ours}
+    assert ours == {"host", "shutdown_grace_seconds"}
+
+
+def test_help_and_serving_without_a_request_need_no_training_code() -> None:
+    code = (
+        "import sys, moxserve.serving.main, moxserve.serving.rest.server, moxserve.cli.serve; "
+        "bad = [m for m in sys.modules if m.split('.')[0] == 'tensorflow' or m.startswith('moxserve.tensorflow')]; "
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

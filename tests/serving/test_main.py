@@ -1,0 +1,227 @@
+"""Start-up, addresses and shutdown of a whole server."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx2
+import numpy as np
+import pytest
+
+from moxserve.errors import Unavailable, UsageError
+from moxserve.protocol import messages
+from moxserve.protocol.tensors import from_proto, to_proto
+from moxserve.serving.flags import FLAGS
+from moxserve.serving.grpc.options import GrpcOptions
+from moxserve.serving.main import Server
+from moxserve.serving.options import ServerOptions, from_flags
+
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
+
+
+def predict_bytes(**inputs: Any) -> bytes:
+    request = messages.PredictRequest()
+    request.model_spec.name = "default"
+    for alias, value in inputs.items():
+        request.inputs[alias].CopyFrom(to_proto(value))
+    return request.SerializeToString()
+
+
+def ask_grpc(target: str, **inputs: Any) -> Any:
+    with grpc.insecure_channel(target) as channel:
+        return messages.PredictResponse.FromString(channel.unary_unary(PREDICT)(predict_bytes(**inputs), timeout=60))
+
+
+@pytest.fixture(scope="module")
+def linear_base(tmp_path_factory, save_linear) -> Path:
+    return save_linear(tmp_path_factory.mktemp("linear") / "1", slope=2).parent
+
+
+@pytest.fixture(scope="module")
+def slow_base(tmp_path_factory, save_slow) -> Path:
+    return save_slow(tmp_path_factory.mktemp("slow") / "1").parent
+
+
+def test_a_relative_base_path_is_taken_from_the_working_directory(linear_base, serve, monkeypatch) -> None:
+    monkeypatch.chdir(linear_base.parent)
+    server = serve(linear_base.name)
+    assert from_proto(ask_grpc(f"127.0.0.1:{server.grpc_port}", x=np.float32([3])).outputs["y"]).tolist() == [6]
+
+
+def test_a_second_server_on_the_same_port_fails_before_it_loads(linear_base, serve, options) -> None:
+    first = serve(linear_base)
+    for clash in (
+        {"grpc_address": f"127.0.0.1:{first.grpc_port}"},
+        {"rest_address": f"127.0.0.1:{first.rest_port}"},
+        {"grpc_address": f"127.0.0.1:{first.rest_port}"},
+    ):
+        second = Server(options(linear_base, **clash))
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match=r"cannot listen at 127\.0\.0\.1:\d+: Address already in use"):
+            second.start()
+        assert time.monotonic() - began < 5
+
+
+def test_rest_on_both_ip_versions(linear_base, serve) -> None:
+    server = serve(linear_base, rest_address="[::]:0")
+    hosts = ["127.0.0.1"]
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(("::1", server.rest_port)) == 0:
+            hosts.append("[::1]")
+    for host in hosts:
+        assert httpx2.get(f"http://{host}:{server.rest_port}/v1/models/default").status_code == 200
+
+
+def test_unix_socket(linear_base, serve, tmp_path) -> None:
+    path = tmp_path / "grpc.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left_over:
+        left_over.bind(str(path))
+    server = serve(linear_base, grpc_address="", grpc_socket_path=str(path), rest_address="")
+    assert server.grpc_port == 0
+    assert from_proto(ask_grpc(f"unix:{path}", x=np.float32([3])).outputs["y"]).tolist() == [6]
+
+
+def test_tensor_content(linear_base, serve) -> None:
+    server = serve(linear_base, grpc=GrpcOptions(tensor_content=True))
+    y = ask_grpc(f"127.0.0.1:{server.grpc_port}", x=np.float32([3])).outputs["y"]
+    assert (y.tensor_content, list(y.float_val)) == (np.float32([6]).tobytes(), [])
+    reply = httpx2.post(f"http://127.0.0.1:{server.rest_port}/v1/models/default:predict", content='{"instances": [3]}')
+    assert reply.json() == {"predictions": [6.0]}
+
+
+def test_health(linear_base, serve) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    server = serve(linear_base, grpc=GrpcOptions(health=True))
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "ModelService", "PredictionService"):
+            reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_stop_lets_requests_finish_on_both_transports(slow_base, options: Callable[..., Any]) -> None:
+    server = Server(options(slow_base))
+    server.start()
+    grpc_target, rest = f"127.0.0.1:{server.grpc_port}", f"http://127.0.0.1:{server.rest_port}/v1/models/default"
+    answers: dict[str, Any] = {}
+
+    def over_grpc() -> None:
+        answers["grpc"] = int(from_proto(ask_grpc(grpc_target, n=np.int32(200_000)).outputs["count"]))
+
+    def over_rest() -> None:
+        reply = httpx2.post(rest + ":predict", content='{"inputs": 200000}', timeout=60)
+        answers["rest"] = reply.json().get("outputs")
+
+    threads = [threading.Thread(target=over_grpc), threading.Thread(target=over_rest)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    assert not answers, "the requests were not slow enough to be in flight"
+    assert server.stop(60)
+    for thread in threads:
+        thread.join(10)
+    assert answers == {"grpc": 200_000, "rest": 200_000}
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(rest)
+    with pytest.raises(grpc.RpcError) as caught:
+        ask_grpc(grpc_target, n=np.int32(1))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert server.wait(0)
+    assert server.stop()
+
+
+def test_stop_has_a_limit(slow_base, options: Callable[..., Any]) -> None:
+    server = Server(options(slow_base))
+    server.start()
+    target = f"127.0.0.1:{server.grpc_port}"
+    outcome: list[Any] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(ask_grpc(target, n=np.int32(2_000_000)))
+        except grpc.RpcError as error:
+            outcome.append(error.code())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.3)
+    began = time.monotonic()
+    assert not server.stop(0.5)
+    assert time.monotonic() - began < 5
+    thread.join(60)
+    assert outcome[0] in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+
+
+def test_a_rest_request_that_takes_too_long(slow_base, serve, wait_for) -> None:
+    from moxserve.serving.rest.options import RestOptions
+
+    server = serve(slow_base, rest=RestOptions(timeout_s=0.2))
+    url = f"http://127.0.0.1:{server.rest_port}/v1/models/default:predict"
+    reply = httpx2.post(url, content='{"inputs": 200000}', timeout=60)
+    assert (reply.status_code, reply.json()) == (504, {"error": "Timed out waiting for notification"})
+    wait_for(lambda: httpx2.post(url, content='{"inputs": 3}').json() == {"outputs": 3}, "an answer to a quick request")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_base_path": ""}, "model_base_path and server_options.model_config_file are empty"),
+        ({"grpc_address": ""}, "At least one of server_options.grpc_port or server_options.grpc_socket_path"),
+        ({"model_name": ""}, "--model_name is empty"),
+    ],
+)
+def test_options_that_make_no_sense(options, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        Server(ServerOptions(**{"model_base_path": "/m", **options}))
+
+
+def flags(**given: Any) -> ServerOptions:
+    return from_flags({**{flag.name: flag.default for flag in FLAGS}, **given})
+
+
+def test_defaults_of_the_flags_are_those_of_the_original() -> None:
+    options = flags(model_base_path="/m")
+    assert options.grpc_address == "0.0.0.0:8500"
+    assert options.rest_address == ""
+    assert options.model_name == "default"
+    assert (options.manager.poll_interval_s, options.manager.max_load_retries) == (1, 5)
+    assert options.manager.load_retry_interval_s == 60
+    assert options.rest.timeout_s == 30
+    assert options.load.tags == ("serve",)
+    assert options.warmup
+
+
+def test_flags_become_options() -> None:
+    options = flags(
+        port=0, grpc_socket_path="s", rest_api_port=8501, host="127.0.0.1", saved_model_tags="serve, gpu",
+        rest_api_timeout_in_ms=-1, tensorflow_session_parallelism=3, load_retry_interval_micros=5,
+    )  # fmt: skip
+    assert (options.grpc_address, options.rest_address) == ("", "127.0.0.1:8501")
+    assert options.load.tags == ("serve", "gpu")
+    assert options.rest.timeout_s == 0
+    assert (options.load.intra_op_threads, options.load.inter_op_threads) == (3, 3)
+    assert options.manager.load_retry_interval_s == 5e-6
+    assert flags(rest_api_port=1).rest_address == "[::]:1"
+    threads = flags(tensorflow_session_parallelism=3, tensorflow_intra_op_parallelism=2).load
+    assert (threads.intra_op_threads, threads.inter_op_threads) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"port": 70000}, "--port=70000: expected a port from 0 to 65535"),
+        ({"port": 9, "rest_api_port": 9}, "both 9; gRPC and HTTP need a port each"),
+        ({"tensorflow_session_parallelism": 1, "tensorflow_intra_op_parallelism": 1,
+          "tensorflow_inter_op_parallelism": 1}, "You cannot configure all"),
+    ],
+)  # fmt: skip
+def test_flags_that_contradict_each_other(given, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        flags(**given)
