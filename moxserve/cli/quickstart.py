@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from moxserve.errors import MoxserveError, UsageError
+from moxserve.errors import MoxserveError
 
 MODEL = "digits"
 _SERVER_START_S = 120.0
@@ -140,8 +140,6 @@ def quickstart(out: Path, duration: str, users: int) -> None:
     Example:
       moxserve quickstart --out quickstart
     """
-    if out.is_file():
-        raise UsageError(f"--out {out}: is a file; expected a folder")
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     steps = Steps()

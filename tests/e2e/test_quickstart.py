@@ -30,7 +30,7 @@ def test_quickstart_trains_exports_serves_predicts_and_load_tests(run_moxserve, 
     check_files(str(models / str(version)))
     lines = (tmp_path / "q" / "predictions.jsonl").read_text().splitlines()
     assert len(lines) == 360
-    right = [row["predictions"]["classes"] == row["label_index"] for row in map(json.loads, lines)]
+    right = [row["predictions"]["classes"] == int(row["label"]) for row in map(json.loads, lines)]
     assert sum(right) / len(right) == pytest.approx(served, abs=1e-4)
     assert "<html" in (tmp_path / "q" / "loadtest.html").read_text().lower()
 
@@ -39,4 +39,5 @@ def test_out_must_not_be_a_file(run_moxserve, tmp_path) -> None:
     (tmp_path / "taken").write_text("x")
     done = run_moxserve("quickstart", "--out", tmp_path / "taken")
     assert done.returncode == 2
-    assert "is a file; expected a folder" in done.stderr
+    assert "'--out': Directory" in done.stderr
+    assert "is a file" in done.stderr
