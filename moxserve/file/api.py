@@ -107,7 +107,8 @@ def read(url: Url, client_id: str | None = None, binary: bool = False) -> Any:
     Raises:
         MoxFileNotExistsException: it is not there.
     """
-    with File(url, "rb" if binary else "r") as f:
+    # Text is UTF-8 whatever the locale says, as `write` puts it.
+    with File(url, "rb") if binary else File(url, "r", encoding="utf-8") as f:
         return f.read()
 
 

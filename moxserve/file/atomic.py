@@ -1,17 +1,22 @@
 """How files and directories come to be: under a temporary name, flushed to disk, then renamed.
 
 A reader sees the old state or the new one, never something between, whatever moment the writer dies at. Temporary names
-start with `TEMP_PREFIX`, which no reader of ours takes for data, and carry the writer's process id, so that `sweep` can
-tell a dead writer's leavings from work in progress.
+start with `TEMP_PREFIX`, which no reader of ours takes for data, and say who writes: process id, start of the process
+and host. So `sweep` tells a dead writer's leavings from work in progress, also where containers use the same process
+ids again and again, and where several machines share a folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from typing import BinaryIO
 
 from moxserve.errors import VersionExistsError
@@ -29,8 +34,33 @@ __all__ = [
 TEMP_PREFIX = ".moxserve-tmp-"
 
 
+_FOREIGN_LITTER_S = 24 * 3600.0
+
+
 def _temp_name(folder: str) -> str:
-    return os.path.join(folder, f"{TEMP_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:12]}")
+    pid = os.getpid()
+    return os.path.join(folder, f"{TEMP_PREFIX}{pid}-{_started(pid)}-{_host()}-{uuid.uuid4().hex[:12]}")
+
+
+def _started(pid: int) -> str:
+    """Return when a process began, in clock ticks since boot; empty where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            # The second field, the program's name, may hold blanks and brackets: count from its end.
+            return f.read().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return ""
+
+
+@cache
+def _host() -> str:
+    """Return what tells apart the process numberings of machines and containers."""
+    known = [socket.gethostname()]
+    with contextlib.suppress(OSError), open("/etc/machine-id") as f:
+        known.append(f.read().strip())
+    with contextlib.suppress(OSError):
+        known.append(str(os.stat("/proc/self/ns/pid").st_ino))
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]
 
 
 def _fsync_path(path: str) -> None:
@@ -70,7 +100,8 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises:
         OSError: the directory is missing or not writable; the old content is untouched.
     """
-    target = os.path.abspath(path)
+    # Behind a symbolic link, as an ordinary open would write.
+    target = os.path.realpath(path)
     folder = os.path.dirname(target)
     temp = _temp_name(folder)
     try:
@@ -133,26 +164,42 @@ def publish_directory(staged: str, final: str) -> None:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
     return True
 
 
+def _abandoned(entry: os.DirEntry[str]) -> bool:
+    """Tell whether the writer of a temporary file or directory is gone."""
+    parts = entry.name[len(TEMP_PREFIX) :].split("-")
+    if not parts[0].isdecimal():
+        return True
+    pid = int(parts[0])
+    if len(parts) != 4:
+        return not _alive(pid)
+    started, host = parts[1], parts[2]
+    if host != _host():
+        # Its processes cannot be seen from here; nobody writes one file or version for a day.
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - entry.stat(follow_symlinks=False).st_mtime > _FOREIGN_LITTER_S
+        return False
+    return not _alive(pid) or _started(pid) != started
+
+
 def sweep(folder: str | os.PathLike[str]) -> list[str]:
     """Remove what writers that died left in a folder.
 
     Returns:
-        The names that were removed. Those of living writers stay.
+        The names that were removed. Those of living writers stay, and for a day those of writers on other machines.
     """
     removed = []
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in list(entries):
             if not entry.name.startswith(TEMP_PREFIX):
                 continue
-            pid = entry.name[len(TEMP_PREFIX) :].split("-", 1)[0]
-            if pid.isdecimal() and _alive(int(pid)):
+            if not _abandoned(entry):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
