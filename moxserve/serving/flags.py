@@ -1,6 +1,7 @@
 """The flags of `moxserve serve`: one table for the command line, the help page, the docs and the warnings.
 
-Names, types and defaults are tensorflow_model_server's. A flag whose `state` is `later` is accepted, so that an
+Names, types and defaults are tensorflow_model_server's. A flag whose `state` is `refused` keeps the server from
+starting, since a server without it would not be what was asked for; one that is `later` is accepted, so that an
 existing command line starts, and warned about by name; one that is `ignored` means nothing to this server.
 """
 
@@ -22,7 +23,7 @@ class Flag:
         default: value when it is not given.
         group: heading on the help page.
         help: what it does, in one line.
-        state: `works`, `later` (accepted with a warning) or `ignored`.
+        state: `works`, `refused`, `later` (accepted with a warning) or `ignored` (likewise).
         ours: whether tensorflow_model_server does not know it.
     """
 
@@ -35,11 +36,12 @@ class Flag:
     ours: bool = False
 
 
-_MODEL, _NET, _LOAD, _TF, _LATER, _IGNORED = (
+_MODEL, _NET, _LOAD, _TF, _REFUSED, _LATER, _IGNORED = (
     "Model",
     "Addresses and transports",
     "Versions, loading and warmup",
     "TensorFlow",
+    "Not in this version: the server does not start with them",
     "Accepted, not in effect yet (a warning tells)",
     "Accepted, without meaning here",
 )
@@ -47,6 +49,10 @@ _MODEL, _NET, _LOAD, _TF, _LATER, _IGNORED = (
 
 def _later(name: str, kind: str, default: Any, what: str) -> Flag:
     return Flag(name, kind, default, _LATER, what, "later")
+
+
+def _refused(name: str, kind: str, default: Any, what: str) -> Flag:
+    return Flag(name, kind, default, _REFUSED, what, "refused")
 
 
 def _ignored(name: str, kind: str, default: Any, what: str) -> Flag:
@@ -80,7 +86,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("tensorflow_intra_op_parallelism", "int", 0, _TF, "Threads inside one operation; 0 lets TensorFlow decide."),
     Flag("tensorflow_inter_op_parallelism", "int", 0, _TF, "Operations at once; 0 lets TensorFlow decide."),
     Flag("per_process_gpu_memory_fraction", "float", 0.0, _TF, "GPU memory to take at once; 0: TensorFlow decides."),
-    _later("model_config_file", "str", "", "Several models, policies and labels from a file."),
+    _refused("model_config_file", "str", "", "Several models, policies and labels from a file."),
+    _refused("ssl_config_file", "str", "", "TLS for gRPC."),
+    _refused("use_alts_credentials", "bool", False, "Google's ALTS for gRPC."),
     _later("model_config_file_poll_wait_seconds", "int", 0, "Read that file again this often."),
     _later("allow_version_labels_for_unavailable_models", "bool", False, "Labels before their versions are loaded."),
     _later("enable_batching", "bool", False, "Put requests together into batches."),
@@ -88,7 +96,6 @@ FLAGS: tuple[Flag, ...] = (
     _later("enable_per_model_batching_parameters", "bool", False, "Batching parameters from each version directory."),
     _later("monitoring_config_file", "str", "", "Prometheus page."),
     _later("rest_api_enable_cors_support", "bool", False, "CORS headers."),
-    _later("ssl_config_file", "str", "", "TLS for gRPC."),
     _later("grpc_channel_arguments", "str", "", "Channel arguments of the gRPC server."),
     _later("enable_signature_method_name_check", "bool", False, "Refuse signatures of another method."),
     _later("enable_profiler", "bool", True, "TensorFlow's profiler service."),
@@ -103,7 +110,6 @@ FLAGS: tuple[Flag, ...] = (
     _ignored("remove_unused_fields_from_bundle_metagraph", "bool", True, "Only signatures are kept here, always."),
     _ignored("xla_cpu_compilation_enabled", "bool", False, "XLA on the CPU."),
     _ignored("xla_gpu_compilation_enabled", "bool", False, "XLA on the GPU."),
-    _ignored("use_alts_credentials", "bool", False, "Google's ALTS."),
     _ignored("skip_initialize_tpu", "bool", False, "TPU."),
     _ignored("thread_pool_factory_config_file", "str", "", "Thread pool factories of the C++ server."),
 )  # fmt: skip

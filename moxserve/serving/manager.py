@@ -193,10 +193,10 @@ class Manager:
         """Stop polling and unload everything, each version when its last request has finished.
 
         Args:
-            timeout_s: how long to wait for requests; None for as long as it takes.
+            timeout_s: how long to wait for requests; None for as long as it takes. Loads are not waited for.
 
         Returns:
-            Whether everything was unloaded in that time.
+            Whether nothing is left: every request finished in that time, and no load was under way.
         """
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
@@ -210,10 +210,10 @@ class Manager:
                     if record.state is State.AVAILABLE:
                         self._begin_unload(model, record)
             left = None if timeout_s is None else max(0.0, deadline - time.monotonic())
-            return self._changed.wait_for(self._all_unloaded, left)
-
-    def _all_unloaded(self) -> bool:
-        return not any(r.state is State.UNLOADING for m in self._models.values() for r in m.records.values())
+            unloaded = self._changed.wait_for(
+                lambda: not any(r.state is State.UNLOADING for r in self._all_records()), left
+            )
+            return unloaded and not any(r.state is State.LOADING and not r.paused for r in self._all_records())
 
     def _settled(self, model: _Model) -> bool:
         if self._ready.get(model.config.name):

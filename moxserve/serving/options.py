@@ -9,6 +9,7 @@ from typing import Any
 
 from moxserve.errors import UsageError
 from moxserve.serving.backends.base import LoadOptions
+from moxserve.serving.flags import FLAGS
 from moxserve.serving.grpc.options import GrpcOptions
 from moxserve.serving.manager import ManagerOptions, ModelConfig
 from moxserve.serving.rest.options import RestOptions
@@ -79,6 +80,13 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
     Raises:
         UsageError: flags contradict each other or are out of range.
     """
+    for flag in FLAGS:
+        if flag.state == "refused" and values[flag.name] != flag.default:
+            raise UsageError(
+                f"--{flag.name}={values[flag.name]}: this version of moxserve does not have it ({flag.help.rstrip('.')}), "
+                "and a server without it would not be what you asked for",
+                hint="serve one model with --model_name and --model_base_path, and end TLS in a proxy before it",
+            )
     threads = 4 * (os.cpu_count() or 1)
     rest_port = values["rest_api_port"]
     for name in ("port", "rest_api_port"):

@@ -105,6 +105,16 @@ def test_sigint_while_waiting_for_a_model(start, tmp_path) -> None:
     assert "Traceback" not in server.text
 
 
+def test_sigterm_while_a_model_loads(start, half) -> None:
+    server = start("--port", str(free_port()), "--host=127.0.0.1", f"--model_base_path={half}")
+    server.wait_for("Loading servable: {name: default version: 123}")
+    began = time.monotonic()
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.popen.wait(20) == 0
+    assert time.monotonic() - began < 5
+    assert "Traceback" not in server.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -113,6 +123,8 @@ def test_sigint_while_waiting_for_a_model(start, tmp_path) -> None:
         (["--port=8500", "--rest_api_port=8500", "--model_base_path=/m"], 2, "gRPC and HTTP need a port each"),
         (["--port=abc"], 2, "'abc' is not a valid integer"),
         (["--enable_batching=1"], 2, "'1' is neither true nor false"),
+        (["--model_config_file=/c"], 2, "--model_config_file=/c: this version of moxserve does not have it"),
+        (["--model_base_path=/m", "--ssl_config_file=/c"], 2, "--ssl_config_file=/c: this version of moxserve does"),
     ],
 )
 def test_wrong_flags(run_moxserve, arguments, status, message) -> None:

@@ -125,7 +125,7 @@ def comparable(metadata: Any) -> Any:
         ("saved_model_half_plus_two_cpu", "default", "half_plus_two_model_metadata.json"),
         ("saved_model_half_plus_two_2_versions", "saved_model_half_plus_two_2_versions",
          "saved_model_half_plus_two_2_versions_metadata.json"),
-        ("saved_model_half_plus_two_tf2_cpu", "saved_model_half_plus_two_tf2_2_versions",
+        ("saved_model_half_plus_two_tf2_cpu", "saved_model_half_plus_two_2_versions",
          "saved_model_half_plus_two_tf2_2_versions_metadata.json"),
     ],
 )  # fmt: skip
