@@ -133,7 +133,8 @@ class Sender:
                     f"output {name!r} has shape {list(array.shape)}; expected one entry for each of {size} rows",
                     hint="choose outputs that follow the rows with --outputs",
                 )
-        return [{name: array[number] for name, array in answer.items()} for number in range(len(rows))]
+        # The ellipsis keeps a single value an array, strings included.
+        return [{name: array[number, ...] for name, array in answer.items()} for number in range(len(rows))]
 
 
 def fixed_batch(signature: Signature) -> int | None:
