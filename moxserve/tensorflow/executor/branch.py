@@ -100,11 +100,13 @@ def build_branch(
     towers: list[Tower] = []
     for index, (device, inputs) in enumerate(zip(devices, inputs_per_tower, strict=True)):
         first = after is None and index == 0
-        context = TowerContext(index, first)
+        context = TowerContext(index, first, plan)
         with _scopes(plan, context, mode, device):
             spec = call_with_mode(model_fn, (list(inputs),), mode, "model_fn")
             _check_spec(spec, mode)
             towers.append(_tower(context, device, list(inputs), spec, mode))
+            if first:
+                plan.penalties = context.collection(tf1.GraphKeys.REGULARIZATION_LOSSES)
     return Branch(mode, towers, plan)
 
 
@@ -153,7 +155,7 @@ def _keras_updates(context: TowerContext) -> list[Any]:
     assignment to any other variable is the user's business.
     """
     averages = [v for v in context.collection(tf1.GraphKeys.GLOBAL_VARIABLES) if _MOVING_AVERAGE.search(v.op.name)]
-    handles = {v.handle.op.name for v in averages if not context.has_touched(v)}
+    handles = {v.handle.op.name for v in averages if not context.is_by_name(v)}
     skip = {v.initializer.name for v in averages}
     assignments = (op for op in context.new_operations() if op.type in _ASSIGNMENTS and op.name not in skip)
     return [op for op in assignments if op.inputs[0].op.name in handles]

@@ -333,6 +333,9 @@ def register_placeholders() -> None:
     """Make absl accept our flags and the platform's on the command line, unless the user defined them already."""
     for flag in (*FLAGS.values(), *_PLATFORM):
         if flag.name in absl_flags.FLAGS:
+            # absl's own logging takes `log_dir`, which made every script that defines it fail: let it give way, too.
+            if absl_flags.FLAGS.find_module_defining_flag(flag.name, "").startswith("absl."):
+                absl_flags.FLAGS[flag.name].allow_override = True
             continue
         absl_flags.DEFINE_flag(
             _Placeholder(

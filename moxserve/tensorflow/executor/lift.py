@@ -84,7 +84,7 @@ def lift_to_dataset(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> tupl
             value.set_shape(original.shape)  # what the user promised with set_shape is not in the GraphDef
         return tuple(values)
 
-    dataset = _map(base, sample, cut, ends_inside=bool(cut.captured) or not known)
+    dataset = _map(base, sample, cut)
     return dataset, [tensor.name for tensor in cut.captured]
 
 
@@ -162,15 +162,23 @@ def _is_seeded_random(op: Any) -> bool:
     return any(name in op.node_def.attr and op.get_attr(name) for name in ("seed", "seed2"))
 
 
-def _map(base: Any, function: Any, cut: _Cut, ends_inside: bool) -> Any:
-    """Map in parallel and in order; one at a time where a seeded random operation must repeat from run to run."""
+def _pulls(op: Any) -> bool:
+    """Whether an operation takes the next element of something, and so may be what ends the input."""
+    return op.type == _GET_NEXT or "Dequeue" in op.type or op.type.startswith("ReaderRead")
+
+
+def _map(base: Any, function: Any, cut: _Cut) -> Any:
+    """Map in parallel and in order.
+
+    One sample at a time where samples pull elements inside of the function, which two of them must not do by turns; and
+    where a seeded random operation must repeat from run to run.
+    """
     from tensorflow.python.data.ops import map_op
 
-    sequential = any(_is_seeded_random(op) for op in cut.operations)
-    # An iterator that is pulled inside of the function ends the dataset early, so the length of `base` means nothing.
-    keep_length = not ends_inside
-    if sequential:
-        return map_op._MapDataset(base, function, preserve_cardinality=keep_length)
+    pulls = any(_pulls(op) for op in cut.operations)
+    if pulls or any(_is_seeded_random(op) for op in cut.operations):
+        # What is pulled inside of the function ends the dataset, so the length of `base` means nothing then.
+        return map_op._MapDataset(base, function, preserve_cardinality=not pulls)
     return map_op._ParallelMapDataset(
-        base, function, num_parallel_calls=_PARALLEL_CALLS, deterministic=True, preserve_cardinality=keep_length
+        base, function, num_parallel_calls=_PARALLEL_CALLS, deterministic=True, preserve_cardinality=True
     )

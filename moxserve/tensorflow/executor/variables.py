@@ -27,10 +27,14 @@ _VARIABLE_KEYS = (
 
 
 class VariablePlan:
-    """The variables of one `model_fn` in the order of creation, replayed in every later build of the same graph."""
+    """The variables of one `model_fn` in the order of creation, replayed in every later build of the same graph.
+
+    Those of `get_variable` are left out: variable scopes share them by name.
+    """
 
     def __init__(self) -> None:
         self.variables: list[Any] = []
+        self.penalties: list[Any] = []  # REGULARIZATION_LOSSES of the first build
         self._next: int | None = None  # None while the first build records
 
     @contextmanager
@@ -57,6 +61,10 @@ class VariablePlan:
             self._next = None
 
     def _create(self, next_creator: Callable[..., Any], **kwargs: Any) -> Any:
+        context = TowerContext.current()
+        if context is not None and context.in_get_variable:
+            variable: Any = next_creator(**kwargs)  # shared by name, not by order
+            return variable
         if self._next is None:
             variable = next_creator(**kwargs)
             self.variables.append(variable)
@@ -76,6 +84,8 @@ class VariablePlan:
                 f"where the first build made {variable.name!r} of shape {variable.shape}",
                 hint="make the same variables in the same order in every mode, or use tf.get_variable",
             )
+        if context is not None:
+            context.touch(variable)
         return variable
 
 
@@ -84,13 +94,16 @@ class TowerContext:
 
     _active = threading.local()
 
-    def __init__(self, index: int, first: bool) -> None:
+    def __init__(self, index: int, first: bool, plan: VariablePlan) -> None:
         self.index = index
+        self._plan = plan
         self.first = first  # the first build of the graph creates variables, later ones reuse them
         graph = tf1.get_default_graph()
         self._start = {key: len(graph.get_collection_ref(key)) for key in graph.get_all_collection_keys()}
         self._operations = len(graph.get_operations())
-        self._touched: dict[int, Any] = {}
+        self._touched: set[int] = set()
+        self._by_name: set[int] = set()
+        self.in_get_variable = False
 
     @classmethod
     def current(cls) -> TowerContext | None:
@@ -112,26 +125,23 @@ class TowerContext:
             stack.pop()
 
     def _getter(self, getter: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
-        variable = getter(name, *args, **kwargs)
-        self.touch(variable)
-        regularizer = kwargs.get("regularizer")
-        if not self.first and regularizer is not None:
-            # A reused variable keeps no regularizer, so this build's REGULARIZATION_LOSSES would lack it.
-            with tf1.name_scope(f"{variable.op.name}/Regularizer/"):
-                penalty = regularizer(variable)
-            if penalty is not None:
-                tf1.add_to_collection(tf1.GraphKeys.REGULARIZATION_LOSSES, penalty)
+        self.in_get_variable = True
+        try:
+            variable = getter(name, *args, **kwargs)
+        finally:
+            self.in_get_variable = False
+        parts = {id(part) for part in (variable if hasattr(variable, "_get_variable_list") else [variable])}
+        self._by_name |= parts
+        self._touched |= parts
         return variable
 
     def touch(self, variable: Any) -> None:
-        """Note that this build uses a variable."""
-        parts = variable if hasattr(variable, "_get_variable_list") else [variable]
-        for part in parts:
-            self._touched[id(part)] = part
+        """Note that this build uses a variable that an earlier one made."""
+        self._touched.add(id(variable))
 
-    def has_touched(self, variable: Any) -> bool:
+    def is_by_name(self, variable: Any) -> bool:
         """Whether this build got the variable from `get_variable`."""
-        return id(variable) in self._touched
+        return id(variable) in self._by_name
 
     def new_operations(self) -> list[Any]:
         """The operations that were added to the graph since this build began."""
@@ -141,6 +151,9 @@ class TowerContext:
         """What this build added to a collection; for variables, those that it created or touched."""
         items = tf1.get_collection(key)
         start = self._start.get(key, 0)
+        if key == tf1.GraphKeys.REGULARIZATION_LOSSES and not self.first:
+            # Reused variables bring no penalty with them; those of the first build are functions of the same variables.
+            return [*self._plan.penalties, *items[start:]]
         if key not in _VARIABLE_KEYS:
             return items[start:]
         return [item for position, item in enumerate(items) if position >= start or id(item) in self._touched]
@@ -170,16 +183,18 @@ def var_scope(force_dtype: Any = None) -> Iterator[Any]:
     """
     storage = None if force_dtype is None else tf.as_dtype(force_dtype)
 
-    def getter(inner: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
-        wanted = tf.as_dtype(kwargs.get("dtype") or tf.float32).base_dtype
-        if storage is None or not wanted.is_floating or wanted == storage:
-            return inner(name, *args, **kwargs)
+    def own_getter(getter: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
         initializer = kwargs.get("initializer")
-        if initializer is not None and not callable(initializer):
+        by_value = initializer is not None and not callable(initializer)  # a value's dtype wins over the argument
+        asked = tf.convert_to_tensor(initializer).dtype if by_value else kwargs.get("dtype") or tf.float32
+        wanted = tf.as_dtype(asked).base_dtype
+        if storage is None or not wanted.is_floating or wanted == storage:
+            return getter(name, *args, **kwargs)
+        if by_value:
             kwargs["initializer"] = tf.cast(initializer, storage)
-        variable = inner(name, *args, **{**kwargs, "dtype": storage})
+        variable = getter(name, *args, **{**kwargs, "dtype": storage})
         with tf1.name_scope(None):
             return tf.cast(variable, wanted, name="Cast")
 
-    with tf1.variable_scope(tf1.get_variable_scope(), custom_getter=getter, auxiliary_name_scope=False) as scope:
+    with tf1.variable_scope(tf1.get_variable_scope(), custom_getter=own_getter, auxiliary_name_scope=False) as scope:
         yield scope

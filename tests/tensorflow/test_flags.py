@@ -1,0 +1,309 @@
+"""Run-time flags: the table, where values come from, and life beside the user's own parser."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import moxserve.tensorflow as mox
+from moxserve.errors import UsageError
+from moxserve.tensorflow.executor.flags import FLAGS, FlagStore, parse_argv
+from moxserve.tensorflow.utils.hyper_param_flags import mox_flags
+
+DOCUMENTED = [
+    "num_gpus",
+    "job_name",
+    "task_index",
+    "ps_hosts",
+    "worker_hosts",
+    "sync_replicas",
+    "variable_update",
+    "local_parameter_device",
+    "clone_on_cpu",
+    "log_first_clone",
+    "log_first_worker",
+    "checkpoint_include_patterns",
+    "checkpoint_exclude_patterns",
+    "trainable_include_patterns",
+    "trainable_exclude_patterns",
+    "loss_scale",
+    "use_fp16",
+    "gradient_clip",
+    "gradient_clip_type",
+    "num_inter_threads",
+    "num_intra_threads",
+    "session_timeout",
+    "sync_before_server",
+    "chief_inc_global_step",
+    "server_protocol",
+    "samples_per_epoch",
+    "samples_per_epoch_eval",
+    "save_model_secs",
+    "save_summary_steps",
+    "log_every_n_steps",
+    "max_number_of_steps",
+    "batch_size",
+    "log_dir",
+    "checkpoint_path",
+]
+SAMPLES = {bool: "true", int: "3", float: "2.5", str: "text"}
+
+
+def argv(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["script.py", *words])
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_documented_flag_is_accepted_everywhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flag = FLAGS[name]
+    text = flag.choices[-1] if flag.choices else SAMPLES[flag.kind]
+    value = flag.parse(text)
+    for words in ([f"--{name}={text}"], [f"--{name}", text], ["--own", f"--{name}={text}", "file"]):
+        argv(monkeypatch, *words)
+        assert mox.get_flag(name) == value
+    argv(monkeypatch)
+    assert mox.get_flag(name) == flag.default
+    mox.set_flag(name, text)
+    assert mox.get_flag(flag_name=name) == value
+    assert f"--{name} (" in mox_flags.get_help()
+
+
+def test_the_table_holds_nothing_else() -> None:
+    assert set(FLAGS) == set(DOCUMENTED)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--clone_on_cpu"], True),
+        (["--noclone_on_cpu"], False),
+        (["--clone_on_cpu", "--other"], True),
+        (["--clone_on_cpu", "False"], False),
+        (["--clone_on_cpu=0"], False),
+        (["--clone_on_cpu", "data.txt"], True),
+        (["--", "--clone_on_cpu"], False),
+        (["--clone_on_cpu=true", "--clone_on_cpu=false"], False),
+    ],
+)
+def test_booleans(words: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv(monkeypatch, *words)
+    assert mox.get_flag("clone_on_cpu") is expected
+
+
+def test_the_number_of_workers_is_counted_as_users_count_it() -> None:
+    assert len(mox.get_flag("worker_hosts").split(",")) == 1
+
+
+def test_set_flag_wins_over_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv(monkeypatch, "--loss_scale=2")
+    mox.set_flag("loss_scale", 1024)
+    assert mox.get_flag("loss_scale") == 1024.0
+
+
+def test_unknown_flags_name_their_neighbours() -> None:
+    with pytest.raises(UsageError, match=r"unknown flag 'num_gpu'; did you mean 'num_gpus'"):
+        mox.get_flag("num_gpu")
+    with pytest.raises(UsageError, match="checkpoint_exclude_patterns"):
+        mox.set_flag("checkpoint_exclude_pattern", "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_gpus", "two", "--num_gpus: expected a whole number, got 'two'"),
+        ("num_gpus", 1.5, "expected a whole number"),
+        ("loss_scale", "big", "--loss_scale: expected a number"),
+        ("clone_on_cpu", "maybe", "expected true or false"),
+        ("gradient_clip_type", "norms", "is not one of norm, global_norm, value"),
+    ],
+)
+def test_values_that_do_not_fit(name: str, value: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=message):
+        mox.set_flag(name, value)
+    argv(monkeypatch, f"--{name}={value}")
+    with pytest.raises(UsageError, match=message):
+        mox.get_flag(name)
+
+
+def test_a_flag_without_its_value_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv(monkeypatch, "--batch_size")
+    with pytest.raises(UsageError, match="end of the command line"):
+        mox.get_flag("batch_size")
+
+
+def test_set_flag_during_a_run_is_refused(train: Callable[..., mox.RunResult], linear: Any) -> None:
+    def model_fn(inputs: Any, mode: str) -> Any:
+        mox.set_flag("loss_scale", 2.0)
+        return linear.model_fn(inputs, mode)
+
+    with pytest.raises(UsageError, match="while a run is in progress"):
+        train(model_fn=model_fn)
+    mox.set_flag("loss_scale", 2.0)  # and allowed again afterwards
+
+
+def test_flags_fill_what_the_script_leaves_out(
+    train: Callable[..., mox.RunResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Any, console: Any
+) -> None:
+    argv(
+        monkeypatch,
+        "--batch_size=7", "--max_number_of_steps=3", f"--log_dir={tmp_path}", "--log_every_n_steps=2", "--save_summary_steps=1",
+    )  # fmt: skip
+    result = train(batch_size=None, max_number_of_steps=0)
+    assert result.global_step == 3
+    assert result.samples_per_s == pytest.approx(7 / result.step_s)
+    assert (tmp_path / "model.ckpt-3.index").exists()
+    assert console.text.count("sample/sec") == 2
+    argv(monkeypatch, "--batch_size=7", "--max_number_of_steps=99", "--log_every_n_steps=1")
+    assert train(batch_size=5, max_number_of_steps=2, log_every_n_steps=2).global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"num_gpus": 2}, "one device per process"),
+        ({"num_gpus": 0}, "at least 1"),
+        ({"job_name": "ps", "ps_hosts": "a:1", "worker_hosts": "b:1"}, "single process"),
+        ({"worker_hosts": "a:1,b:1", "job_name": "worker"}, "single process"),
+        ({"job_name": "evaluator"}, "single process"),
+        ({"loss_scale": 0}, "above 0"),
+        ({"trainable_exclude_patterns": "."}, "leave no variable to train"),
+        ({"trainable_include_patterns": "("}, "is not a regular expression"),
+    ],
+)
+def test_flags_that_cannot_be_honoured_are_errors(
+    flags: dict[str, Any], message: str, train: Callable[..., mox.RunResult]
+) -> None:
+    for name, value in flags.items():
+        mox.set_flag(name, value)
+    with pytest.raises(UsageError, match=message):
+        train()
+
+
+def test_flags_without_effect_are_told(train: Callable[..., mox.RunResult], console: Any) -> None:
+    train()
+    assert "has no effect" not in console.text
+    mox.set_flag("use_fp16", True)
+    train()
+    assert "WARNING:tensorflow:flag --use_fp16=True has no effect on a single device" in console.text
+
+
+def test_tf_config_fills_the_cluster_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {
+        "cluster": {"chief": ["c:1"], "worker": ["a:1", "b:1"], "ps": ["p:1"]},
+        "task": {"type": "worker", "index": 1},
+    }
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert [mox.get_flag(n) for n in ("job_name", "task_index", "ps_hosts", "worker_hosts")] == [
+        "worker",
+        2,
+        "p:1",
+        "c:1,a:1,b:1",
+    ]
+    argv(monkeypatch, "--task_index=0")
+    assert mox.get_flag("task_index") == 0
+    monkeypatch.setenv("TF_CONFIG", "[1]")
+    with pytest.raises(UsageError, match="TF_CONFIG is not a cluster description"):
+        mox.get_flag("ps_hosts")
+
+
+WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12)
+
+
+@given(
+    before=st.lists(
+        WORDS.filter(lambda w: not w.lstrip("-").startswith(tuple(DOCUMENTED)) and w != "--" and not w.startswith("-"))
+    ),
+    value=WORDS,
+)
+def test_a_flag_is_found_among_any_words(before: list[str], value: str) -> None:
+    assert parse_argv([*before, f"--log_dir={value}", *before], FLAGS) == {"log_dir": value}
+    assert parse_argv([*before, "--log_dir", value, *before], FLAGS) == {"log_dir": value}
+
+
+@given(st.lists(WORDS))
+def test_any_command_line_parses_or_is_refused(words: list[str]) -> None:
+    try:
+        found = parse_argv(words, FLAGS)
+    except UsageError:
+        return
+    assert set(found) <= set(FLAGS)
+
+
+def test_stores_are_independent() -> None:
+    one, other = FlagStore(), FlagStore()
+    one.set("num_gpus", 4)
+    assert other.get("num_gpus") == 1
+
+
+def run_script(text: str, *arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", text, *arguments],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+BESIDE_ABSL = """
+import json, sys
+import tensorflow.compat.v1 as tf
+tf.flags.DEFINE_integer('batch_size', 64, 'defined before the import, with the name of one of ours')
+import moxserve.tensorflow as mox
+tf.flags.DEFINE_string('data_url', './', 'of the platform')
+tf.flags.DEFINE_string('log_dir', '/nowhere', 'defined after the import, with the name of one of ours')
+tf.flags.DEFINE_boolean('augment', False, 'of the user')
+flags = tf.flags.FLAGS
+def main(argv):
+    print(json.dumps({
+        'user': [flags.batch_size, flags.data_url, flags.log_dir, flags.augment],
+        'undefined': [flags.train_url, flags.num_gpus, flags.sync_replicas],
+        'ours': [mox.get_flag(n) for n in ('batch_size', 'log_dir', 'num_gpus', 'loss_scale', 'sync_replicas', 'use_fp16')],
+        'rest': argv[1:],
+    }))
+tf.app.run(main=main)
+"""
+
+BESIDE_ARGPARSE = """
+import argparse, json
+import moxserve.tensorflow as mox
+parser = argparse.ArgumentParser()
+parser.add_argument('--data_url')
+args, unparsed = parser.parse_known_args()
+print(json.dumps({'user': args.data_url, 'ours': [mox.get_flag('num_gpus'), mox.get_flag('checkpoint_path')]}))
+"""
+
+
+@pytest.mark.slow
+def test_beside_the_users_own_tf_flags() -> None:
+    arguments = [
+        "--num_gpus=2",
+        "--augment",
+        "--data_url=d",
+        "--loss_scale",
+        "8",
+        "--log_dir=x",
+        "--nosync_replicas",
+        "--use_fp16",
+        "file",
+    ]
+    for words in (arguments, arguments[3:] + arguments[:3]):
+        got = run_script(BESIDE_ABSL, *words)
+        assert got["user"] == [64, "d", "x", True]
+        assert got["undefined"] == [None, 2, False]
+        assert got["ours"] == [None, "x", 2, 8.0, False, True]
+        assert got["rest"] == ["file"]
+
+
+@pytest.mark.slow
+def test_beside_the_users_own_argparse() -> None:
+    got = run_script(BESIDE_ARGPARSE, "--num_gpus", "3", "--data_url=d", "--checkpoint_path=c")
+    assert got == {"user": "d", "ours": [3, "c"]}
