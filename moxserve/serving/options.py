@@ -83,8 +83,8 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
     for flag in FLAGS:
         if flag.state == "refused" and values[flag.name] != flag.default:
             raise UsageError(
-                f"--{flag.name}={values[flag.name]}: this version of moxserve does not have it ({flag.help.rstrip('.')}), "
-                "and a server without it would not be what you asked for",
+                f"--{flag.name}={values[flag.name]}: this version of moxserve does not have it "
+                f"({flag.help.rstrip('.')}), and a server without it would not be what you asked for",
                 hint="serve one model with --model_name and --model_base_path, and end TLS in a proxy before it",
             )
     threads = 4 * (os.cpu_count() or 1)

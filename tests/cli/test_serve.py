@@ -192,3 +192,11 @@ def test_help_and_serving_without_a_request_need_no_training_code() -> None:
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_docs_tell_every_flag_with_its_default(repo_root) -> None:
+    text = (repo_root / "docs" / "serving.md").read_text()
+    for flag in FLAGS:
+        default = str(flag.default).lower() if flag.kind == "bool" else flag.default
+        ours = " (ours)" if flag.ours else ""
+        assert f"| `{flag.name}`{ours} | {flag.kind} | {default} | {flag.help} |" in text
