@@ -181,21 +181,16 @@ class ModelRef:
         """Read `name`, `name:version` or `name@label`.
 
         Raises:
-            InvalidArgument: the name is empty or the version is no number.
+            InvalidArgument: a part is empty, or the version is no number.
         """
-        if "@" in text:
-            name, _, label = text.partition("@")
-            ref = cls(name, label=label)
-        else:
-            name, _, version = text.partition(":")
-            if version and not version.isdecimal():
-                raise InvalidArgument(
-                    f"model {text!r}: expected NAME, NAME:VERSION or NAME@LABEL, version a whole number"
-                )
-            ref = cls(name, int(version) if version else None)
-        if not ref.name:
-            raise InvalidArgument(f"model {text!r}: the name is empty; expected NAME, NAME:VERSION or NAME@LABEL")
-        return ref
+        name, separator, rest = text.partition("@" if "@" in text else ":")
+        if not name or (separator and not rest) or (separator == ":" and not rest.isdecimal()):
+            raise InvalidArgument(
+                f"model {text!r}: expected NAME, NAME:VERSION or NAME@LABEL, version a whole number, nothing empty"
+            )
+        if separator == "@":
+            return cls(name, label=rest)
+        return cls(name, int(rest) if rest else None)
 
     def __str__(self) -> str:
         if self.version is not None:

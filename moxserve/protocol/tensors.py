@@ -23,6 +23,8 @@ from moxserve.types import DType, dtype_by_enum, dtype_of
 
 __all__ = ["from_proto", "to_array", "to_proto"]
 
+_MAX_FILLED_BYTES = 2**31
+
 
 def to_array(value: Any) -> np.ndarray:
     """Turn a Python value into an array that a TensorProto can carry.
@@ -30,10 +32,13 @@ def to_array(value: Any) -> np.ndarray:
     Lists of floats become float32, as TensorFlow clients expect; text becomes UTF-8 bytes in an object array.
 
     Raises:
-        InvalidArgument: the value is ragged, or of a type that no tensor carries.
+        InvalidArgument: the value is ragged, mixes text with numbers, or is of a type that no tensor carries.
     """
     try:
         array = np.asarray(value)
+        if array.dtype.kind in "SU" and not isinstance(value, np.ndarray):
+            # NumPy's fixed-width strings drop zero bytes at the end, and turn numbers beside text into text.
+            array = np.asarray(value, dtype=object)
     except ValueError as error:
         raise InvalidArgument(f"the value is ragged: {error}; expected lists of equal length at each level") from None
     if array.dtype == np.float64 and not isinstance(value, (np.ndarray, np.generic)):
@@ -110,7 +115,8 @@ def from_proto(proto: Any) -> np.ndarray:
         An array of the proto's shape; strings as an object array of bytes.
 
     Raises:
-        InvalidArgument: dtype unset or unknown, negative dimension, or content of the wrong size.
+        InvalidArgument: dtype unset or unknown, negative dimension, content of the wrong size, or a shape far larger
+            than the values given for it.
     """
     if proto.dtype == 0:
         raise InvalidArgument("a tensor without a dtype")
@@ -145,17 +151,29 @@ def _from_typed(values: Any, dtype: DType, count: int) -> np.ndarray:
     return _fill(found, count, lambda n: np.zeros(n, dtype=dtype.numpy))
 
 
+def _check_filled(count: int, itemsize: int) -> None:
+    """Refuse to make a huge tensor of a few bytes; what no message could carry, nobody means."""
+    if count * itemsize > _MAX_FILLED_BYTES:
+        raise InvalidArgument(
+            f"a tensor of {count} elements is too large: its message holds fewer values, and filling them up would "
+            f"take more than {_MAX_FILLED_BYTES} bytes"
+        )
+
+
 def _fill(found: np.ndarray, count: int, zeros: Callable[[int], np.ndarray]) -> np.ndarray:
     if found.size == count:
         return found
     if found.size > count:
         return found[:count]
+    _check_filled(count, found.dtype.itemsize)
     if found.size == 0:
         return zeros(count)
     return np.concatenate([found, np.repeat(found[-1:], count - found.size)])
 
 
 def _string_array(values: list[bytes], shape: tuple[int, ...], count: int) -> np.ndarray:
+    if len(values) < count:
+        _check_filled(count, np.dtype(object).itemsize)
     flat = np.empty(count, dtype=object)
     filler = values[-1] if values else b""
     flat[:] = (values + [filler] * max(0, count - len(values)))[:count]
