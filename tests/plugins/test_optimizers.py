@@ -1,0 +1,68 @@
+"""The optimizer plugins: each builds TensorFlow's optimizer with every parameter it was given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moxserve.registry import discover
+
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "adadelta": ("AdadeltaOptimizer", {"rho": 0.8, "epsilon": 1e-3}, {"_rho": 0.8, "_epsilon": 1e-3}),
+    "adagrad": ("AdagradOptimizer", {"initial_accumulator_value": 0.3}, {"_initial_accumulator_value": 0.3}),
+    "adam": (
+        "AdamOptimizer",
+        {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-3},
+        {"_beta1": 0.8, "_beta2": 0.9, "_epsilon": 1e-3},
+    ),
+    "ftrl": (
+        "FtrlOptimizer",
+        {"l1_regularization_strength": 0.1, "l2_regularization_strength": 0.2, "learning_rate_power": -0.4},
+        {"_l1_regularization_strength": 0.1, "_l2_regularization_strength": 0.2, "_learning_rate_power": -0.4},
+    ),
+    "momentum": (
+        "MomentumOptimizer",
+        {"momentum": 0.7, "use_nesterov": True},
+        {"_momentum": 0.7, "_use_nesterov": True},
+    ),
+    "rmsprop": (
+        "RMSPropOptimizer",
+        {"decay": 0.7, "momentum": 0.1, "epsilon": 1e-3, "centered": True},
+        {"_decay": 0.7, "_momentum": 0.1, "_epsilon": 1e-3, "_centered": True},
+    ),
+    "sgd": ("GradientDescentOptimizer", {}, {}),
+}
+
+
+def test_all_seven_are_there():
+    assert discover([]).names("optimizer") == sorted(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_arrive(name: str):
+    import tensorflow as tf
+
+    kind, given, expected = CASES[name]
+    plugin = discover([]).load("optimizer", name)
+    with tf.Graph().as_default():
+        optimizer = plugin.model_validate({"plugin": name, "learning_rate": 0.25, **given}).build()()
+    assert type(optimizer).__name__ == kind
+    rate = getattr(optimizer, "_learning_rate", None) or getattr(optimizer, "_lr", None)
+    assert rate == 0.25
+    assert {key: getattr(optimizer, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_step_lowers_the_loss(name: str):
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    plugin = discover([]).load("optimizer", name)
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.get_variable("x", initializer=3.0)
+        loss = x * x
+        step = plugin.model_validate({"learning_rate": 0.1}).build()().minimize(loss)
+        session.run(v1.global_variables_initializer())
+        session.run(step)
+        assert session.run(loss) < 9.0
