@@ -74,13 +74,16 @@ def loadtest(
     from moxserve_loadtests.limits import parse_duration, parse_limit
     from moxserve_loadtests.plan import LoadSpec, prepare
 
+    from moxserve.cli.signals import told_when_interrupted
+
     parsed = [parse_limit(text) for text in limits]
     duration_s = parse_duration(duration)
     _check_report(report)
     _check_locust()
-    plan = prepare(LoadSpec(_target(grpc_address, rest_url), model, signature, batch_size, source, timeout_s))
     show = not no_progress and sys.stderr.isatty()
-    result, page = _generate(plan, users, spawn_rate or float(users), duration_s, show=show)
+    with told_when_interrupted(lambda: "interrupted; " + (f"{report!r} was not written" if report else "no figures")):
+        plan = prepare(LoadSpec(_target(grpc_address, rest_url), model, signature, batch_size, source, timeout_s))
+        result, page = _generate(plan, users, spawn_rate or float(users), duration_s, show=show)
     if report:
         from moxserve_loadtests.report import with_summary
 

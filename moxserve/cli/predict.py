@@ -66,13 +66,25 @@ def predict(
 
     Writes one JSON line a row, in the order of the input: {"input": …, "label": …, "predictions": {…}}.
     """
+    from moxserve.cli.signals import told_when_interrupted
     from moxserve.client import Client
     from moxserve.predict import PredictJob, run_predict
 
     target, name = _target(grpc_address, rest_url, local_dir, model)
     names = [n.strip() for n in outputs.split(",") if n.strip()] if outputs else None
     job = PredictJob(name, source, output, signature, names, batch_size, concurrency, limit, on_error == "skip")
-    with Client(target, timeout_s=timeout_s) as client, _progress_bar(job, hidden=no_progress) as progress:
+    done = 0
+
+    def progress(rows: int, failed: int, total: int | None) -> None:
+        nonlocal done
+        done = rows + failed
+        show(rows, failed, total)
+
+    with (
+        told_when_interrupted(lambda: f"interrupted after {done} rows; {output!r} was not written"),
+        Client(target, timeout_s=timeout_s) as client,
+        _progress_bar(job, hidden=no_progress) as show,
+    ):
         summary = run_predict(client, job, progress)
     _report(summary, as_json)
 
@@ -98,10 +110,10 @@ def _target(
 
 
 @contextlib.contextmanager
-def _progress_bar(job: PredictJob, *, hidden: bool) -> Iterator[Progress | None]:
+def _progress_bar(job: PredictJob, *, hidden: bool) -> Iterator[Progress]:
     """Show rows done on stderr when that is a terminal."""
     if hidden or not sys.stderr.isatty():
-        yield None
+        yield lambda _rows, _failed, _total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

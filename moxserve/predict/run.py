@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from moxserve.client import Client
 from moxserve.client.calls import DEFAULT_SIGNATURE
 from moxserve.client.fit import check_outputs, pick_signature
-from moxserve.errors import DataError, InterruptedRunError, RequestError, UsageError
+from moxserve.errors import DataError, RequestError, UsageError
 from moxserve.predict.accuracy import Accuracy
 from moxserve.predict.batches import BatchResult, Sender, fixed_batch
 from moxserve.predict.readers import Row, Rows, open_rows
@@ -135,7 +134,7 @@ def run_predict(client: Client, job: PredictJob, progress: Progress | None = Non
         DataError: the data cannot be read (without `skip_errors`: any row of it). Nothing was written.
         RequestError: the server refused. Nothing was written.
         ServerUnreachableError: nobody answers. Nothing was written.
-        InterruptedRunError: stopped by SIGINT or SIGTERM. Nothing was written.
+        KeyboardInterrupt: Ctrl-C. Requests in flight are broken off; nothing was written.
     """
     metadata = client.metadata(job.model)
     signature = pick_signature(metadata.signatures, job.signature, job.model)
@@ -145,7 +144,7 @@ def run_predict(client: Client, job: PredictJob, progress: Progress | None = Non
     sender = Sender(client, job.model, signature, job.outputs, job.skip_errors)
     tally = _Tally(Accuracy(rows.classes, rows.classes_listed))
     start = time.monotonic()
-    with open_output(job.output) as out, _told_when_interrupted(job, out):
+    with open_output(job.output) as out:
         with contextlib.closing(_in_order(sender, rows, batch_size, job.concurrency)) as results:
             for result in results:
                 _take(result, out, tally)
@@ -212,39 +211,6 @@ def _in_order(sender: Sender, rows: Rows, batch_size: int, concurrency: int) -> 
         sender.client.close()
         raise
     pool.shutdown()
-
-
-@contextlib.contextmanager
-def _told_when_interrupted(job: PredictJob, out: JsonLines) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into an error that says what becomes of the work."""
-    try:
-        with _sigterm_as_interrupt() as seen:
-            yield
-    except KeyboardInterrupt:
-        number = seen[0] if seen else signal.SIGINT
-        raise InterruptedRunError(
-            f"interrupted after {out.rows + out.errors} rows; {os.fspath(job.output)!r} was not written", number
-        ) from None
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[list[int]]:
-    """Make SIGTERM raise KeyboardInterrupt as SIGINT does; the list tells that it came. Only in the main thread."""
-    seen: list[int] = []
-
-    def interrupt(signum: int, _frame: object) -> None:
-        seen.append(signum)
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # Not the main thread: signals are its caller's affair.
-        yield seen
-        return
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def percentile_ms(latencies_s: Sequence[float], percent: float) -> float | None:

@@ -135,7 +135,8 @@ def test_interrupted(toy_server, tmp_path, signum, code) -> None:
     (tmp_path / "r.jsonl").write_text("4\n" * 200_000)
     command = [
         sys.executable, "-m", "moxserve", "predict", "--grpc", toy_server.grpc, "--model", "toy",
-        "--signature", "positive", "--input", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "o.jsonl"), "--batch-size", "1",
+        "--signature", "positive", "--input", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "o.jsonl"),
+        "--batch-size", "1",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30

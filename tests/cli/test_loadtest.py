@@ -1,0 +1,125 @@
+"""`moxserve loadtest` as a person runs it: real locust, real server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def test_grpc_with_report(run_moxserve, toy_server, tmp_path) -> None:
+    report = tmp_path / "report.html"
+    done = run_moxserve(
+        "loadtest", "--grpc", toy_server.grpc, "--model", "toy", "--users", "3", "--duration", "1s",
+        "--batch-size", "2", "--report", report, "--fail-if", "p95>10s", "--fail-if", "rps<1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"loaded toy at grpc://{toy_server.grpc} with 3 users, 2 rows a request"
+    assert lines[1] == "  payload   random data (images: uint8[2, 8, 8, 1])"
+    assert [line.split()[0] for line in lines[2:]] == [
+        "requests", "rate", "latency", "generator", "limit", "limit", "report",
+    ]  # fmt: skip
+    page = report.read_text()
+    assert f"moxserve load test: toy at grpc://{toy_server.grpc}, 3 users" in page
+    assert "predict toy" in page  # locust's own table
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_rest_as_json(run_moxserve, toy_server) -> None:
+    done = run_moxserve(
+        "loadtest", "--rest", toy_server.rest, "--model", "toy", "--users", "2", "--duration", "700ms", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["failures"] == 0
+    assert figures["requests"] > 10
+    assert figures["rps"] == pytest.approx(figures["requests"] / figures["duration_s"])
+    assert figures["min_ms"] <= figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"] <= figures["max_ms"]
+    assert figures["generator_cpu"] > 0
+    assert 0.7 <= figures["duration_s"] < 2
+
+
+def test_broken_limit(run_moxserve, toy_server, tmp_path) -> None:
+    done = run_moxserve(
+        "loadtest", "--grpc", toy_server.grpc, "--model", "toy", "--users", "1", "--duration", "500ms",
+        "--fail-if", "p50>1us", "--fail-if", "fail_ratio>50%", "--report", tmp_path / "r.html",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "error: limit broken: p50>1us: measured " in done.stderr
+    assert "fail_ratio" not in done.stderr
+    assert "(broken)" in (tmp_path / "r.html").read_text()
+
+
+def test_failing_requests_fail_the_test(run_moxserve, toy_server, tmp_path) -> None:
+    """The first row is fine, so the test begins; the second is refused by the model each time."""
+    (tmp_path / "rows.jsonl").write_text("4\n-1\n")
+    args = [
+        "loadtest", "--grpc", toy_server.grpc, "--model", "toy", "--signature", "positive", "--users", "1",
+        "--duration", "500ms", "--input", tmp_path / "rows.jsonl",
+    ]  # fmt: skip
+    done = run_moxserve(*args)
+    assert done.returncode == 1
+    assert "requests failed; the most frequent: INVALID_ARGUMENT: " in done.stderr
+    assert "negative numbers are refused" in done.stderr
+    assert run_moxserve(*args, "--fail-if", "fail_ratio>60%").returncode == 0
+
+
+def test_nobody_listens(run_moxserve, free_port) -> None:
+    done = run_moxserve("loadtest", "--grpc", f"localhost:{free_port}", "--model", "m")
+    assert done.returncode == 4
+    assert done.stderr.splitlines()[0] == f"error: nobody answers at grpc://localhost:{free_port}: Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model", "m"], "Give one of --grpc HOST:PORT, --rest URL; got none."),
+        (["--grpc", "h:1"], "Missing option '--model'"),
+        (
+            ["--grpc", "h:1", "--model", "m", "--fail-if", "p95>slow"],
+            "error: --fail-if 'p95>slow': expected METRIC OP NUMBER",
+        ),
+        (
+            ["--grpc", "h:1", "--model", "m", "--duration", "soon"],
+            "error: duration 'soon': expected something like 10s",
+        ),
+        (["--grpc", "h:1", "--model", "m", "--report", "/no/such/dir/r.html"], "expected a file name in a folder"),
+        (["--grpc", "h:1", "--model", "m", "--users", "0"], "Invalid value for '--users'"),
+    ],
+)
+def test_wrong_usage(run_moxserve, args, message) -> None:
+    done = run_moxserve("loadtest", *args)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_interrupted(toy_server, tmp_path) -> None:
+    command = [
+        sys.executable, "-m", "moxserve", "loadtest", "--grpc", toy_server.grpc, "--model", "toy", "--users", "1",
+        "--duration", "60s", "--report", str(tmp_path / "r.html"),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert err == f"error: interrupted; '{tmp_path / 'r.html'}' was not written\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_locust_itself(repo_root, toy_server) -> None:
+    command = [
+        sys.executable, "-m", "locust", "-f", str(repo_root / "loadtests" / "moxserve_loadtests" / "locustfile.py"),
+        "--host", f"grpc://{toy_server.grpc}", "--model", "toy", "-u", "2", "-r", "2", "-t", "2s", "--headless",
+        "--only-summary", "--exit-code-on-error", "1",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "predict toy" in done.stderr + done.stdout
