@@ -8,6 +8,7 @@ unload.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Server", "ServerOptions"]
 
 logger = logging.getLogger(__name__)
+
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
 class Server:
@@ -178,9 +181,8 @@ def bind(address: str, flag: str) -> socket.socket:
     try:
         return _bind(host, port)
     except OSError as error:
-        if host == "::" and error.errno not in (socket.EADDRINUSE if hasattr(socket, "EADDRINUSE") else 98,):
-            with contextlib.suppress(OSError):
-                return _bind("0.0.0.0", port)
+        if host == "::" and error.errno in _NO_IPV6:
+            return bind(f"0.0.0.0:{port}", flag)
         raise Unavailable(
             f"cannot listen at {address}: {error.strerror or error}",
             hint=f"stop the other server, or choose another {flag}",

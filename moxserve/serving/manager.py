@@ -229,7 +229,7 @@ class Manager:
         while not self._stopping:
             if time.monotonic() >= next_poll:
                 for model in self._models.values():
-                    self._poll(model)
+                    self._poll_safely(model)
                 next_poll = time.monotonic() + poll_s if poll_s > 0 else math.inf
             with self._changed:
                 if self._stopping:
@@ -242,6 +242,13 @@ class Manager:
 
     def _all_records(self) -> list[_Record]:
         return [record for model in self._models.values() for record in model.records.values()]
+
+    def _poll_safely(self, model: _Model) -> None:
+        try:
+            self._poll(model)
+        except Exception:
+            # Without this thread nothing would ever be loaded again: say it, and look again at the next poll.
+            logger.exception("looking for versions of %s failed", model.config.name)
 
     def _poll(self, model: _Model) -> None:
         try:

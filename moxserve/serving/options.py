@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from moxserve import file
 from moxserve.errors import UsageError
 from moxserve.serving.backends.base import LoadOptions
 from moxserve.serving.flags import FLAGS
@@ -67,7 +68,9 @@ class ServerOptions:
             )
         if not self.model_name:
             raise UsageError("--model_name is empty; expected the name that requests use")
-        return [ModelConfig(self.model_name, _absolute(self.model_base_path))]
+        base_path = _absolute(self.model_base_path)
+        file.exists(base_path)  # refuses a scheme that has no file engine; the path itself may appear later
+        return [ModelConfig(self.model_name, base_path)]
 
 
 def _absolute(path: str) -> str:

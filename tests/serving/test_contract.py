@@ -268,6 +268,8 @@ def test_a_graph_error_keeps_code_and_text(half_client, echo_client) -> None:
     status, message = half_client.predict({"inputs": np.array([b"a"], object)}, signature="regress_x_to_y")
     assert status == "INVALID_ARGUMENT"
     assert message.startswith("Could not parse example input, value: 'a'")
+    status, message = half_client.predict({"inputs": np.array([b"\xff"], object)}, signature="regress_x_to_y")
+    assert (status, message[:46]) == ("INVALID_ARGUMENT", "Could not parse example input, value: '\ufffd'\n\t [")
     status, message = echo_client.predict({"x": F32([[np.nan, 1]])}, model="echo", signature="failing")
     assert status == "INVALID_ARGUMENT"
     assert "bad number" in message
@@ -433,11 +435,19 @@ def test_a_tensor_that_does_not_parse(grpc_half) -> None:
 
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "default"
-    request.inputs["x"].dtype = 1
-    request.inputs["x"].tensor_content = b"123"
+    x = request.inputs["x"]
+    x.dtype = 1
+    x.tensor_content = b"123"
     status, message = _code(grpc_half.stub.Predict, request)
     assert status == "INVALID_ARGUMENT"
     assert message.startswith("tensor parsing error: x")
+    x.tensor_content = b""
+    for size in (2**62, 2**63 - 1):
+        del x.tensor_shape.dim[:]
+        x.tensor_shape.dim.add().size = size
+        status, message = _code(grpc_half.stub.Predict, request)
+        assert status == "INVALID_ARGUMENT"
+        assert message.startswith("tensor parsing error: x")
 
 
 def test_bytes_that_are_no_message(half: Server) -> None:

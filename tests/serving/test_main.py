@@ -175,6 +175,7 @@ def test_a_rest_request_that_takes_too_long(slow_base, serve, wait_for) -> None:
         ({"model_base_path": ""}, "model_base_path and server_options.model_config_file are empty"),
         ({"grpc_address": ""}, "At least one of server_options.grpc_port or server_options.grpc_socket_path"),
         ({"model_name": ""}, "--model_name is empty"),
+        ({"model_base_path": "nfs://host/m"}, "no file engine for nfs://"),
     ],
 )
 def test_options_that_make_no_sense(options, message) -> None:

@@ -109,6 +109,10 @@ class SavedModelBackend:
             values = program.call(*arguments)
         except self._tf.errors.OpError as error:
             raise serving_error(error.error_code, error.message) from None
+        except UnicodeDecodeError as error:
+            # TensorFlow puts the bytes that it could not parse into its message, then fails to turn that into text and
+            # loses the status. Only what a request sent can be such bytes.
+            raise InvalidArgument(error.object.decode("utf-8", "replace")) from None
         found = dict(zip(program.fetched, map(_as_array, values), strict=True))
         if program.passed:
             found.update({alias: inputs[source] for alias, source in program.passed.items()})

@@ -123,7 +123,8 @@ class GrpcServer:
     def _predict(self, data: bytes, context: Any) -> bytes:
         request = _parse(messages.PredictRequest, data)
         ref = _ref(request)
-        if (context.time_remaining() or 1.0) <= 0:
+        left_s = context.time_remaining()
+        if left_s is not None and left_s <= 0:
             raise DeadlineExceeded("the deadline passed before the request was begun")
         prediction = self._dataplane.predict(
             ref, request.model_spec.signature_name, lambda call: _decode(request, call), request.output_filter
@@ -166,6 +167,9 @@ def _decode(request: Any, call: CallSignature) -> dict[str, np.ndarray]:
             inputs[alias] = from_proto(proto)
         except InvalidArgument as error:
             raise InvalidArgument(f"tensor parsing error: {alias}: {error.message}") from None
+        except (MemoryError, OverflowError, ValueError) as error:
+            # A few bytes can ask for a tensor of any size: missing values are filled up.
+            raise InvalidArgument(f"tensor parsing error: {alias}: {error}") from None
     return inputs
 
 
