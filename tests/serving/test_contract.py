@@ -269,7 +269,8 @@ def test_a_graph_error_keeps_code_and_text(half_client, echo_client) -> None:
     assert status == "INVALID_ARGUMENT"
     assert message.startswith("Could not parse example input, value: 'a'")
     status, message = half_client.predict({"inputs": np.array([b"\xff"], object)}, signature="regress_x_to_y")
-    assert (status, message[:46]) == ("INVALID_ARGUMENT", "Could not parse example input, value: '\ufffd'\n\t [")
+    assert status == "INVALID_ARGUMENT"
+    assert message.startswith("Could not parse example input, value: '\ufffd'")
     status, message = echo_client.predict({"x": F32([[np.nan, 1]])}, model="echo", signature="failing")
     assert status == "INVALID_ARGUMENT"
     assert "bad number" in message
