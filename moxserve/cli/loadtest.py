@@ -22,8 +22,9 @@ __all__ = ["loadtest"]
 
 _EPILOG = """\b
 Examples:
-  moxserve loadtest --grpc localhost:8500 --model digits --users 8 --duration 10s --report report.html
-  moxserve loadtest --rest http://localhost:8501 --model digits --input data/digits/images/eval --fail-if "p95>50ms"
+  moxserve loadtest --grpc localhost:8500 --model digits --users 8 --duration 10s \\
+      --report report.html --fail-if "p95>50ms"
+  moxserve loadtest --rest http://localhost:8501 --model digits --input data/digits/images/eval
 
 \b
 --fail-if METRIC OP NUMBER[UNIT], OP one of > >= < <=, METRIC one of
@@ -31,13 +32,29 @@ Examples:
   rps rows_per_s                successful requests, or rows, a second
   fail_ratio generator_cpu      shares (plain or %)
   failures requests             counts
-A true statement ends the command with exit code 1. Unless a limit speaks of failures, any failed request does, too.
+
+A true statement ends the command with exit code 1. So does any failed request, unless a limit
+speaks of failures.
 """
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--grpc", "grpc_address", metavar="HOST:PORT", envvar="MOXSERVE_GRPC", help="gRPC address of the server.")
-@click.option("--rest", "rest_url", metavar="URL", envvar="MOXSERVE_REST", help="REST address, http://HOST:PORT.")
+@click.option(
+    "--grpc",
+    "grpc_address",
+    metavar="HOST:PORT",
+    envvar="MOXSERVE_GRPC",
+    show_envvar=True,
+    help="gRPC address of the server.",
+)
+@click.option(
+    "--rest",
+    "rest_url",
+    metavar="URL",
+    envvar="MOXSERVE_REST",
+    show_envvar=True,
+    help="REST address, http://HOST:PORT.",
+)
 @click.option("--model", required=True, metavar="NAME[:VERSION|@LABEL]", help="Which model.")
 @click.option("--signature", default="serving_default", show_default=True, help="Key of the signature.")
 @click.option("--users", type=click.IntRange(1), default=8, show_default=True,

@@ -18,9 +18,10 @@ __all__ = ["predict"]
 
 _EPILOG = """\b
 Examples:
-  moxserve predict --grpc localhost:8500 --model digits --input data/digits/images/eval --output preds.jsonl
+  moxserve predict --grpc localhost:8500 --model digits \\
+      --input data/digits/images/eval --output preds.jsonl
   moxserve predict --rest http://localhost:8501 --model digits:3 --input rows.jsonl --output preds.jsonl
-  moxserve predict --local models/digits --input t10k-images-idx3-ubyte.gz --output preds.jsonl
+  moxserve predict --local models/digits --input rows.npy --output preds.jsonl
 
 --input takes a folder of pictures (folder per class: accuracy is told), a picture, .npy, .npz, an IDX image file, or
 .jsonl with one instance a line. Float inputs get pixels scaled to 0..1, integer inputs 0..255.
@@ -28,8 +29,22 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--grpc", "grpc_address", metavar="HOST:PORT", envvar="MOXSERVE_GRPC", help="gRPC address of the server.")
-@click.option("--rest", "rest_url", metavar="URL", envvar="MOXSERVE_REST", help="REST address, http://HOST:PORT.")
+@click.option(
+    "--grpc",
+    "grpc_address",
+    metavar="HOST:PORT",
+    envvar="MOXSERVE_GRPC",
+    show_envvar=True,
+    help="gRPC address of the server.",
+)
+@click.option(
+    "--rest",
+    "rest_url",
+    metavar="URL",
+    envvar="MOXSERVE_REST",
+    show_envvar=True,
+    help="REST address, http://HOST:PORT.",
+)
 @click.option("--local", "local_dir", metavar="DIR", help="Run the model of this directory here, without a server.")
 @click.option("--model", metavar="NAME[:VERSION|@LABEL]", help="Which model; with --local its name is the folder's.")
 @click.option("--input", "source", required=True, metavar="PATH", help="The data set.")
@@ -81,7 +96,7 @@ def predict(
         show(rows, failed, total)
 
     with (
-        told_when_interrupted(lambda: f"interrupted after {done} rows; {output!r} was not written"),
+        told_when_interrupted(lambda: f"interrupted after {done:,} rows; {output!r} was not written"),
         Client(target, timeout_s=timeout_s) as client,
         _progress_bar(job, hidden=no_progress) as show,
     ):
