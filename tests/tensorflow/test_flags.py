@@ -154,8 +154,9 @@ def test_flags_fill_what_the_script_leaves_out(
 ) -> None:
     argv(
         monkeypatch,
-        "--batch_size=7", "--max_number_of_steps=3", f"--log_dir={tmp_path}", "--log_every_n_steps=2", "--save_summary_steps=1",
-    )  # fmt: skip
+        *("--batch_size=7", "--max_number_of_steps=3", f"--log_dir={tmp_path}"),
+        *("--log_every_n_steps=2", "--save_summary_steps=1"),
+    )
     result = train(batch_size=None, max_number_of_steps=0)
     assert result.global_step == 3
     assert result.samples_per_s == pytest.approx(7 / result.step_s)
@@ -266,7 +267,7 @@ def main(argv):
     print(json.dumps({
         'user': [flags.batch_size, flags.data_url, flags.log_dir, flags.augment],
         'undefined': [flags.train_url, flags.num_gpus, flags.sync_replicas],
-        'ours': [mox.get_flag(n) for n in ('batch_size', 'log_dir', 'num_gpus', 'loss_scale', 'sync_replicas', 'use_fp16')],
+        'ours': [mox.get_flag(n) for n in 'batch_size log_dir num_gpus loss_scale sync_replicas use_fp16'.split()],
         'rest': argv[1:],
     }))
 tf.app.run(main=main)

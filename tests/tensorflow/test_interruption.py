@@ -33,24 +33,28 @@ class Pace(mox.AggregativeSessionRunHook):
     def end(self, session):
         print('end', flush=True)
 
+def one_shot(dataset):
+    return dataset.make_one_shot_iterator().get_next()
+
 def input_fn(mode):
-    return tf.data.Dataset.from_tensors(tf.constant(1.0)).repeat().make_one_shot_iterator().get_next()
+    return one_shot(tf.data.Dataset.from_tensors(tf.constant(1.0)).repeat())
 
 def blocked(mode):
     def generate():
         time.sleep(1000)
         yield 1.0
-    return tf.data.Dataset.from_generator(generate, tf.float32, tf.TensorShape([])).make_one_shot_iterator().get_next()
+    return one_shot(tf.data.Dataset.from_generator(generate, tf.float32, tf.TensorShape([])))
 
 def model_fn(inputs, mode):
     parts = [tf.get_variable('w%d' % i, [SIZE], initializer=tf.zeros_initializer()) for i in range(4)]
-    loss = -tf.add_n([tf.reduce_sum(p) for p in parts]) + 0 * tf.reduce_sum(inputs[0])
+    loss = -tf.add_n([tf.reduce_sum(p) for p in parts]) * tf.reduce_mean(inputs[0])  # of ones
     return mox.ModelSpec(loss=loss, log_info={'loss': loss}, hooks=[Pace()])
 
 def run(log_dir, steps=10**9, **kwargs):
-    return mox.run(**{**dict(input_fn=input_fn, model_fn=model_fn, optimizer_fn=mox.get_optimizer_fn('sgd', learning_rate=1.0),
-        run_mode='TRAIN', batch_size=1, log_dir=log_dir, max_number_of_steps=steps, log_every_n_steps=0, save_summary_steps=0),
-        **kwargs})
+    given = dict(input_fn=input_fn, model_fn=model_fn, optimizer_fn=mox.get_optimizer_fn('sgd', learning_rate=1.0),
+                 run_mode='TRAIN', batch_size=1, log_dir=log_dir, max_number_of_steps=steps, log_every_n_steps=0,
+                 save_summary_steps=0)
+    return mox.run(**{**given, **kwargs})
 """
 
 
@@ -64,9 +68,13 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def call(text: str, *arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", text, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", text, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        )  # fmt: skip
+        )
         started.append(process)
         return process
 
@@ -151,7 +159,8 @@ thread.start(); thread.join()
     assert out.split()[-1] == "3", err
 
 
-# One parent imports TensorFlow once and forks a trainer for each round: starting Python twenty times would take minutes.
+# One parent imports TensorFlow once and forks a trainer for each round: starting Python twenty times would take
+# minutes.
 ROUNDS = """
 import os
 import numpy as np
@@ -194,7 +203,7 @@ def test_kill_9_at_any_moment_of_saving_leaves_a_complete_checkpoint(
         child = int(process.stdout.readline().split()[1])
         word, step = process.stdout.readline().split(maxsplit=1)
         assert word == "ready", step
-        assert int(step) >= reached, "a later run began before the checkpoint that an earlier one had"
+        assert int(step) >= reached, "a later run began before the checkpoint of an earlier one"
         time.sleep(chance.uniform(0.02, 0.5))
         os.kill(child, signal.SIGKILL)
         assert process.stdout.readline().strip() == "dead"

@@ -155,7 +155,8 @@ def test_scheduled_participants_are_asked_at_their_steps_only(rig: Rig) -> None:
     clock = Clock(steps_per_epoch=25)
 
     class EveryTen(Participant):
-        asked: list[int] = []
+        def __init__(self) -> None:
+            self.asked: list[int] = []
 
         def next_step(self, clock: Clock) -> int:
             return Every(steps=10).next_step(clock.run_step)
@@ -164,8 +165,9 @@ def test_scheduled_participants_are_asked_at_their_steps_only(rig: Rig) -> None:
             self.asked.append(context.clock.run_step)
             return tf1.train.SessionRunArgs(rig.element)
 
-    rig.loop([EveryTen()], clock).run()
-    assert EveryTen.asked == [0, 10, 20]
+    every_ten = EveryTen()
+    rig.loop([every_ten], clock).run()
+    assert every_ten.asked == [0, 10, 20]
     assert rig.stepper.fetcher.built == 2
 
 

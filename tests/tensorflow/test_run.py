@@ -71,7 +71,8 @@ def test_already_trained_by_checkpoint_path_names_the_flag(train: Train, tmp_pat
 def test_console_lines_have_the_documented_format(train: Train, console: Any) -> None:
     result = train(max_number_of_steps=25, log_every_n_steps=10)
     pattern = re.compile(
-        r"INFO:tensorflow:step: (\d+)\(global step: (\d+)\)\tsample/sec: \d+\.\d{3}\tloss: (\d+\.\d{3})\tmean: -?\d+\.\d{3}"
+        r"INFO:tensorflow:step: (\d+)\(global step: (\d+)\)\tsample/sec: \d+\.\d{3}"
+        r"\tloss: (\d+\.\d{3})\tmean: -?\d+\.\d{3}"
     )
     lines = [m for line in console.lines if (m := pattern.fullmatch(line))]
     assert [(m.group(1), m.group(2)) for m in lines] == [("0", "0"), ("10", "10"), ("20", "20")]

@@ -88,7 +88,7 @@ def test_a_build_that_makes_other_variables_is_explained() -> None:
         x = tf.ones([6, 5])
         first = build_branch(model_fn, "TRAIN", [[x]], [""])
         with pytest.raises(
-            ModelSpecError, match="of shape .*5, 5.* in EVAL, where the first build made 'dense/kernel:0'"
+            ModelSpecError, match=r"of shape .*5, 5.* in EVAL, where the first build made 'dense/kernel:0'"
         ):
             build_branch(model_fn, "EVAL", [[x]], [""], after=first)
 

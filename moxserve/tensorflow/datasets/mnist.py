@@ -79,7 +79,7 @@ class DataSet:
     def __init__(self, images: np.ndarray, labels: np.ndarray, reshape: bool = True, seed: int | None = None) -> None:
         if len(images) != len(labels):
             raise DataError(f"there are {len(images)} images, but {len(labels)} labels")
-        shape = (len(images), -1) if reshape else (*images.shape, 1)
+        shape = (len(images), math.prod(images.shape[1:])) if reshape else (*images.shape, 1)
         self.images: np.ndarray = np.multiply(images.reshape(shape), 1.0 / 255.0, dtype=np.float32)
         self.labels = labels
         self.epochs_completed = 0
@@ -135,6 +135,8 @@ class Datasets(NamedTuple):
 
 
 def _one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
+    if len(labels) and labels.max() >= classes:
+        raise DataError(f"there is a label {labels.max()} in the data, too large for num_classes={classes}")
     return np.eye(classes)[labels]
 
 
@@ -160,7 +162,7 @@ def read_data_sets(
         num_classes: width of one-hot labels.
 
     Raises:
-        DataError: a file is missing or broken, or `validation_size` exceeds the training images.
+        DataError: a file is missing or broken, a label exceeds `num_classes`, or `validation_size` the training images.
     """
     if fake_data:
         raise DataError("read_data_sets(fake_data=True): fake data is not made")

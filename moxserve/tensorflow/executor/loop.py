@@ -17,24 +17,29 @@ from moxserve.tensorflow.executor.stepper import Stepper
 __all__ = ["Loop", "LoopTiming"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoopTiming:
-    """How long the steps took.
+    """How long the steps took, the first one left out because it pays for start-up.
 
     Attributes:
-        first_step_s: seconds of the first step, which pays for start-up.
-        later_steps: how many steps followed.
-        later_s: seconds of all of those together, with everything that participants did between them.
+        steps: how many steps followed the first.
+        wall_s: seconds of all of those together, with everything that participants did between them.
+        cpu_s: CPU seconds of the process in that time, all threads.
     """
 
-    first_step_s: float = 0.0
-    later_steps: int = 0
-    later_s: float = 0.0
+    steps: int = 0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
 
     @property
     def step_s(self) -> float:
-        """Seconds a step, the first one left out; 0.0 when there were fewer than two."""
-        return self.later_s / self.later_steps if self.later_steps else 0.0
+        """Seconds a step; 0.0 when there were fewer than two steps."""
+        return self.wall_s / self.steps if self.steps else 0.0
+
+    @property
+    def step_cpu_s(self) -> float:
+        """CPU seconds a step; 0.0 when there were fewer than two steps."""
+        return self.cpu_s / self.steps if self.steps else 0.0
 
 
 class Loop:
@@ -58,6 +63,7 @@ class Loop:
         self._participants = list(participants)
         self._clock = clock
         self._stopped = stopped
+        self._mark: tuple[int, float, float] | None = None
         self.timing = LoopTiming()
 
     def run(self) -> str:
@@ -71,10 +77,20 @@ class Loop:
         try:
             self._call("train_start")
             reason = self._epochs()
+            self._read_time()
             ok = True
         finally:
             self._finish(ok)
         return reason
+
+    def _first_step_done(self) -> None:
+        self._mark = (self._clock.run_step, time.perf_counter(), time.process_time())
+
+    def _read_time(self) -> None:
+        if self._mark is not None:
+            step, wall, cpu = self._mark
+            steps = self._clock.run_step - step
+            self.timing = LoopTiming(steps, time.perf_counter() - wall, time.process_time() - cpu)
 
     def _finish(self, ok: bool) -> None:
         if ok:
@@ -116,9 +132,9 @@ class Loop:
                 if self._quiet_steps(end):
                     continue
                 clock.local_step += 1
-                began = time.perf_counter()
                 stop = self._stepper.step(self._active())
-                self._time(began, 1)
+                if self._mark is None:
+                    self._first_step_done()
                 if stop:
                     return "request_stop"
         except tf.errors.OutOfRangeError as error:
@@ -136,11 +152,11 @@ class Loop:
         clock, stopped, now, quiet = self._clock, self._stopped, time.monotonic, self._stepper.quiet
         until = min((p.next_step(clock) for p in self._participants), default=NEVER)
         deadline = min((p.next_time() for p in self._participants), default=math.inf)
-        steps = min(until, end) - clock.run_step
+        # The first step is made alone, so that it can be left out of the timing.
+        steps = min(until, end) - clock.run_step if self._mark is not None else min(until - clock.run_step, 1)
         if steps <= 0 or now() >= deadline:
             return 0
         done = 0
-        began = time.perf_counter()
         try:
             while done < steps and not stopped() and now() < deadline:
                 quiet()
@@ -148,19 +164,9 @@ class Loop:
         finally:  # also when the input ends in the middle
             clock.advance(done)
             clock.local_step += done
-            self._time(began, done)
+        if self._mark is None and done:
+            self._first_step_done()
         return done
-
-    def _time(self, began: float, steps: int) -> None:
-        """Account for steps that are done; of a first stretch of several, one average step counts as the first."""
-        seconds = time.perf_counter() - began
-        if self._clock.run_step == steps and steps > 0 and self.timing.first_step_s == 0.0:
-            self.timing.first_step_s = seconds / steps
-            self.timing.later_s += seconds - self.timing.first_step_s
-            self.timing.later_steps += steps - 1
-            return
-        self.timing.later_s += seconds
-        self.timing.later_steps += steps
 
 
 def _is_end_of_input(error: Any) -> bool:

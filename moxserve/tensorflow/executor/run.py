@@ -336,6 +336,7 @@ class _Job:
             metrics=metrics,
             samples_per_s=self.settings.batch_size / step_s if step_s else 0.0,
             step_s=step_s,
+            step_cpu_s=0.0 if reason == "already_trained" else self.timing.step_cpu_s,
             export=self._export(checkpoint) if self.settings.export else None,
         )
 

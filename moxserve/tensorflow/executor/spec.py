@@ -207,6 +207,7 @@ class RunResult:
         metrics: EVAL: mean of each `log_info` over all steps, a step weighted by its rows; TRAIN: values last logged.
         samples_per_s: rows a second, the first step left out (it pays for start-up).
         step_s: seconds a step, the first step left out; 0.0 when there were fewer than two.
+        step_cpu_s: CPU seconds that the whole process spent a step, likewise.
         export: what `export_model` made, else None.
     """
 
@@ -219,4 +220,5 @@ class RunResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     samples_per_s: float = 0.0
     step_s: float = 0.0
+    step_cpu_s: float = 0.0
     export: Any = None
