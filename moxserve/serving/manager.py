@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 Loader = Callable[[str, int, str], Servable]
 _REMIND_S = 60.0
+_BASE = "base path"
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,7 @@ class _Model:
     config: ModelConfig
     records: dict[int, _Record] = field(default_factory=dict)
     seen: dict[int, int] | None = None
-    doubled: tuple[str, ...] = ()
-    told: str = ""
-    told_at: float = -math.inf
+    told: dict[object, tuple[str, float]] = field(default_factory=dict)
 
 
 class Manager:
@@ -251,29 +250,42 @@ class Manager:
             logger.exception("looking for versions of %s failed", model.config.name)
 
     def _poll(self, model: _Model) -> None:
+        config = model.config
         try:
-            listing = find_versions(model.config.base_path)
+            listing = find_versions(config.base_path)
         except OSError as error:
             # A base path that is away for a moment (a remounted volume) unloads nothing.
-            self._tell(
-                model, f"Could not find base path {model.config.base_path} for servable {model.config.name}: {error}"
-            )
+            self._tell(model, _BASE, f"Could not find base path {config.base_path} for servable {config.name}: {error}")
+            model.seen = model.seen or {}
             return
-        if listing.doubled and listing.doubled != model.doubled:
-            logger.warning(
-                "%s: names with the number of another are ignored: %s", model.config.base_path, listing.doubled
-            )
-        model.doubled = listing.doubled
         with self._changed:
-            wanted = aspired_versions(self._trusted(model, listing), model.config.policy)
+            wanted = aspired_versions(self._trusted(model, listing), config.policy)
             for version, record in model.records.items():
                 record.aspired = version in wanted
             for version in wanted:
                 self._take_in(model, listing.versions[version])
-        if wanted:
-            model.told = ""
-        else:
-            self._tell(model, _nothing_found(model.config, listing))
+        self._report(model, listing, bool(wanted))
+
+    def _report(self, model: _Model, listing: Listing, served: bool) -> None:
+        """Log what an operator may be surprised by."""
+        config = model.config
+        for name in listing.doubled:
+            self._tell(model, name, f"{config.base_path}: {name} is ignored, another name has the same number")
+        if not served:
+            self._tell(model, _BASE, _nothing_found(config, listing))
+            return
+        model.told = {k: v for k, v in model.told.items() if k in listing.incomplete or k in listing.doubled}
+        for version, why in listing.incomplete.items():
+            label = f"{{name: {config.name} version: {version}}}"
+            self._tell(model, version, f"{label} is not complete and is left out: {why}", again_when_changed=False)
+
+    def _tell(self, model: _Model, about: object, text: str, *, again_when_changed: bool = True) -> None:
+        """Log a lasting condition: once, when it changes, and again from time to time."""
+        now = time.monotonic()
+        before, at = model.told.get(about, ("", -math.inf))
+        if now - at >= _REMIND_S or (again_when_changed and text != before):
+            logger.warning("%s", text)
+            model.told[about] = (text, now)
 
     def _trusted(self, model: _Model, listing: Listing) -> list[int]:
         """Return the versions that are complete and no longer being written.
@@ -322,13 +334,6 @@ class Manager:
             self._begin_load(model, record)
         else:
             self._begin_unload(model, record)
-
-    def _tell(self, model: _Model, text: str) -> None:
-        """Log what keeps a model from being served: once, and again from time to time."""
-        now = time.monotonic()
-        if text != model.told or now - model.told_at >= _REMIND_S:
-            logger.warning("%s", text)
-            model.told, model.told_at = text, now
 
     # Loading
 

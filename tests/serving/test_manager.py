@@ -235,11 +235,11 @@ def test_all_and_specific_versions(manage, base, loader, wait_for) -> None:
 
 def test_a_foreign_copy_is_taken_only_when_it_has_come_to_rest(manage, base, loader, wait_for) -> None:
     publish(base, 1)
-    manager = manage(poll_interval_s=0.1)
+    manager = manage(poll_interval_s=0.4)
     assert manager.wait_until_ready(10)
     (base / "2").mkdir()
     with (base / "2" / "saved_model.pb").open("wb") as f:
-        for _ in range(20):
+        for _ in range(40):
             f.write(b"part")
             f.flush()
             time.sleep(0.03)
@@ -296,3 +296,33 @@ def test_polling_once(manage, base, loader) -> None:
     publish(base, 2)
     time.sleep(0.2)
     assert states(manager) == {1: "AVAILABLE"}
+
+
+def test_a_version_that_stays_incomplete_is_told_while_an_older_one_serves(manage, base, caplog, wait_for) -> None:
+    publish(base, 1)
+    (base / "00001").mkdir()
+    (base / "2").mkdir()
+    manager = manage()
+    assert manager.wait_until_ready(10)
+    wait_for(lambda: len(caplog.records) >= 2, "both messages")
+    time.sleep(0.2)
+    assert sorted(r.getMessage() for r in caplog.records if r.levelname == "WARNING") == sorted(
+        [
+            f"{base}: 00001 is ignored, another name has the same number",
+            "{name: m version: 2} is not complete and is left out: no saved_model.pb",
+        ]
+    )
+
+
+def test_a_base_path_that_is_being_copied_is_waited_for(manage, base, loader, wait_for) -> None:
+    base.rmdir()
+    manager = manage(poll_interval_s=0.4)
+    time.sleep(0.2)
+    (base / "1").mkdir(parents=True)
+    with (base / "1" / "saved_model.pb").open("wb") as f:
+        for _ in range(40):
+            f.write(b"part")
+            f.flush()
+            time.sleep(0.03)
+    assert loader.log == []
+    assert manager.wait_until_ready(10)

@@ -22,6 +22,7 @@ from moxserve.errors import NotFound
 from moxserve.export.versions import publish_version
 from moxserve.serving.dataplane import Prediction
 from moxserve.serving.main import Server
+from moxserve.serving.manager import ManagerOptions
 from moxserve.types import ModelRef
 
 X = np.float32([1, 2])
@@ -134,7 +135,7 @@ def test_a_version_that_another_program_copies_is_never_seen_half(tmp_path: Path
     base, other = tmp_path / "base", tmp_path / "other"
     save_linear(base / "1", slope=1)
     save_linear(other / "2", slope=2)
-    server = serve(base)
+    server = serve(base, manager=ManagerOptions(poll_interval_s=0.5))
     copying = subprocess.Popen([sys.executable, "-c", COPY_SLOWLY, other / "2", base / "2"])
     seen = set()
     while copying.poll() is None:
