@@ -310,10 +310,7 @@ class _Stages:
 
     def run(self) -> PipelineResult:
         prepared = self._timed("prepare", lambda: prepare(self._loaded, talk=self._talk))
-        run = _plugins(self._config)[3]
-        self._keep_config(run)
-        job = RunJob(prepared.data, prepared.model_fn, prepared.optimizer_fn, prepared.log_dir)
-        report = self._stage("run", prepared.data, lambda: run.run(job))
+        report = self._stage("run", prepared.data, lambda: self._run(prepared))
         export, metrics, predictions = None, dict(report.metrics), None
         if self._config.export is not None:
             export = self._stage("export", prepared.data, lambda: self._export(prepared, report))
@@ -357,6 +354,11 @@ class _Stages:
                 f"# Resolved from {self._loaded.path}: defaults, variables and overrides filled in, paths absolute.\n"
             )
             atomic_write(target, head + text)
+
+    def _run(self, prepared: PreparedRun) -> RunReport:
+        run = _plugins(self._config)[3]
+        self._keep_config(run)
+        return run.run(RunJob(prepared.data, prepared.model_fn, prepared.optimizer_fn, prepared.log_dir))
 
     def _checkpoint(self, report: RunReport) -> str:
         if report.checkpoint is None:

@@ -6,6 +6,9 @@ import json
 import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,6 +256,33 @@ run: {plugin: train, log_dir: run, max_number_of_steps: 9}
         run_pipeline("p.yaml")
     assert f"data/3/{bad.name} cannot be decoded" in str(caught.value)
     assert str(caught.value).startswith("run (train): ")
+
+
+def test_a_log_dir_that_cannot_be_made(softmax: Write, work: Path):
+    (work / "taken").write_text("")
+    with pytest.raises(MoxserveError, match=r"run \(train\): \w+Error: .*taken"):
+        run_pipeline(softmax(), ["run.log_dir=taken/run"])
+
+
+@pytest.mark.slow
+def test_a_signal_saves_the_state_and_the_next_run_goes_on(softmax: Write, work: Path):
+    """SIGTERM in the middle of a long run: status 143, a checkpoint, and a resumed run that ends where it should."""
+    path = softmax(("max_number_of_steps: 30", "max_number_of_steps: 100000000"))
+    command = [sys.executable, "-m", "moxserve", "pipeline", "run", str(path), "--set", "export={tf_serving: m}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "step: 100" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(60) == 143, rest
+    assert "Traceback" not in rest
+    # Nothing after the run has happened.
+    assert not (work / "m").exists()
+    [index] = list((work / "run").glob("model.ckpt-*.index"))
+    step = int(index.stem.rpartition("-")[2])
+    resumed = run_pipeline(path, [f"run.max_number_of_steps={step + 7}"])
+    assert (resumed.report.train.start_step, resumed.report.train.global_step) == (step, step + 7)
 
 
 @pytest.mark.slow
