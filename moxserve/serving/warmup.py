@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,11 @@ def _replay_record(servable: Servable, payload: bytes, iterations: int, path: st
     if kind == "predict_log":
         _run_predict(servable, log.predict_log.request, iterations)
     elif kind in ("classify_log", "regress_log"):
-        _run_examples(servable, getattr(log, kind).request, iterations)
+        request = getattr(log, kind).request
+        _run_examples(servable, request.input, [request.model_spec.signature_name], iterations)
+    elif kind == "multi_inference_log":
+        request = log.multi_inference_log.request
+        _run_examples(servable, request.input, [t.model_spec.signature_name for t in request.tasks], iterations)
     else:
         number = messages.PredictionLog.DESCRIPTOR.fields_by_name[kind].number
         raise Unimplemented(f"Unsupported log_type for warmup: {number} ({kind})")
@@ -90,10 +95,11 @@ def _run_predict(servable: Servable, request: Any, iterations: int) -> None:
         predict_on(servable, request.model_spec.signature_name, lambda _: inputs, request.output_filter)
 
 
-def _run_examples(servable: Servable, request: Any, iterations: int) -> None:
-    examples = serialized_examples(request.input)
+def _run_examples(servable: Servable, message: Any, signature_names: Sequence[str], iterations: int) -> None:
+    examples = serialized_examples(message)
     for _ in range(iterations):
-        predict_on(servable, request.model_spec.signature_name, lambda call: {call.input_names[0]: examples})
+        for name in signature_names:
+            predict_on(servable, name, lambda call: dict.fromkeys(call.input_names, examples))
 
 
 def serialized_examples(message: Any) -> np.ndarray:

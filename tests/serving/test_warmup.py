@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moxserve.errors import DataLoss, InvalidArgument, UnknownError
+from moxserve.errors import DataLoss, InvalidArgument, Unimplemented, UnknownError
 from moxserve.protocol import messages
 from moxserve.protocol.examples import make_example
 from moxserve.protocol.tensors import to_proto
@@ -96,6 +96,33 @@ def test_classify_and_regress_records(half: Path) -> None:
     count, runs = replayed(half)
     assert count == 2
     assert [signature for signature, _ in runs] == ["classify_x_to_y", "regress_x_to_y"]
+
+
+def test_multi_inference_records_run_each_of_their_signatures(half: Path) -> None:
+    log = messages.PredictionLog()
+    request = log.multi_inference_log.request
+    for signature in ("classify_x_to_y", "regress_x_to_y2"):
+        request.tasks.add().model_spec.signature_name = signature
+    request.input.example_list.examples.add().ParseFromString(make_example({"x": [3.0]}).SerializeToString())
+    record(half, log.SerializeToString())
+    _, runs = replayed(half)
+    assert [signature for signature, _ in runs] == ["classify_x_to_y", "regress_x_to_y2"]
+
+
+def test_records_of_other_kinds_cannot_be_replayed(half: Path) -> None:
+    log = messages.PredictionLog()
+    log.session_run_log.SetInParent()
+    record(half, log.SerializeToString())
+    with pytest.raises(Unimplemented, match=r"Unsupported log_type for warmup: \d+ \(session_run_log\)"):
+        replayed(half)
+
+
+def test_a_record_without_examples(half: Path) -> None:
+    log = messages.PredictionLog()
+    log.classify_log.request.model_spec.signature_name = "classify_x_to_y"
+    record(half, log.SerializeToString())
+    with pytest.raises(InvalidArgument, match="Input is empty"):
+        replayed(half)
 
 
 def test_without_a_file_nothing_is_run(half: Path) -> None:

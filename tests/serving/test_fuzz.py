@@ -1,0 +1,94 @@
+"""Damaged requests get a reason, never a crash or a 5xx."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx2
+import numpy as np
+import pytest
+
+from moxserve.protocol import messages
+from moxserve.protocol.tensors import to_proto
+from moxserve.serving.main import Server
+
+ROUNDS = 600
+REFUSALS = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"}
+
+
+@pytest.fixture(scope="module")
+def server(testdata: Path, options: Callable[..., Any]) -> Iterator[Server]:
+    with Server(options(testdata / "saved_model_half_plus_two_cpu")) as server:
+        yield server
+
+
+def mutate(rng: random.Random, data: bytes) -> bytes:
+    """Change, remove, insert or repeat a few bytes."""
+    damaged = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(damaged)) if damaged else 0
+        kind = rng.choice(["change", "remove", "insert", "repeat"])
+        if kind == "change":
+            damaged[at : at + 1] = bytes([rng.randrange(256)])
+        elif kind == "remove":
+            del damaged[at : at + rng.randint(1, 5)]
+        elif kind == "insert":
+            damaged[at:at] = rng.randbytes(rng.randint(1, 5))
+        else:
+            damaged[at : at + 1] *= rng.randint(2, 9)
+    return bytes(damaged)
+
+
+def predict_requests() -> list[bytes]:
+    requests = []
+    values = {"": np.float32([1, 2]), "classify_x_to_y": np.array([b"a"], object), "regress_x2_to_y3": np.int64([[1]])}
+    for signature, value in values.items():
+        request = messages.PredictRequest()
+        request.model_spec.name = "default"
+        request.model_spec.signature_name = signature
+        request.inputs["inputs" if signature else "x"].CopyFrom(to_proto(value))
+        requests.append(request.SerializeToString())
+    return requests
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "PredictionService/Predict",
+        "PredictionService/GetModelMetadata",
+        "ModelService/GetModelStatus",
+    ],
+)
+def test_grpc(server: Server, method: str) -> None:
+    rng = random.Random(method)
+    seeds = predict_requests()
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        call = channel.unary_unary(f"/tensorflow.serving.{method}")
+        for _ in range(ROUNDS):
+            damaged = mutate(rng, rng.choice(seeds))
+            try:
+                call(damaged, timeout=30)
+            except grpc.RpcError as error:
+                assert error.code().name in REFUSALS, (damaged, error.details())
+                assert error.details()
+
+
+def test_rest(server: Server) -> None:
+    rng = random.Random(1)
+    seeds = [
+        b'{"instances": [1.0, 2.0, {"b64": "AA=="}]}',
+        b'{"signature_name": "classify_x_to_y", "inputs": {"inputs": ["a"]}}',
+        b'{"inputs": [[1, 2], [3, -4e5]]}',
+    ]
+    with httpx2.Client(base_url=f"http://127.0.0.1:{server.rest_port}") as http:
+        for _ in range(ROUNDS):
+            damaged = mutate(rng, rng.choice(seeds))
+            reply = http.post("/v1/models/default:predict", content=damaged)
+            assert reply.status_code in (200, 400, 501), (damaged, reply.text)
+            answer = json.loads(reply.content)
+            assert answer["error"] if reply.status_code != 200 else answer
