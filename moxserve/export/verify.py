@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from moxserve.errors import MoxserveError, VerificationError
+from moxserve.errors import ModelSpecError, MoxserveError, VerificationError
 from moxserve.export.graphs import ModelSession, open_model, open_session
 from moxserve.export.job import ExportJob
 from moxserve.export.manifest import OutputCheck, Verification
@@ -345,10 +345,24 @@ def _check_chunk(
     if any(v.dtype == np.float64 for v in inputs.values()):
         outputs = reference.run_signature(parsed)
     scores = outputs[str(reference.endpoints.scores)].astype(np.float32)
-    labels = np.array([c.encode() for c in class_names(reference.endpoints, scores.shape[1])], dtype=object)
+    labels = _labels(reference, scores)
     expected = {"scores": scores, "classes": np.broadcast_to(labels, scores.shape)}
     got = artifact.run(CLASSIFY, {CLASSIFY_INPUT: serialize_examples(parsed)})
     checker.compare((CLASSIFY, name), got, expected, first)
+
+
+def _labels(reference: ModelSession, scores: np.ndarray) -> np.ndarray:
+    """Return the class names that belong to scores whose shape may only be known now.
+
+    Raises:
+        ModelSpecError: the scores are no matrix, or there is another number of labels.
+    """
+    if scores.ndim != 2:
+        raise ModelSpecError(f"ExportSpec.scores are {list(scores.shape)}; expected [batch, classes]")
+    names = class_names(reference.endpoints, scores.shape[1])
+    if len(names) != scores.shape[1]:
+        raise ModelSpecError(f"{len(names)} labels for {scores.shape[1]} classes in ExportSpec.scores")
+    return np.array([name.encode() for name in names], dtype=object)
 
 
 def _try_zeros(job: ExportJob, reference: ModelSession, artifact: Artifact, checker: Checker) -> str:
