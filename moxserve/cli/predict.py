@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from moxserve.client import Client
     from moxserve.predict import PredictJob, PredictSummary
     from moxserve.predict.run import Progress
 
@@ -98,6 +99,7 @@ def predict(
     with (
         told_when_interrupted(lambda: f"interrupted after {done:,} rows; {output!r} was not written"),
         Client(target, timeout_s=timeout_s) as client,
+        _model_loaded(client, name, here=local_dir is not None),
         _progress_bar(job, hidden=no_progress) as show,
     ):
         summary = run_predict(client, job, progress)
@@ -113,8 +115,6 @@ def _target(
             f"Give one of --grpc HOST:PORT, --rest URL, --local DIR; got {' and '.join(given) or 'none'}."
         )
     if local_dir:
-        # The backend is quiet unless asked otherwise: it writes to stderr from C++ before any logging set-up.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         return f"local:{local_dir}", model or os.path.basename(os.path.abspath(local_dir))
     if not model:
         raise click.UsageError("Missing option '--model': which model of the server?")
@@ -122,6 +122,19 @@ def _target(
         return (rest_url if "://" in rest_url else f"http://{rest_url}"), model
     address = grpc_address or ""
     return (address if "://" in address or address.startswith("unix:") else f"grpc://{address}"), model
+
+
+@contextlib.contextmanager
+def _model_loaded(client: Client, model: str, *, here: bool) -> Iterator[None]:
+    """Load a model on disk before the progress bar begins, with its runtime's chatter off the terminal."""
+    if here:
+        from moxserve.cli.quiet import native_stderr_hidden
+
+        verbose = (click.get_current_context().find_root().obj or {}).get("verbose", False)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "2")
+        with native_stderr_hidden(hidden=not verbose):
+            client.metadata(model)
+    yield
 
 
 @contextlib.contextmanager

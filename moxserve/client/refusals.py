@@ -6,6 +6,7 @@ from moxserve.errors import RequestError, ServerUnreachableError
 
 __all__ = ["PORTS", "nobody_answers", "overdue", "refused", "unavailable"]
 
+MESSAGE_CHARS = 1000
 PORTS = "TensorFlow Serving: gRPC on 8500, REST on 8501"
 _HINTS = {
     "NOT_FOUND": "check the model's name, version or label",
@@ -29,8 +30,14 @@ def refused(target: str, status: str, message: str, hint: str | None = None) -> 
             "the message is larger than the server takes (this client sets no limit): "
             "raise the server's grpc.max_receive_message_length, or send smaller batches"
         )
-    text = f"{target} answered {status}: {message}"
+    text = f"{target} answered {status}: {_printable(message)}"
     return RequestError(text, status=status, target=target, hint=hint or _HINTS.get(status))
+
+
+def _printable(message: str) -> str:
+    """Servers quote their inputs: keep binary data out of terminals and logs, and long tensors short."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in message)
+    return text if len(text) <= MESSAGE_CHARS else f"{text[:MESSAGE_CHARS]}... ({len(text):,} characters)"
 
 
 def overdue(target: str, timeout_s: float | None) -> RequestError:

@@ -147,6 +147,15 @@ def _only_input(signature: Signature, what: str) -> TensorSpec:
     return next(iter(signature.inputs.values()))
 
 
+def _picture_input(signature: Signature, what: str) -> TensorSpec:
+    if signature.method.endswith(("/classify", "/regress")):
+        raise UsageError(
+            f"signature {signature.name!r} takes serialized tf.Example records, not pictures ({what})",
+            hint="choose a predict signature, such as --signature serving_default",
+        )
+    return _only_input(signature, what)
+
+
 def row_spec(spec: TensorSpec) -> TensorSpec:
     """Return what one row of an input looks like: the spec without its first dimension."""
     return replace(spec, shape=None if spec.shape is None else tuple(spec.shape[1:]))
@@ -156,13 +165,13 @@ def row_spec(spec: TensorSpec) -> TensorSpec:
 
 
 def _one_image(path: str, signature: Signature) -> Rows:
-    form = image_form(_only_input(signature, path))
+    form = image_form(_picture_input(signature, path))
     row = Row(os.path.basename(path), lambda: {form.spec.name: file_to_input(path, form)})
     return Rows("a picture", iter([row]), 1)
 
 
 def _image_folder(base: str, signature: Signature) -> Rows:
-    form = image_form(_only_input(signature, f"a folder of pictures ({base})"))
+    form = image_form(_picture_input(signature, f"a folder of pictures ({base})"))
     listing = _list_images(base)
     folders = sorted({folder for folder, _ in listing if folder})
     classes, listed = _classes(base, folders)
@@ -322,7 +331,7 @@ def _read_idx(path: str, dimensions: int) -> Array:
 
 
 def _idx(path: str, signature: Signature) -> Rows:
-    form = image_form(_only_input(signature, path))
+    form = image_form(_picture_input(signature, path))
     images = _read_idx(path, 3)
     base = os.path.basename(path)
     beside = os.path.join(os.path.dirname(path), base.replace("images", "labels").replace("idx3", "idx1"))

@@ -54,7 +54,7 @@ def test_json_summary_over_rest(run_moxserve, toy_server, shades, tmp_path) -> N
 @pytest.mark.slow
 def test_local_model_is_quiet(run_moxserve, toy_base, shades, tmp_path) -> None:
     done = run_moxserve("predict", "--local", toy_base, "--input", shades, "--output", tmp_path / "o.jsonl", "--json")
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     summary = json.loads(done.stdout)
     assert (summary["model"], summary["accuracy"]) == (toy_base.name, 1.0)
 

@@ -67,6 +67,14 @@ def test_other_errors_are_not_repeated(faulty, ones) -> None:
     assert faulty.calls.count("Predict") == 1
 
 
+def test_binary_data_in_a_message_does_not_reach_the_terminal(faulty, ones) -> None:
+    faulty.faults = [(grpc.StatusCode.INTERNAL, "bad \x1b[31m\x00" + "x" * 5000)]
+    with Client(faulty.target) as client, pytest.raises(RequestError) as caught:
+        client.predict("m", ones)
+    assert "\x1b" not in caught.value.message
+    assert len(caught.value.message) < 1200
+
+
 def test_repetitions_stay_within_the_timeout(faulty, ones) -> None:
     faulty.faults = [UNAVAILABLE] * 99
     start = time.monotonic()

@@ -12,6 +12,7 @@ import pytest
 from moxserve.errors import DataError, UsageError
 from moxserve.predict import open_rows
 from moxserve.predict.readers import Label, read_labels
+from moxserve.types import Signature, TensorSpec, dtype_by_name
 
 
 def load_all(rows):
@@ -94,6 +95,12 @@ def test_encoded_pictures_go_out_as_files(shades, signature) -> None:
 def test_pictures_for_an_input_that_takes_none(shades, signature, spec) -> None:
     with pytest.raises(UsageError, match="pictures do not fit input x"):
         open_rows(shades, signature(x=spec))
+
+
+def test_pictures_for_a_classify_signature(shades) -> None:
+    spec = TensorSpec("inputs", dtype_by_name("string"), (None,))
+    with pytest.raises(UsageError, match=r"'classify' takes serialized tf\.Example records, not pictures"):
+        open_rows(shades, Signature("classify", "tensorflow/serving/classify", {"inputs": spec}, {}))
 
 
 def test_damaged_picture(shades, signature) -> None:
