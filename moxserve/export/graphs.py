@@ -26,6 +26,7 @@ __all__ = [
     "Endpoints",
     "ModelSession",
     "ancestors",
+    "as_arrays",
     "copy_subgraph",
     "needed_variables",
     "open_model",
@@ -82,15 +83,16 @@ class ModelSession:
         """
         fetches = (dict(self.endpoints.inputs), dict(self.endpoints.outputs))
         inputs, outputs = self.session.run(fetches, dict(zip(self.placeholders, rows, strict=True)))
-        return _as_arrays(inputs), _as_arrays(outputs)
+        return as_arrays(inputs), as_arrays(outputs)
 
     def run_signature(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Feed the ExportSpec's inputs directly and return its outputs, by alias."""
         feed = {self.endpoints.inputs[alias]: value for alias, value in inputs.items()}
-        return _as_arrays(self.session.run(dict(self.endpoints.outputs), feed))
+        return as_arrays(self.session.run(dict(self.endpoints.outputs), feed))
 
 
-def _as_arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def as_arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Make arrays of what a session fetched, by alias."""
     # A scalar string comes out of a session as bytes, and np.asarray would make a fixed-width array of it.
     return {k: np.array(v, dtype=object) if isinstance(v, bytes) else np.asarray(v) for k, v in values.items()}
 
@@ -273,18 +275,18 @@ def copy_subgraph(output: Any, replace: Mapping[str, Any], scope: str) -> Any:
     if output.op.name in shared:
         return output
     copied = [op for op in operations if op.name not in shared]
-    wanted = {op.name for op in copied}
-    # A control dependency cannot be mapped to another operation, so what is only waited for is copied.
-    wanted |= {c.name for op in copied for c in op.control_inputs}
-    graph_def = tf1.GraphDef()
-    whole = graph.as_graph_def()
-    graph_def.versions.CopyFrom(whole.versions)
-    graph_def.library.CopyFrom(whole.library)
-    for node in whole.node:
-        if node.name in wanted:
-            copy = graph_def.node.add()
-            copy.CopyFrom(node)
-            copy.attr.pop("_class", None)  # colocation with operations that are not copied
     used = {t.name: t for op in copied for t in op.inputs}
     mapping = {name: replace.get(name, t) for name, t in used.items() if name in replace or t.op.name in shared}
-    return tf1.import_graph_def(graph_def, mapping, [output.name], name=scope)[0]
+    return tf1.import_graph_def(_graph_def_of(copied, graph), mapping, [output.name], name=scope)[0]
+
+
+def _graph_def_of(operations: Sequence[Any], graph: Any) -> Any:
+    """Take operations out of a graph, with the functions that they call."""
+    # A control dependency cannot be mapped to another operation, so what is only waited for is copied as well.
+    wanted = {op.name for op in operations} | {c.name for op in operations for c in op.control_inputs}
+    whole = graph.as_graph_def()
+    graph_def = tf1.GraphDef(versions=whole.versions, library=whole.library)
+    graph_def.node.extend(node for node in whole.node if node.name in wanted)
+    for node in graph_def.node:
+        node.attr.pop("_class", None)  # colocation with operations that are not copied
+    return graph_def

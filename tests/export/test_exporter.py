@@ -20,6 +20,7 @@ from moxserve.errors import CheckpointError, ExportError, UsageError, VersionExi
 from moxserve.export.job import ExportJob
 from moxserve.export.manifest import check_files, read_manifest
 from moxserve.export.versions import list_versions
+from moxserve.serving.source import find_versions
 
 
 def test_the_version_counts_up(half_job: ExportJob, export: Any) -> None:
@@ -194,6 +195,7 @@ print(json.dumps({"hits": hits, "status": status, "litter": litter()}))
 def _watch(base: str, stop: threading.Event, problems: list[str], seen: set[int]) -> None:
     """Poll the base directory as a server does, and note every version that is listed and not complete."""
     while not stop.is_set():
+        problems += [f"the server waits for version {v}: {what}" for v, what in find_versions(base).incomplete.items()]
         for version in set(list_versions(base)) - seen:
             path = os.path.join(base, str(version))
             found = check_files(path)

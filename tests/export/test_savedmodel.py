@@ -389,3 +389,57 @@ def test_variables_that_no_output_needs_may_be_missing(half_job: ExportJob, expo
 def test_a_model_without_variables_is_exported(simple_job: Any, spec: Any, export: Any, load_model: Any) -> None:
     result = export(simple_job(lambda tf, tf1, x: ({"x": x}, {"y": -x}, {}), [spec("x", "int32", None)]))
     assert load_model(result.path)("serving_default", x=[1, 2])["y"].tolist() == [-1, -2]
+
+
+def _partitioned(tf: Any, tf1: Any, x: Any) -> Any:
+    with tf1.variable_scope("p", partitioner=tf1.fixed_size_partitioner(2)):
+        return tf.matmul(x, tf.convert_to_tensor(tf1.get_variable("w", [4, 3])))
+
+
+def _reference_variable(tf: Any, tf1: Any, x: Any) -> Any:
+    return tf.matmul(x, tf1.get_variable("w", [4, 3], use_resource=False))
+
+
+def _keras(tf: Any, tf1: Any, x: Any) -> Any:
+    x = tf.keras.layers.BatchNormalization(name="bn")(x, training=False)
+    return tf.keras.layers.Dense(3, activation="softmax", name="dense")(x)
+
+
+def _v1_layers(tf: Any, tf1: Any, x: Any) -> Any:
+    x = tf1.layers.batch_normalization(tf1.layers.dense(x, 8), training=False)
+    return tf1.layers.dense(tf1.layers.dropout(x, training=False), 3)
+
+
+def _plain_variable(tf: Any, tf1: Any, x: Any) -> Any:
+    return tf.matmul(x, tf1.Variable(np.eye(4, 3, dtype=np.float32), name="w"))
+
+
+@pytest.mark.parametrize("layer", [_partitioned, _reference_variable, _keras, _v1_layers, _plain_variable])
+def test_variables_of_every_make_are_restored_and_shared(
+    layer: Any, simple_job: Any, spec: Any, export: Any, load_model: Any
+) -> None:
+    def build(tf: Any, tf1: Any, x: Any) -> Any:
+        scores = layer(tf, tf1, x)
+        return {"x": x}, {"scores": scores}, {"scores": "scores"}
+
+    rows = np.random.default_rng(0).normal(size=(70, 4)).astype(np.float32)
+    result = export(simple_job(build, [spec("x", "float32", None, 4)], [rows]))
+    assert result.max_abs_error == 0
+    assert result.verified_rows == 70
+    model = load_model(result.path)
+    answer = model("serving_default", x=rows)["scores"]
+    assert np.abs(answer).max() > 0
+    names = [v.op.name for v in model.graph.get_collection("variables")]
+    assert len(names) == len(set(names)) == len([n for n in model.graph.get_operations() if n.type in VARIABLE_OPS])
+
+
+VARIABLE_OPS = ("VarHandleOp", "VariableV2")
+
+
+def test_the_light_modules_import_no_tensorflow() -> None:
+    code = (
+        "import sys; import moxserve.export.job, moxserve.export.manifest, moxserve.export.versions; "
+        "import moxserve.export.compare; print('tensorflow' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
