@@ -1,11 +1,11 @@
 """Time of one training step: `mox.run` against a bare `sess.run(train_op)` loop, the raw callable, and `model.fit`.
 
 The contenders train the same model (tiny: 16-32-32-4 dense; lenet: two convolutions and two dense layers on 28x28x1) on
-the same rows, batch 32, momentum SGD, and take turns in each round. The best round of each counts, because other work on
-the machine only ever adds time; CPU time is that of the whole process. Start-up is left out: `mox.run` reports the time
-from its second step on, the others are warmed up. `mox.run` logs every 100 steps, the bare loops log nothing. `model.fit`
-runs in processes of its own, taking its turn with the others: once with Keras 3 (the default of TensorFlow 2.21) and once
-with Keras 2 (tf_keras), one step per call, which is its default.
+the same rows, batch 32, momentum SGD, and take turns in each round. The best round of each counts, because other work
+on the machine only ever adds time; CPU time is that of the whole process. Start-up is left out: `mox.run` reports the
+time from its second step on, the others are warmed up. `mox.run` logs every 100 steps, the bare loops log nothing.
+`model.fit` runs in processes of its own, taking its turn with the others: once with Keras 3 (the default of TensorFlow
+2.21) and once with Keras 2 (tf_keras), one step per call, which is its default.
 
     python benchmarks/training_step.py [--rounds 9] [--steps 2000] [--models tiny,lenet] [--no-keras] [--json FILE]
 """

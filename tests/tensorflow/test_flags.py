@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,17 @@ def test_every_documented_flag_is_accepted_everywhere(name: str, monkeypatch: py
     mox.set_flag(name, text)
     assert mox.get_flag(flag_name=name) == value
     assert f"--{name} (" in mox_flags.get_help()
+
+
+@pytest.mark.parametrize("name", ["num_gpus", "loss_scale", "clone_on_cpu", "max_number_of_steps", "log_dir"])
+def test_an_empty_value_means_that_the_field_was_left_blank(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv(monkeypatch, f"--{name}=")
+    assert mox.get_flag(name) == ("" if FLAGS[name].kind is str else FLAGS[name].default)
+
+
+def test_the_users_page_names_every_flag() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert [name for name in FLAGS if f"`{name}`" not in page] == []
 
 
 def test_the_table_holds_nothing_else() -> None:

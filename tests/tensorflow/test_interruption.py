@@ -193,7 +193,7 @@ def test_kill_9_at_any_moment_of_saving_leaves_a_complete_checkpoint(
 ) -> None:
     rounds = 20
     chance = random.Random(20)
-    reached = 0
+    reached = in_the_middle = 0
     process = start(script(ROUNDS, pace_s=0.0, size=300_000), str(tmp_path))
     assert process.stdin is not None
     assert process.stdout is not None
@@ -207,10 +207,12 @@ def test_kill_9_at_any_moment_of_saving_leaves_a_complete_checkpoint(
         time.sleep(chance.uniform(0.02, 0.5))
         os.kill(child, signal.SIGKILL)
         assert process.stdout.readline().strip() == "dead"
+        in_the_middle += any(tmp_path.glob("*.tempstate*"))
         newest = latest_checkpoint(tmp_path)
         if newest is not None:
             assert is_complete(newest)
             reached = step_in_name(newest)
     assert reached > rounds
+    assert in_the_middle > 0, "no kill hit the writing of a checkpoint: the test shows nothing"
     assert len(list(tmp_path.glob("*.tempstate*"))) <= 2  # of the last round only; earlier ones were swept
     assert len(list(tmp_path.glob("model.ckpt-*.index"))) <= 7

@@ -236,6 +236,52 @@ def test_several_losses_train_their_own_scopes_from_the_same_point(train: Train,
     assert variable(result.checkpoint, "global_step") == 1
 
 
+# -- export after the run
+
+
+def served(path: str, rows: np.ndarray) -> np.ndarray:
+    """Load an exported version and ask it."""
+    with tf1.Graph().as_default(), tf1.Session() as session:
+        signatures = tf1.saved_model.load(session, ["serve"], path).signature_def
+        signature = signatures["serving_default"]
+        feed = {signature.inputs["x"].name: rows}
+        answer: np.ndarray = session.run(signature.outputs["predicted"].name, feed)
+        return answer
+
+
+def test_training_exports_what_it_trained(train: Train, linear: Any, variable: Any, tmp_path: Path) -> None:
+    result = train(log_dir=str(tmp_path), export_model=mox.ExportKeys.TF_SERVING)
+    assert result.export.path == str(tmp_path / "1")
+    assert result.export.warmup_records > 0
+    rows = linear.x[:7]  # any number of rows, because batches were made by the run
+    np.testing.assert_allclose(served(result.export.path, rows), rows @ variable(result.checkpoint, "w"), rtol=1e-5)
+
+
+def test_a_trained_model_is_exported_again_without_training(train: Train, tmp_path: Path) -> None:
+    train(log_dir=str(tmp_path))
+    result = train(log_dir=str(tmp_path), export_model=True)
+    assert result.stop_reason == "already_trained"
+    assert result.export.version == 1
+    assert result.export.warmup_records > 0  # rows were read although no step was made
+
+
+def test_evaluation_exports_too(train: Train, linear: Any, tmp_path: Path) -> None:
+    train(log_dir=str(tmp_path))
+    result = mox.run(
+        linear.input_fn, None, linear.model_fn, run_mode="EVAL", batch_size=10, log_dir=str(tmp_path), export_model=True
+    )
+    assert result.export.version == 1
+
+
+def test_ready_batches_keep_their_size_in_the_export(train: Train, linear: Any, tmp_path: Path) -> None:
+    def batches(mode: str) -> Any:
+        dataset = tf1.data.Dataset.from_tensor_slices((linear.x, linear.y)).repeat().batch(10, drop_remainder=True)
+        return dataset.make_one_shot_iterator().get_next()
+
+    result = train(input_fn=batches, auto_batch=False, log_dir=str(tmp_path), export_model=True)
+    assert result.export.signatures["serving_default"].inputs["x"].shape == (10, 3)
+
+
 # -- what goes wrong
 
 

@@ -45,13 +45,17 @@ def _alias_legacy_layers() -> None:
             return machinery.ModuleSpec(fullname, self, is_package=fullname == self.prefix)
 
         def create_module(self, spec: machinery.ModuleSpec) -> Any:
-            return import_module(spec.name.replace("tf_keras.", "tf_keras.src.", 1))
+            module = import_module(spec.name.replace("tf_keras.", "tf_keras.src.", 1))
+            spec.loader_state = module.__spec__
+            return module
 
         def exec_module(self, module: Any) -> None:
-            """Nothing to do: `create_module` gave a module that is loaded."""
+            """Give the module, which was loaded long ago, its own spec back; importlib has put the alias' there."""
+            module.__spec__ = module.__spec__.loader_state
 
     if not any(type(finder).__name__ == "LegacyLayersFinder" for finder in sys.meta_path):
-        sys.meta_path.append(LegacyLayersFinder())
+        # Before the path finder, which would load a second copy of the submodules from the package's folder.
+        sys.meta_path.insert(0, LegacyLayersFinder())
 
 
 def setup() -> None:

@@ -255,8 +255,11 @@ class FlagStore:
         return flag.default
 
     def _parse_argv_value(self, flag: Flag) -> Any:
+        text = self._argv_values[flag.name]
+        if text == "" and flag.kind is not str:  # platforms pass an empty value for a field that was left blank
+            return flag.default
         try:
-            return flag.parse(self._argv_values[flag.name])
+            return flag.parse(text)
         except UsageError:
             if _is_users_own(flag.name):  # a flag of the user's with the same name and another type: not for us
                 return flag.default
