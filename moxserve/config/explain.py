@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -13,7 +14,7 @@ from pydantic_core import ErrorDetails
 from moxserve.config.tree import Node, Place, format_value
 from moxserve.errors import ConfigProblem, did_you_mean
 
-__all__ = ["expectation", "explain"]
+__all__ = ["expectation", "explain", "is_near", "type_name"]
 
 _Context = Mapping[str, Any]
 
@@ -69,12 +70,27 @@ def explain(error: ValidationError, model: type[BaseModel], node: Node, stage: s
         stage: its key.
     """
     found: dict[tuple[Place, str], list[str]] = {}
-    for details in error.errors(include_url=False):
+    errors = error.errors(include_url=False)
+    unknown = {details["loc"] for details in errors if details["type"] == "extra_forbidden"}
+    for details in errors:
+        if details["type"] == "missing" and _is_meant(details["loc"], unknown):
+            continue
         place, key, message = _explain_one(details, model, node, stage)
         messages = found.setdefault((place, key), [])
         if message not in messages:
             messages.append(message)
     return [place.problem(_joined(messages), key) for (place, key), messages in found.items()]
+
+
+def _is_meant(location: tuple[int | str, ...], unknown: Iterable[tuple[int | str, ...]]) -> bool:
+    """Tell whether a missing key is there under a misspelt name: then that name is the one mistake to tell."""
+    names = [str(other[-1]) for other in unknown if other[:-1] == location[:-1]]
+    return any(is_near(name, str(location[-1])) for name in names)
+
+
+def is_near(name: str, meant: str) -> bool:
+    """Tell whether a name is so close to a valid one that it would be suggested."""
+    return bool(difflib.get_close_matches(name, [meant], n=1, cutoff=0.6))
 
 
 def _joined(messages: list[str]) -> str:

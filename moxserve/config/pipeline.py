@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
-from moxserve.config.explain import explain
+from moxserve.config.explain import explain, is_near
 from moxserve.config.interpolate import interpolate
 from moxserve.config.models import EvaluateStage, ExportStage, PluginConfig, PredictStage, path_role
 from moxserve.config.override import apply_overrides
@@ -212,12 +212,16 @@ class _Stages:
                 message = f"unknown stage {key!r}; {did_you_mean(key, _KEYS, limit=len(_KEYS))}"
                 self._problems.append(place.problem(message, key))
         version = self._nodes.get("version")
-        if version is None:
+        if version is None and not self._misspelt("version"):
             message = f"missing key 'version'; write `version: {VERSION}` at the top"
             self._problems.append(Place(self._path).problem(message))
-        elif version.value != VERSION or isinstance(version.value, bool):
+        elif version is not None and (version.value != VERSION or isinstance(version.value, bool)):
             message = f"expected {VERSION}, the only version this moxserve reads, got {format_value(version.data())}"
             self._problems.append(version.place.problem(message, "version"))
+
+    def _misspelt(self, key: str) -> bool:
+        """Tell whether an unknown key, which is told anyway, was meant to be this one."""
+        return any(name not in _KEYS and is_near(name, key) for name in self._nodes)
 
     def _description(self) -> str:
         node = self._nodes.get("description")
@@ -231,7 +235,7 @@ class _Stages:
         for slot in SLOTS:
             node = self._nodes.get(slot)
             needed = slot != "optimizer" or trains
-            if needed and (node is None or node.value is None):
+            if needed and (node is None or node.value is None) and not self._misspelt(slot):
                 why = f": run plugin {run.plugin!r} trains" if slot == "optimizer" and run is not None else ""
                 place = Place(self._path) if node is None else (node.key_place or node.place)
                 message = f"missing stage {slot!r}{why}; write for example `{_EXAMPLES[slot]}`"

@@ -39,9 +39,6 @@ def _broken(work: Path, old: str, new: str) -> None:
             "batch_size: 64 ",
             "batch_sise: 64 ",
             """\
-broken.yaml:7:1: input: missing key 'batch_size': Rows of a training step.
-    input:
-    ^
 broken.yaml:11:3: input.batch_sise: unknown key 'batch_sise'; did you mean 'batch_size' or 'eval_batch_size'?
       batch_sise: 64                          # rows of a training step
       ^

@@ -150,6 +150,22 @@ def test_one_mistake(change: tuple[str, str], expected: str):
     assert told.startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("learning_rate: 1e-3", "learning_rte: 1e-3", "p.yaml:6:3: optimizer.learning_rte: unknown key 'learning_rte'"),
+        ("model:", "modle:", "p.yaml:3:1: modle: unknown stage 'modle'; did you mean 'model'?"),
+        ("version:", "verson:", "p.yaml:1:1: verson: unknown stage 'verson'; did you mean 'version'?"),
+        ("log_dir: r", "logdir: r", "p.yaml:9:3: run.logdir: unknown key 'logdir'; did you mean 'log_dir'?"),
+    ],
+)
+def test_a_misspelt_key_is_one_problem_not_two(old: str, new: str, told: str):
+    with pytest.raises(ConfigError) as caught:
+        _load(GOOD.replace(old, new))
+    assert len(caught.value.problems) == 1
+    assert str(caught.value).startswith(told)
+
+
 def test_optimizer_is_needed_only_to_train():
     without = GOOD.replace("optimizer:\n  plugin: adam\n  learning_rate: 1e-3\n", "")
     assert _told(without) == (
