@@ -38,7 +38,7 @@ __all__ = ["export_tf_serving"]
 
 
 @dataclass
-class _Written:
+class _Staged:
     """What is in the staging directory."""
 
     signatures: Mapping[str, Signature]
@@ -108,20 +108,20 @@ def _quiet() -> Iterator[None]:
         logger.removeFilter(hold)
 
 
-def _stage(job: ExportJob, reference: ModelSession, staging: str) -> _Written:
+def _stage(job: ExportJob, reference: ModelSession, staging: str) -> _Staged:
     with place("writing the SavedModel"):
-        signatures = write_saved_model(job, staging)
+        model = write_saved_model(job, staging)
     with contextlib.ExitStack() as stack:
         with place("loading the SavedModel back"):
             artifact = stack.enter_context(open_artifact(staging))
         with place("verifying the SavedModel"):
             verification, notes = verify(job, reference, artifact)
         with place("writing warmup records"):
-            warmup = write_warmup(job, reference, list(signatures), staging)
+            warmup = write_warmup(job, reference, list(model.signatures), staging)
             replay(staging, artifact)
     with place("writing the manifest"):
-        write_manifest(staging, _manifest(job, signatures, verification, warmup))
-    return _Written(signatures, verification, warmup, notes)
+        write_manifest(staging, _manifest(job, model.signatures, verification, warmup))
+    return _Staged(model.signatures, verification, warmup, [*model.notes, *notes])
 
 
 def _manifest(

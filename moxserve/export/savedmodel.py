@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from moxserve import file
@@ -20,7 +21,7 @@ from moxserve.export.signatures import LABELS_FILE, SignatureGraph, build_signat
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.types import Signature
 
-__all__ = ["write_saved_model"]
+__all__ = ["Written", "write_saved_model"]
 
 _SAVED_MODEL = "saved_model.pb"
 # Collections that loaders read; everything else speaks about training.
@@ -28,7 +29,20 @@ _KEPT_COLLECTIONS = {"saved_model_assets", "saved_model_main_op", "asset_filepat
 _VARIABLE_COLLECTIONS = {"variables", "trainable_variables"}
 
 
-def write_saved_model(job: ExportJob, directory: str) -> Mapping[str, Signature]:
+@dataclass(frozen=True)
+class Written:
+    """A SavedModel on disk.
+
+    Attributes:
+        signatures: by key.
+        notes: what the caller should know about it.
+    """
+
+    signatures: Mapping[str, Signature]
+    notes: tuple[str, ...] = ()
+
+
+def write_saved_model(job: ExportJob, directory: str) -> Written:
     """Build the model in mode EXPORT and write it.
 
     Args:
@@ -36,7 +50,7 @@ def write_saved_model(job: ExportJob, directory: str) -> Mapping[str, Signature]
         directory: empty directory to write into.
 
     Returns:
-        The signatures by key.
+        Its signatures, and what is to be told.
 
     Raises:
         ModelSpecError: the ExportSpec is missing or cannot be exported.
@@ -47,8 +61,19 @@ def write_saved_model(job: ExportJob, directory: str) -> Mapping[str, Signature]
         labels_path = _write_labels(model.endpoints, assets)
         built = build_signatures(model.endpoints, labels_path)
         _build(model, built, directory)
-    _prune(os.path.join(directory, _SAVED_MODEL))
-    return built.signatures
+    graph_def = _prune(os.path.join(directory, _SAVED_MODEL))
+    return Written(built.signatures, tuple(_notes(graph_def)))
+
+
+def _notes(graph_def: Any) -> Iterator[str]:
+    """Yield what makes trouble on servers of another kind than this machine."""
+    formats = ((n.name, n.attr["data_format"].s) for n in graph_def.node if "data_format" in n.attr)
+    channels_first = [name for name, data_format in formats if data_format.startswith(b"NCHW")]
+    if channels_first:
+        yield (
+            f"{len(channels_first)} operations are in NCHW format (the first is {channels_first[0]!r}), which servers "
+            "without a GPU may refuse; build the model in NHWC for mode EXPORT"
+        )
 
 
 def _write_labels(endpoints: Endpoints, folder: str) -> str | None:
@@ -78,8 +103,11 @@ def _build(model: ModelSession, built: SignatureGraph, directory: str) -> None:
     builder.save()
 
 
-def _prune(path: str) -> None:
+def _prune(path: str) -> Any:
     """Drop every node that no signature, weight or table needs: losses, labels, summaries.
+
+    Returns:
+        The GraphDef that is left.
 
     Raises:
         ExportError: the file does not hold exactly one graph.
@@ -99,6 +127,7 @@ def _prune(path: str) -> None:
     _hide_asset_paths(meta, graph_def, os.path.join(os.path.dirname(path), "assets"))
     meta.graph_def.CopyFrom(graph_def)
     file.write(path, saved.SerializeToString(deterministic=True), binary=True)
+    return graph_def
 
 
 def _node_name(tensor_name: str) -> str:

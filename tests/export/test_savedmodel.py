@@ -414,6 +414,7 @@ def _plain_variable(tf: Any, tf1: Any, x: Any) -> Any:
     return tf.matmul(x, tf1.Variable(np.eye(4, 3, dtype=np.float32), name="w"))
 
 
+@pytest.mark.filterwarnings("ignore:.*tf.layers:UserWarning")
 @pytest.mark.parametrize("layer", [_partitioned, _reference_variable, _keras, _v1_layers, _plain_variable])
 def test_variables_of_every_make_are_restored_and_shared(
     layer: Any, simple_job: Any, spec: Any, export: Any, load_model: Any
@@ -443,3 +444,12 @@ def test_the_light_modules_import_no_tensorflow() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+def test_a_graph_that_other_servers_may_refuse_is_told(simple_job: Any, spec: Any, export: Any) -> None:
+    def build(tf: Any, tf1: Any, x: Any) -> Any:
+        return {"x": x}, {"y": tf.nn.max_pool2d(x, 2, 2, "VALID", data_format="NCHW")}, {}
+
+    result = export(simple_job(build, [spec("x", "float32", None, 3, 4, 4)], [np.ones((2, 3, 4, 4), np.float32)]))
+    assert len(result.notes) == 2  # the other one is about mode EVAL
+    assert result.notes[0].startswith("1 operations are in NCHW format (the first is 'MaxPool2d')")
