@@ -13,7 +13,7 @@ from pydantic import Field
 
 from moxserve.pipeline.slots import InputPlugin
 
-__all__ = ["BatchedInput", "batch_rows", "cores", "finish"]
+__all__ = ["BatchedInput", "array_table", "batch_rows", "cores", "finish", "gather_rows"]
 
 _PREFETCH_BATCHES = 2
 

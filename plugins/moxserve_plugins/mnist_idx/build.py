@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +26,7 @@ def bundle(config: MnistIdx) -> InputBundle:
     """
     shapes = read_headers(config.dir)
 
-    @cache
+    # Not kept here: TensorFlow keeps its own copy, and one is enough.
     def load(part: str) -> list[Any]:
         images = read_array(config.dir, part, "images")
         return [images[..., np.newaxis], read_array(config.dir, part, "labels").astype(np.int64)]
@@ -42,7 +41,7 @@ def bundle(config: MnistIdx) -> InputBundle:
         table = array_table(lambda: load(part), specs)
         return batch_rows(config, mode, rows, lambda numbers: gather_rows(table, numbers))
 
-    classes = int(max(load(part)[1].max() for part in ("train", "t10k"))) + 1
+    classes = int(max(read_array(config.dir, part, "labels").max() for part in ("train", "t10k"))) + 1
     return InputBundle(
         input_fn=input_fn,
         names=("image", "label"),

@@ -67,7 +67,7 @@ def read_arrays(source: str | Mapping[str, str], names: Sequence[str]) -> list[n
             with np.load(source, allow_pickle=False) as archive:
                 arrays = [archive[name] for name in names]
         else:
-            arrays = [np.load(source[name], allow_pickle=False) for name in names]
+            arrays = [np.load(source[name], mmap_mode="r", allow_pickle=False) for name in names]
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{_where(source)} cannot be read: {error}") from None
     return [np.char.encode(a, "utf-8").astype(object) if a.dtype.kind == "U" else _bytes(a) for a in arrays]

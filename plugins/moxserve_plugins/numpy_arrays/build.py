@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +30,7 @@ def bundle(config: NumpyArrays) -> InputBundle:
     if len(specs) == 2 and (wrong := check_alike(specs["train"], specs["eval"])):
         raise DataError(wrong)
 
-    @cache
+    # Not kept here: TensorFlow keeps its own copy, and one is enough.
     def load(part: str) -> list[Any]:
         return list(read_arrays(sources[part], config.names))
 
