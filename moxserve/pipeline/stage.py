@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from moxserve.config.models import PluginConfig
 from moxserve.config.pipeline import LoadedPipeline
-from moxserve.errors import ConfigError, InterruptedRunError, MoxserveError
+from moxserve.errors import ConfigError, InterruptedRunError, MissingExtraError, MoxserveError
 from moxserve.pipeline.slots import ParameterError
 
 __all__ = ["StageError", "Talk", "first_line", "silent", "stage"]
@@ -40,6 +40,7 @@ def stage(
 
     Raises:
         ConfigError: a parameter does not go with the rest, with its place.
+        MissingExtraError: TensorFlow is not installed.
         StageError: anything that is no MoxserveError went wrong; the cause is chained.
         MoxserveError: as raised inside, its message preceded by stage and plugin.
     """
@@ -60,6 +61,8 @@ def stage(
             error.hint = found if error.hint is None else f"{error.hint}; {found}"
         raise
     except Exception as error:
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "tensorflow":
+            raise MissingExtraError("TensorFlow", "tensorflow", title) from error
         found = diagnose() if diagnose is not None and _is_tensorflow(error) else None
         place = _place(error)
         told = found or f"{type(error).__name__}: {first_line(error)}"

@@ -120,6 +120,20 @@ def test_without_tensorflow(work: Path, arguments: list[str]):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_running_without_tensorflow_says_what_to_install(work: Path):
+    import subprocess
+
+    code = (
+        "import sys\n"
+        "sys.modules['tensorflow'] = None\n"
+        "from moxserve.cli.main import main\n"
+        "main(['pipeline', 'run', 'pipelines/mnist_softmax.yaml'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith('error: optimizer (sgd) needs TensorFlow\nhint: pip install "moxserve[tensorflow]"\n')
+
+
 def test_dry_run(run_moxserve: Run, work: Path):
     done = run_moxserve("pipeline", "run", "pipelines/digits.yaml", "--dry-run", cwd=work)
     assert (done.returncode, done.stderr) == (0, "")
