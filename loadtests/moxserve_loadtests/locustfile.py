@@ -3,17 +3,22 @@
     locust -f loadtests/moxserve_loadtests/locustfile.py --host grpc://localhost:8500 --model digits \\
         -u 8 -t 10s --headless
 
-`--host` takes grpc://HOST:PORT or http://HOST:PORT. The payloads are prepared once, when locust starts.
+`--host` takes grpc://HOST:PORT or http://HOST:PORT. The payloads are prepared when a test starts.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from locust import events
+from locust.runners import MasterRunner
 
+from moxserve.errors import MoxserveError
 from moxserve_loadtests.plan import LoadSpec, prepare
 from moxserve_loadtests.users import PlanUser
+
+logger = logging.getLogger(__name__)
 
 
 class ModelUser(PlanUser):
@@ -30,15 +35,23 @@ def add_arguments(parser: Any) -> None:
     group.add_argument("--input", default="", help="data set that the rows come from; without it random data is sent")
 
 
-@events.init.add_listener
+@events.test_start.add_listener
 def prepare_plan(environment: Any, **_: Any) -> None:
-    """Build the payloads before the first user starts."""
+    """Build the payloads before the first user starts; workers know host and options only from here on."""
+    if isinstance(environment.runner, MasterRunner):
+        return
     options = environment.parsed_options
-    spec = LoadSpec(
-        environment.host or "grpc://localhost:8500",
-        options.model,
-        options.signature,
-        options.batch_size,
-        options.input or None,
-    )
-    ModelUser.plan = prepare(spec)
+    try:
+        ModelUser.plan = prepare(
+            LoadSpec(
+                environment.host or "grpc://localhost:8500",
+                options.model,
+                options.signature,
+                options.batch_size,
+                options.input or None,
+            )
+        )
+    except MoxserveError as error:
+        logger.error("%s", error)
+        environment.process_exit_code = error.exit_code
+        environment.runner.quit()

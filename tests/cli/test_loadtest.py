@@ -114,11 +114,12 @@ def test_interrupted(toy_server, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_locust_itself(repo_root, toy_server) -> None:
+@pytest.mark.parametrize("more", [[], ["--processes", "2"]])
+def test_locust_itself(repo_root, toy_server, more) -> None:
     command = [
         sys.executable, "-m", "locust", "-f", str(repo_root / "loadtests" / "moxserve_loadtests" / "locustfile.py"),
         "--host", f"grpc://{toy_server.grpc}", "--model", "toy", "-u", "2", "-r", "2", "-t", "2s", "--headless",
-        "--only-summary", "--exit-code-on-error", "1",
+        "--only-summary", "--exit-code-on-error", "1", *more,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
