@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from moxserve.errors import ModelSpecError, MoxserveError, VerificationError
+from moxserve.errors import ModelSpecError, MoxserveError
 from moxserve.export.compare import Checker
 from moxserve.export.graphs import ModelSession, as_arrays, open_model, open_session
 from moxserve.export.job import ExportJob
@@ -30,6 +30,10 @@ __all__ = ["Artifact", "fixed_batches", "open_artifact", "serialize_examples", "
 
 _CHUNK_ROWS = 64
 _precision_lock = threading.Lock()
+_EVAL_HINT = (
+    "model_fn computes something else in mode EXPORT than in mode EVAL; look for what depends on the mode "
+    "(dropout, is_training). If that is meant, export with check_eval=False (--no-check-eval)"
+)
 _INIT_SIGNATURES = {"__saved_model_init_op", "__saved_model_train_op"}
 
 
@@ -226,25 +230,20 @@ def _try_zeros(job: ExportJob, reference: ModelSession, artifact: Artifact, chec
 
 def _check_eval(job: ExportJob, rows: _Rows, artifact: Artifact, checker: Checker) -> list[str]:
     """Compare with the EVAL graph where model_fn gives the same outputs there; say so where it does not."""
-    try:
-        with open_model(job, "EVAL") as model:
-            shared = [a for a in model.endpoints.outputs if a in artifact.signatures[PREDICT].outputs]
-            if not shared or model.endpoints.inputs.keys() != artifact.signatures[PREDICT].inputs.keys():
-                return ["not compared with the EVAL graph: its ExportSpec names other tensors"]
-            for first, chunk in rows.chunks:
-                inputs, outputs = model.run(chunk)
-                expected = {alias: outputs[alias] for alias in shared}
-                checker.compare((PREDICT, "EVAL graph"), artifact.run(PREDICT, inputs), expected, first)
-    except VerificationError:
-        raise
-    except MoxserveError as error:
-        return [f"not compared with the EVAL graph: {error.message}"]
-    checker.raise_if_different(
-        lambda _: (
-            "model_fn computes something else in mode EXPORT than in mode EVAL; look for what depends on the mode "
-            "(dropout, is_training). If that is meant, export with check_eval=False (--no-check-eval)"
-        )
-    )
+    with contextlib.ExitStack() as stack:
+        try:
+            model = stack.enter_context(open_model(job, "EVAL"))
+        except Exception as error:  # noqa: BLE001 - the user's code, in a mode that it need not support; told, not lost
+            told = error.message if isinstance(error, MoxserveError) else f"{type(error).__name__}: {error}"
+            return [f"not compared with the EVAL graph: {told}"]
+        shared = [a for a in model.endpoints.outputs if a in artifact.signatures[PREDICT].outputs]
+        if not shared or model.endpoints.inputs.keys() != artifact.signatures[PREDICT].inputs.keys():
+            return ["not compared with the EVAL graph: its ExportSpec names other tensors"]
+        for first, chunk in rows.chunks:
+            inputs, outputs = model.run(chunk)
+            expected = {alias: outputs[alias] for alias in shared}
+            checker.compare((PREDICT, "EVAL graph"), artifact.run(PREDICT, inputs), expected, first)
+    checker.raise_if_different(lambda _: _EVAL_HINT)
     return []
 
 

@@ -86,6 +86,17 @@ def test_without_an_export_spec_in_mode_eval_it_says_so(
     assert result.notes == ("not compared with the EVAL graph: model_fn gives no ExportSpec in mode EVAL",)
 
 
+def test_a_model_fn_that_does_not_know_mode_eval_is_exported(
+    half_job: ExportJob, half_plus_two: Any, by_mode: Any, export: Any
+) -> None:
+    def change(tf: Any, y: Any, mode: str, call: int) -> Any:
+        return {"EXPORT": y}[mode]
+
+    result = export(half_job, model_fn=by_mode(half_plus_two, change))
+    assert result.notes == ("not compared with the EVAL graph: KeyError: 'EVAL'",)
+    assert result.verified_rows == 40
+
+
 def test_a_random_model_is_told_apart(half_job: ExportJob, half_plus_two: Any, by_mode: Any, export: Any) -> None:
     model_fn = by_mode(half_plus_two, lambda tf, y, mode, call: tf.nn.dropout(y, rate=0.5))
     with pytest.raises(VerificationError) as raised:
