@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import moxserve.tensorflow as mox
-from moxserve.errors import CheckpointError, ModelSpecError, UsageError
+from moxserve.errors import CheckpointError, DataError, ModelSpecError, UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 
 Train = Callable[..., mox.RunResult]
@@ -63,8 +63,10 @@ def test_already_trained_says_so_and_writes_nothing(train: Train, tmp_path: Path
 
 def test_already_trained_by_checkpoint_path_names_the_flag(train: Train, tmp_path: Path, console: Any) -> None:
     train(log_dir=str(tmp_path / "a"))
-    result = train(log_dir=str(tmp_path / "b"), checkpoint_path=str(tmp_path / "a"))
+    result = train(log_dir=str(tmp_path / "b"), checkpoint_path=str(tmp_path / "a"), export_model=True)
     assert result.stop_reason == "already_trained"
+    assert result.checkpoint == str(tmp_path / "a" / "model.ckpt-5")
+    assert result.export.path == str(tmp_path / "b" / "1")
     assert "checkpoint_exclude_patterns" in console.text
 
 
@@ -343,6 +345,42 @@ def test_model_fn_errors(train: Train, case: str) -> None:
     function, message = MODEL_ERRORS[case]
     with pytest.raises(ModelSpecError, match=message):
         train(model_fn=function)
+
+
+def test_inputs_used_as_a_tensor_are_explained(train: Train) -> None:
+    def as_tensor(inputs: Any, mode: str) -> Any:
+        return tf.matmul(inputs, tf.ones([3, 1]))
+
+    def by_attribute(inputs: Any, mode: str) -> Any:
+        return inputs.shape
+
+    one = lambda mode: tf1.random_uniform([3])  # noqa: E731
+    with pytest.raises(ValueError, match=r"inputs is a list of 1 tensor\(s\).*images = inputs\[0\]"):
+        train(input_fn=one, model_fn=as_tensor)
+    with pytest.raises(AttributeError, match=r"no attribute 'shape': inputs is a list of 1 tensor"):
+        train(input_fn=one, model_fn=by_attribute)
+
+
+def test_inputs_can_be_used_as_any_list(train: Train) -> None:
+    def model_fn(inputs: list[Any], mode: str) -> mox.ModelSpec:
+        stacked = tf.stack(inputs) + tf.stack(inputs, axis=0)
+        total = tf.add_n(inputs) + tf.concat(inputs, 0)[:10]
+        return mox.ModelSpec(loss=tf1.get_variable("w", []) * (tf.reduce_sum(stacked) + tf.reduce_sum(total)))
+
+    assert train(input_fn=lambda mode: [tf1.random_uniform([2])] * 2, model_fn=model_fn).local_steps == 5
+
+
+def test_samples_of_different_shapes_are_explained(train: Train) -> None:
+    def input_fn(mode: str) -> Any:
+        sizes = tf1.data.Dataset.from_tensor_slices([2, 2, 3]).repeat()
+        return tf.zeros([sizes.make_one_shot_iterator().get_next()])
+
+    def model_fn(inputs: list[Any], mode: str) -> mox.ModelSpec:
+        return mox.ModelSpec(loss=tf1.get_variable("w", []) * tf.reduce_sum(inputs[0]))
+
+    with pytest.raises(DataError, match=r"cannot be made a batch: .*\[3\].*\[2\]") as caught:
+        train(input_fn=input_fn, model_fn=model_fn)
+    assert "auto_batch=False" in str(caught.value)
 
 
 def test_no_variables_is_explained(train: Train) -> None:

@@ -29,6 +29,27 @@ _ASSIGNMENTS = ("AssignVariableOp", "AssignSubVariableOp", "AssignAddVariableOp"
 _MOVING_AVERAGE = re.compile(r"moving_(mean|variance|stddev)\Z")
 
 
+class Inputs(list[Any]):
+    """The list that `model_fn` gets; says so when it is used as the tensor that it holds."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"inputs has no attribute {name!r}: {self._explanation()}")
+
+    def _explanation(self) -> str:
+        return (
+            f"inputs is a list of {len(self)} tensor(s), also when input_fn returns a single one; take it apart: "
+            "images = inputs[0], or images, labels = inputs"
+        )
+
+
+def _refuse_list(value: Inputs, dtype: Any = None, name: str | None = None, as_ref: bool = False) -> Any:
+    # A ValueError on purpose: tf.stack tries this conversion first, and goes on element by element after one.
+    raise ModelSpecError(f"model_fn used inputs as a tensor: {value._explanation()}")
+
+
+tf.register_tensor_conversion_function(Inputs, _refuse_list, priority=0)
+
+
 @dataclass
 class Tower:
     """One call of `model_fn`, on one device.
@@ -102,7 +123,7 @@ def build_branch(
         first = after is None and index == 0
         context = TowerContext(index, first, plan)
         with _scopes(plan, context, mode, device):
-            spec = call_with_mode(model_fn, (list(inputs),), mode, "model_fn")
+            spec = call_with_mode(model_fn, (Inputs(inputs),), mode, "model_fn")
             _check_spec(spec, mode)
             towers.append(_tower(context, device, list(inputs), spec, mode))
             if first:

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from moxserve.errors import ModelSpecError
+from moxserve.errors import DataError, ModelSpecError
 from moxserve.tensorflow.executor.calls import call_with_mode, check_callable
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.lift import lift_to_dataset
 from moxserve.tensorflow.executor.spec import ModeKeys
 
-__all__ = ["InputSource", "build_inputs", "collect_samples", "first_rows", "start_queues"]
+__all__ = ["InputSource", "build_inputs", "collect_samples", "explain", "first_rows", "start_queues"]
 
 _EXAMPLE = "def input_fn(mode, **kwargs): ... return image, label"
 
@@ -194,6 +194,20 @@ def collect_samples(
             session.close()
             coordinator.join(threads, stop_grace_period_secs=5, ignore_live_threads=True)
     return first_rows([np.concatenate(parts) for parts in zip(*batches, strict=True)], count)
+
+
+_UNEQUAL_SAMPLES = ("Cannot batch tensors with different shapes", "Cannot add tensor to the batch")
+
+
+def explain(error: Any) -> DataError | None:
+    """Tell what to do about an error of the runtime that is the input's fault; None for any other."""
+    message = str(error.message)
+    if not any(text in message for text in _UNEQUAL_SAMPLES):
+        return None
+    return DataError(
+        f"the samples of input_fn cannot be made a batch: {message.splitlines()[0]}",
+        hint="bring all samples to one shape in input_fn (tf.image.resize), or batch there and give auto_batch=False",
+    )
 
 
 def start_queues(session: Any, coordinator: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from moxserve.tensorflow.executor.branch import Branch, build_branch
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import store
-from moxserve.tensorflow.executor.inputs import InputSource, build_inputs, start_queues
+from moxserve.tensorflow.executor.inputs import InputSource, build_inputs, explain, start_queues
 from moxserve.tensorflow.executor.loop import Loop
 from moxserve.tensorflow.executor.participants import NEVER, Clock, HookParticipant, Participant
 from moxserve.tensorflow.executor.settings import Functions, RunArguments, Settings
@@ -266,7 +266,13 @@ class _Job:
                 loop = Loop(
                     Stepper(session, self.step_op, self.clock), self.participants, self.clock, lambda: guard.signum != 0
                 )
-                reason = loop.run()
+                try:
+                    reason = loop.run()
+                except tf.errors.InvalidArgumentError as error:
+                    explained = explain(error)
+                    if explained is None:
+                        raise
+                    raise explained from error
             self.timing = loop.timing
             self._sample_unstepped(session)
             return reason, guard.signum if reason == "signal" else 0
@@ -319,7 +325,9 @@ class _Job:
         return InterruptedRunError(f"stopped by {name} after step {step}; {state}", signum, hint=hint)
 
     def _result(self, reason: str) -> RunResult:
-        checkpoint = self.writer.prefix if self.writer is not None else self.start
+        written = self.writer.prefix if self.writer is not None else None
+        # What was restored is still the state of the model where no step has changed it.
+        checkpoint = written or (self.start if not self.training or reason == "already_trained" else None)
         metrics: dict[str, float] = {}
         if self.means is not None:
             metrics = self._report_means(self.means)
