@@ -66,7 +66,10 @@ def _by_name(inputs: Any, specs: Mapping[str, TensorSpec]) -> Mapping[str, Any]:
         raise UsageError(f"no input is named {unknown[0]!r}; {did_you_mean(str(unknown[0]), specs)}")
     missing = [name for name in specs if name not in inputs]
     if missing:
-        raise UsageError(f"missing {_plural('input', missing)} {_list(missing)}; got {_list(inputs)}")
+        raise UsageError(
+            f"missing {_plural('input', missing)} {_list(missing)}; got {_list(inputs)}",
+            hint="if the model has a default for it, a client made with check=False may leave it out",
+        )
     return inputs
 
 

@@ -59,6 +59,7 @@ class LocalTransport:
         self.target = f"local:{self._directory}"
         self._load = load
         self._backends: dict[str, Any] = {}
+        self._newest: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def handle(self, call: Call) -> Reply:
@@ -109,7 +110,8 @@ class LocalTransport:
                 target=self.target,
             )
         if model.version is None:
-            return max(versions)
+            # The version that was newest at first stays: a run must not change its model half-way.
+            return self._newest.setdefault(model.name, max(versions))
         if model.version not in versions:
             raise RequestError(
                 f"{self.target} has no version {model.version}; it has {', '.join(map(str, sorted(versions)))}",

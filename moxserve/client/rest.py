@@ -131,7 +131,7 @@ def _translate(error: Exception, target: str, timeout_s: float | None) -> Moxser
         return overdue(target, timeout_s)
     if isinstance(error, httpx2.RemoteProtocolError):
         return ServerUnreachableError(
-            f"{target} does not answer as an HTTP server: {error}", hint=f"is this a gRPC address? ({PORTS})"
+            f"{target} broke the connection off: {error}", hint=f"is this a gRPC address? ({PORTS})"
         )
     text = str(error)
     return nobody_answers(target, text.partition("] ")[2] or text or type(error).__name__, "REST")

@@ -109,6 +109,9 @@ def _convert(image: object, form: ImageForm) -> Array:
 
     if not isinstance(image, Image.Image):
         raise DataError(f"expected a picture, got {type(image).__name__}")
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16-bit grey at 255; TensorFlow's decoder and this keep the upper eight bits.
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     picture = image.convert(_MODES[form.channels])
     size = (form.width or picture.width, form.height or picture.height)
     if size != picture.size:

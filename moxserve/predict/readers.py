@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 import os
 import re
 import struct
@@ -251,7 +252,8 @@ def _fit_row(value: Any, spec: TensorSpec, where: str) -> Array:
 
 def _load_numpy(path: str) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
+        # A single array is read row by row, by the threads that send it.
+        return np.load(path, mmap_mode="r" if path.lower().endswith(".npy") else None, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as a NumPy file ({error})") from None
 
@@ -368,9 +370,21 @@ def _json_row(where: str, line: bytes, signature: Signature) -> Row:
 
     try:
         value = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+    except orjson.JSONDecodeError:
+        return _odd_json_row(where, line, signature)
+    return _value_row(where, value, signature)
+
+
+def _odd_json_row(where: str, line: bytes, signature: Signature) -> Row:
+    """Read a line with the bare NaN or Infinity that Python writes, or give a row that tells what is wrong with it."""
+    try:
+        return _value_row(where, json.loads(line), signature)
+    except ValueError as error:
         message = f"{where}: no JSON ({error})"
         return Row(where, lambda: _fail(message))
+
+
+def _value_row(where: str, value: Any, signature: Signature) -> Row:
     named = isinstance(value, Mapping) and not _is_b64(value)
     label = None
     if named and "label" in value and "label" not in signature.inputs:

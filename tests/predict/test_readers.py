@@ -103,6 +103,13 @@ def test_pictures_for_a_classify_signature(shades) -> None:
         open_rows(shades, Signature("classify", "tensorflow/serving/classify", {"inputs": spec}, {}))
 
 
+def test_sixteen_bit_grey_keeps_its_upper_bits(tmp_path, signature) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.fromarray(np.full((8, 8), 0x8040, np.uint16)).save(tmp_path / "deep.png")
+    (row,) = open_rows(tmp_path / "deep.png", signature(images=("uint8", [None, 8, 8, 1]))).items
+    assert set(row.load()["images"].reshape(-1)) == {0x80}
+
+
 def test_damaged_picture(shades, signature) -> None:
     (shades / "bright" / "0.png").write_bytes(b"\x89PNG not really")
     rows = open_rows(shades, signature(images=("uint8", [None, 8, 8, 1])))
@@ -187,6 +194,12 @@ def test_json_lines(tmp_path, signature) -> None:
     assert [name for name, _, _ in found] == ["r.jsonl:1", "r.jsonl:3", "r.jsonl:5"]
     assert [inputs["x"].tolist() for _, inputs, _ in found] == [[1, 2], [3, 4.5], [5, 6]]
     assert [label for _, _, label in found] == [None, Label(name="a"), Label(index=3)]
+
+
+def test_json_lines_as_python_writes_them(tmp_path, signature) -> None:
+    (tmp_path / "r.jsonl").write_text("[NaN, -Infinity]\n")
+    ((_, inputs, _),) = load_all(open_rows(tmp_path / "r.jsonl", signature(x=("float32", [None, 2]))))
+    np.testing.assert_array_equal(inputs["x"], [np.nan, -np.inf])
 
 
 def test_json_lines_with_bytes(tmp_path, signature) -> None:
