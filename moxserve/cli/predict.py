@@ -84,6 +84,7 @@ def predict(
     """
     from moxserve.cli.signals import told_when_interrupted
     from moxserve.client import Client
+    from moxserve.errors import ServerUnreachableError
     from moxserve.predict import PredictJob, run_predict
 
     target, name = _target(grpc_address, rest_url, local_dir, model)
@@ -102,7 +103,13 @@ def predict(
         _model_loaded(client, name, here=local_dir is not None),
         _progress_bar(job, hidden=no_progress) as show,
     ):
-        summary = run_predict(client, job, progress)
+        try:
+            summary = run_predict(client, job, progress)
+        except ServerUnreachableError as error:
+            if not done:
+                raise
+            text = f"{error.message} (after {done:,} rows; {output!r} was not written)"
+            raise ServerUnreachableError(text, hint=error.hint) from error
     _report(summary, as_json)
 
 

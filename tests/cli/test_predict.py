@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moxserve.client import Client
+
 
 @pytest.fixture
 def shades(tmp_path: Path) -> Path:
@@ -150,3 +152,31 @@ def test_interrupted(toy_server, tmp_path, signum, code) -> None:
     assert f"'{tmp_path / 'o.jsonl'}' was not written" in err
     assert "Traceback" not in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.jsonl"]
+
+
+@pytest.mark.slow
+def test_server_that_goes_away(toy_base, tmp_path, free_port) -> None:
+    (tmp_path / "r.jsonl").write_text("4\n" * 300_000)
+    served = [
+        sys.executable, "-m", "moxserve", "serve", f"--port={free_port}", "--model_name=toy",
+        f"--model_base_path={toy_base}",
+    ]  # fmt: skip
+    server = subprocess.Popen(served, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with Client(f"127.0.0.1:{free_port}") as client:
+            client.wait_ready("toy", timeout_s=60)
+        command = [
+            sys.executable, "-m", "moxserve", "predict", "--grpc", f"127.0.0.1:{free_port}", "--model", "toy",
+            "--signature", "positive", "--input", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "o.jsonl"),
+            "--batch-size", "1", "--on-error", "skip",
+        ]  # fmt: skip
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(2)
+    finally:
+        server.kill()
+        server.wait()
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (4, "")
+    assert err.startswith("error: nobody answers at ")
+    assert f"rows; '{tmp_path / 'o.jsonl'}' was not written)" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["r.jsonl"]
