@@ -24,8 +24,6 @@ Texts of errors are those of tensorflow_model_server, since clients look for the
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,14 +31,22 @@ from itertools import chain
 from typing import Any, cast
 
 import numpy as np
-import orjson
 
 from moxserve.errors import InvalidArgument, Unimplemented
+from moxserve.protocol.json_values import (
+    b64_json,
+    excerpt,
+    from_b64,
+    is_b64,
+    kind_of,
+    read_object,
+    write_floats,
+    write_string,
+)
 from moxserve.types import DType, Signature, TensorSpec
 
-__all__ = ["PredictBody", "error_json", "loads", "parse_predict", "write_predict"]
+__all__ = ["PredictBody", "parse_predict", "write_predict"]
 
-_EXCERPT_BYTES = 256
 _CPP_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 _FLOATS = frozenset((int, float))
 _ACCEPTED: Mapping[str, frozenset[type]] = {
@@ -50,54 +56,9 @@ _ACCEPTED: Mapping[str, frozenset[type]] = {
     "string": frozenset((str, dict)),
     **{name: frozenset((int,)) for name in ("int8", "uint8", "int16", "int32", "uint32", "int64", "uint64")},
 }
-_TYPE_NAMES: Mapping[type, str] = {
-    type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number",
-}  # fmt: skip
-_REASONS = (
-    ("Expecting value", "Invalid value."),
-    ("Expecting property name", "Missing a name for object member."),
-    ("Illegal trailing comma before end of object", "Missing a name for object member."),
-    ("Expecting ':'", "Missing a colon after a name of object member."),
-    ("Expecting ','", "Missing a comma or closing bracket after an element."),
-    ("Unterminated string", "Missing a closing quotation mark in string."),
-    ("Invalid \\", "Invalid escape character in string."),
-    ("Invalid control character", "Invalid encoding in string."),
-)
 
 
 # Reading
-
-
-def loads(body: bytes) -> Any:
-    """Read the first JSON value of a body, NaN and Infinity included.
-
-    Raises:
-        InvalidArgument: it is no JSON; tells the offset.
-    """
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return _loads_leniently(body)
-
-
-def _loads_leniently(body: bytes) -> Any:
-    # What orjson refuses may still be fine here: NaN, bytes after the value, text that is not UTF-8.
-    text = body.decode("utf-8", "surrogateescape")
-    start = len(text) - len(text.lstrip(" \t\r\n"))
-    if start == len(text):
-        raise InvalidArgument("JSON Parse error: The document is empty")
-    try:
-        return _DECODER.raw_decode(text, start)[0]
-    except json.JSONDecodeError as error:
-        reason = next((ours for theirs, ours in _REASONS if error.msg.startswith(theirs)), error.msg)
-        raise InvalidArgument(f"JSON Parse error: {reason} at offset: {error.pos}") from None
-    except RecursionError:
-        raise InvalidArgument("JSON Parse error: nested too deeply") from None
-    except ValueError as error:
-        raise InvalidArgument(f"JSON Parse error: {error}") from None
-
-
-_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +88,7 @@ class PredictBody:
         rows, columns = "instances" in self.document, "inputs" in self.document
         if rows and columns:
             raise InvalidArgument(
-                f"JSON Value: {_excerpt(self.document)} Not formatted correctly expecting only one of 'inputs' or "
+                f"JSON Value: {excerpt(self.document)} Not formatted correctly expecting only one of 'inputs' or "
                 "'instances' keys to exist "
             )
         if not rows and not columns:
@@ -145,19 +106,12 @@ def parse_predict(body: bytes) -> PredictBody:
     Raises:
         InvalidArgument: it is no JSON object, or its signature name is no text.
     """
-    document = loads(body)
-    if type(document) is not dict:
-        raise InvalidArgument(f"JSON Value: {_excerpt(document)} Is not object")
-    name = document.get("signature_name", "")
-    if type(name) is not str:
-        raise InvalidArgument(
-            f"JSON Value: {_excerpt(document)} not formatted correctly. 'signature_name' key must be a string value."
-        )
+    name, document = read_object(body)
     return PredictBody(name, "instances" in document, document)
 
 
 def _read_columns(value: Any, inputs: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:
-    if type(value) is not dict or _is_b64(value):
+    if type(value) is not dict or is_b64(value):
         if len(inputs) > 1:
             raise InvalidArgument(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
@@ -175,13 +129,13 @@ def _read_columns(value: Any, inputs: Mapping[str, TensorSpec]) -> dict[str, np.
 
 def _read_rows(rows: Any, inputs: Mapping[str, TensorSpec], document: Any) -> dict[str, np.ndarray]:
     if type(rows) is not list:
-        raise InvalidArgument(f"JSON Value: {_excerpt(document)} Expecting 'instances' to be an list/array")
+        raise InvalidArgument(f"JSON Value: {excerpt(document)} Expecting 'instances' to be an list/array")
     if not rows:
-        raise InvalidArgument(f"JSON Value: {_excerpt(document)} No values in 'instances' array")
+        raise InvalidArgument(f"JSON Value: {excerpt(document)} No values in 'instances' array")
     if _is_row_object(rows[0]):
         return _read_row_objects(rows, inputs)
     for i, row in enumerate(rows):
-        if type(row) is dict and not _is_b64(row):
+        if type(row) is dict and not is_b64(row):
             raise InvalidArgument(f"Expecting value/list but got object at item {i} of input list")
     if len(inputs) > 1:
         raise InvalidArgument(
@@ -206,18 +160,14 @@ def _read_row_objects(rows: Sequence[Any], inputs: Mapping[str, TensorSpec]) -> 
                     f"JSON object: does not have named input: {key}"
                 )
         raise InvalidArgument(
-            f"Failed to process element: {i} of 'instances' list. JSON object: {_excerpt(row)} keys must be equal to: "
+            f"Failed to process element: {i} of 'instances' list. JSON object: {excerpt(row)} keys must be equal to: "
             f"{','.join(sorted(names))}"
         )
     return {alias: _stack([row[alias] for row in rows], spec.dtype, alias) for alias, spec in inputs.items()}
 
 
-def _is_b64(value: Any) -> bool:
-    return type(value) is dict and len(value) == 1 and type(value.get("b64")) is str
-
-
 def _is_row_object(value: Any) -> bool:
-    return type(value) is dict and not _is_b64(value)
+    return type(value) is dict and not is_b64(value)
 
 
 def _stack(rows: list[Any], dtype: DType, key: str) -> np.ndarray:
@@ -280,7 +230,7 @@ def _blame_shape(value: Any) -> None:
         if type(part) is not list:
             if level != rank:
                 raise InvalidArgument(
-                    f"JSON Value: {_excerpt(part)} found at incorrect level: {level} in the JSON DOM. "
+                    f"JSON Value: {excerpt(part)} found at incorrect level: {level} in the JSON DOM. "
                     f"Expected at level: {rank}"
                 )
             return
@@ -294,14 +244,14 @@ def _blame_shape(value: Any) -> None:
             visit(item, level + 1)
 
     visit(value, 0)
-    raise InvalidArgument(f"JSON Value: {_excerpt(value)} is ragged; expected lists of equal length at each level")
+    raise InvalidArgument(f"JSON Value: {excerpt(value)} is ragged; expected lists of equal length at each level")
 
 
 def _convert(flat: list[Any], types: set[type], dtype: DType) -> np.ndarray:
     accepted = _ACCEPTED.get(dtype.name)
     if accepted is None:
         first = flat[0] if flat else []
-        raise Unimplemented(f"Conversion of JSON Value: {_excerpt(first)} to type: {_cpp_name(dtype)}")
+        raise Unimplemented(f"Conversion of JSON Value: {excerpt(first)} to type: {_cpp_name(dtype)}")
     if not types <= accepted:
         raise _mismatch(next(v for v in flat if type(v) not in accepted), dtype)
     if dtype.name == "string":
@@ -329,56 +279,23 @@ def _int_array(flat: list[int], dtype: DType) -> np.ndarray:
 def _bytes_array(flat: list[Any]) -> np.ndarray:
     array = np.empty(len(flat), dtype=object)
     try:
-        array[:] = [v.encode("utf-8", "surrogateescape") if type(v) is str else _from_b64(v) for v in flat]
+        array[:] = [v.encode("utf-8", "surrogateescape") if type(v) is str else from_b64(v) for v in flat]
     except UnicodeEncodeError as error:
         raise InvalidArgument(f"JSON Parse error: a string has a lone surrogate: {error}") from None
     return array
 
 
-def _from_b64(value: dict[str, Any]) -> bytes:
-    if not _is_b64(value):
-        raise InvalidArgument(f"JSON Value: {_excerpt(value)} not formatted correctly for base64 data")
-    text = value["b64"]
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidArgument("Unable to base64 decode") from None
-
-
 def _mismatch(value: Any, dtype: DType) -> InvalidArgument:
-    kind = ("True" if value else "False") if type(value) is bool else _TYPE_NAMES[type(value)]
-    return InvalidArgument(f"JSON Value: {_excerpt(value)} Type: {kind} is not of expected type: {_cpp_name(dtype)}")
+    return InvalidArgument(
+        f"JSON Value: {excerpt(value)} Type: {kind_of(value)} is not of expected type: {_cpp_name(dtype)}"
+    )
 
 
 def _cpp_name(dtype: DType) -> str:
     return _CPP_NAMES.get(dtype.name, dtype.name)
 
 
-def _excerpt(value: Any) -> str:
-    """Print a value, cut off; a big document is not printed as a whole first."""
-    parts, size = [], 0
-    try:
-        for part in _ENCODER.iterencode(value):
-            parts.append(part)
-            size += len(part)
-            if size > _EXCERPT_BYTES:
-                break
-    except RecursionError:
-        return "(nested too deeply to print)"
-    text = "".join(parts).encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= _EXCERPT_BYTES else text[:_EXCERPT_BYTES] + "..."
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
-
-
 # Writing
-
-
-def error_json(message: str) -> bytes:
-    """Write the body of an error."""
-    text = json.dumps({"error": message}, indent=4, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace")
 
 
 def write_predict(outputs: Mapping[str, np.ndarray], *, row_format: bool) -> bytes:
@@ -451,7 +368,7 @@ def _scalars(flat: np.ndarray, alias: str) -> list[str]:
 
 def _writer(array: np.ndarray, alias: str) -> Callable[[np.ndarray], list[str]]:
     if array.dtype in (np.float32, np.float64):
-        return _write_floats
+        return write_floats
     if array.dtype.kind in "iu" and array.dtype != np.uint16:
         return lambda flat: list(map(str, flat.tolist()))
     if array.dtype == np.bool_:
@@ -462,43 +379,13 @@ def _writer(array: np.ndarray, alias: str) -> Callable[[np.ndarray], list[str]]:
     raise InvalidArgument(f"Failed to write JSON value for tensor type: {name}")
 
 
-def _write_floats(flat: np.ndarray) -> list[str]:
-    values = flat.tolist()
-    # One call of the % operator formats them all in C.
-    short = ("%.6g " * len(values) % tuple(values)).split()
-    exact = np.array(list(map(float, short)), dtype=flat.dtype) == flat
-    digits = "%.9g" if flat.dtype == np.float32 else "%.17g"
-    if not exact.all():
-        for i in np.flatnonzero(~exact).tolist():
-            short[i] = digits % values[i]
-    return [text if "." in text or "e" in text else _whole(text) for text in short]
-
-
-def _whole(text: str) -> str:
-    if text[-1].isdigit():
-        return text + ".0"
-    return {"inf": "Infinity", "-inf": "-Infinity"}.get(text, "NaN")
-
-
 def _write_strings(flat: np.ndarray) -> list[str]:
-    return [_write_string(_raw(v)) for v in flat]
-
-
-def _write_string(value: bytes) -> str:
-    try:
-        return orjson.dumps(value.decode("utf-8")).decode("utf-8")
-    except UnicodeDecodeError:
-        # As text it would make the whole answer unreadable.
-        return _b64_json(value)
+    return [write_string(_raw(v)) for v in flat]
 
 
 def _write_b64(flat: np.ndarray) -> list[str]:
-    return [_b64_json(_raw(v)) for v in flat]
+    return [b64_json(_raw(v)) for v in flat]
 
 
 def _raw(value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
-
-
-def _b64_json(value: bytes) -> str:
-    return '{"b64": "' + base64.b64encode(value).decode("ascii") + '"}'

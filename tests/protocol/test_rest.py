@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from moxserve.errors import InvalidArgument, Unimplemented
-from moxserve.protocol.rest import error_json, loads, parse_predict, write_predict
+from moxserve.protocol.json_values import error_json, loads
+from moxserve.protocol.rest import parse_predict, write_predict
 from moxserve.types import Signature, TensorSpec, dtype_by_name
 
 

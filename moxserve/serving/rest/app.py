@@ -27,6 +27,7 @@ from moxserve.errors import (
     Unimplemented,
 )
 from moxserve.protocol import rest
+from moxserve.protocol.json_values import error_json
 from moxserve.protocol.metadata import metadata_json
 from moxserve.protocol.status import status_json
 from moxserve.serving.dataplane import DataPlane
@@ -78,10 +79,10 @@ class RestApp:
         try:
             status, body = 200, await self._route(scope, path, receive)
         except MoxserveError as error:
-            status, body = error.http_status, rest.error_json(str(error))
+            status, body = error.http_status, error_json(str(error))
         except Exception as error:
             logger.exception("a REST request failed")
-            status, body = 500, rest.error_json(f"{type(error).__name__}: {error}")
+            status, body = 500, error_json(f"{type(error).__name__}: {error}")
         await _answer(send, status, body, b"application/json")
 
     async def _route(self, scope: Scope, path: str, receive: Receive) -> bytes:

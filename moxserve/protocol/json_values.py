@@ -1,0 +1,188 @@
+"""JSON as the REST API reads and writes it: what its requests and answers have in common. No sockets.
+
+Reading takes what tensorflow_model_server takes: NaN and Infinity, which JSON itself does not have, and bytes after
+the first value. Bytes are written `{"b64": "..."}`. Floats are written with 6 significant digits where those read back
+equal, else with 9 (float) or 17 (double); whole ones end in `.0`. Texts of errors are those of tensorflow_model_server,
+since clients look for them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+
+from moxserve.errors import InvalidArgument
+
+__all__ = [
+    "b64_json",
+    "error_json",
+    "excerpt",
+    "from_b64",
+    "is_b64",
+    "kind_of",
+    "loads",
+    "read_object",
+    "write_floats",
+    "write_string",
+]
+
+_EXCERPT_BYTES = 256
+_TYPE_NAMES: Mapping[type, str] = {
+    type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number",
+}  # fmt: skip
+_REASONS = (
+    ("Expecting value", "Invalid value."),
+    ("Expecting property name", "Missing a name for object member."),
+    ("Illegal trailing comma before end of object", "Missing a name for object member."),
+    ("Expecting ':'", "Missing a colon after a name of object member."),
+    ("Expecting ','", "Missing a comma or closing bracket after an element."),
+    ("Unterminated string", "Missing a closing quotation mark in string."),
+    ("Invalid \\", "Invalid escape character in string."),
+    ("Invalid control character", "Invalid encoding in string."),
+)
+
+
+# Reading
+
+
+def loads(body: bytes) -> Any:
+    """Read the first JSON value of a body, NaN and Infinity included.
+
+    Raises:
+        InvalidArgument: it is no JSON; tells the offset.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return _loads_leniently(body)
+
+
+def _loads_leniently(body: bytes) -> Any:
+    # What orjson refuses may still be fine here: NaN, bytes after the value, text that is not UTF-8.
+    text = body.decode("utf-8", "surrogateescape")
+    start = len(text) - len(text.lstrip(" \t\r\n"))
+    if start == len(text):
+        raise InvalidArgument("JSON Parse error: The document is empty")
+    try:
+        return _DECODER.raw_decode(text, start)[0]
+    except json.JSONDecodeError as error:
+        reason = next((ours for theirs, ours in _REASONS if error.msg.startswith(theirs)), error.msg)
+        raise InvalidArgument(f"JSON Parse error: {reason} at offset: {error.pos}") from None
+    except RecursionError:
+        raise InvalidArgument("JSON Parse error: nested too deeply") from None
+    except ValueError as error:
+        raise InvalidArgument(f"JSON Parse error: {error}") from None
+
+
+_DECODER = json.JSONDecoder()
+
+
+def read_object(body: bytes) -> tuple[str, dict[str, Any]]:
+    """Read the object that every request is.
+
+    Returns:
+        Its signature name, empty when it has none, and the whole object.
+
+    Raises:
+        InvalidArgument: it is no JSON object, or its signature name is no text.
+    """
+    document = loads(body)
+    if type(document) is not dict:
+        raise InvalidArgument(f"JSON Value: {excerpt(document)} Is not object")
+    name = document.get("signature_name", "")
+    if type(name) is not str:
+        raise InvalidArgument(
+            f"JSON Value: {excerpt(document)} not formatted correctly. 'signature_name' key must be a string value."
+        )
+    return name, document
+
+
+def kind_of(value: Any) -> str:
+    """Return the name of a JSON value's type, as errors tell it."""
+    return ("True" if value else "False") if type(value) is bool else _TYPE_NAMES[type(value)]
+
+
+def is_b64(value: Any) -> bool:
+    """Tell whether a value stands for bytes: an object with nothing but `b64`, which is text."""
+    return type(value) is dict and len(value) == 1 and type(value.get("b64")) is str
+
+
+def from_b64(value: dict[str, Any]) -> bytes:
+    """Return the bytes that an object stands for.
+
+    Raises:
+        InvalidArgument: it is no such object, or no base64.
+    """
+    if not is_b64(value):
+        raise InvalidArgument(f"JSON Value: {excerpt(value)} not formatted correctly for base64 data")
+    text = value["b64"]
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidArgument("Unable to base64 decode") from None
+
+
+def excerpt(value: Any) -> str:
+    """Print a value, cut off; a big document is not printed as a whole first."""
+    parts, size = [], 0
+    try:
+        for part in _ENCODER.iterencode(value):
+            parts.append(part)
+            size += len(part)
+            if size > _EXCERPT_BYTES:
+                break
+    except RecursionError:
+        return "(nested too deeply to print)"
+    text = "".join(parts).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _EXCERPT_BYTES else text[:_EXCERPT_BYTES] + "..."
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
+# Writing
+
+
+def error_json(message: str) -> bytes:
+    """Write the body of an error."""
+    text = json.dumps({"error": message}, indent=4, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace")
+
+
+def write_floats(flat: np.ndarray) -> list[str]:
+    """Write each number of a 1-D float32 or float64 array."""
+    values = flat.tolist()
+    # One call of the % operator formats them all in C.
+    short = ("%.6g " * len(values) % tuple(values)).split()
+    exact = np.array(list(map(float, short)), dtype=flat.dtype) == flat
+    digits = "%.9g" if flat.dtype == np.float32 else "%.17g"
+    if not exact.all():
+        for i in np.flatnonzero(~exact).tolist():
+            short[i] = digits % values[i]
+    return [text if "." in text or "e" in text else _whole(text) for text in short]
+
+
+def _whole(text: str) -> str:
+    if text[-1].isdigit():
+        return text + ".0"
+    return {"inf": "Infinity", "-inf": "-Infinity"}.get(text, "NaN")
+
+
+def write_string(value: bytes) -> str:
+    """Write bytes as text, as b64 where they are no UTF-8."""
+    try:
+        return orjson.dumps(value.decode("utf-8")).decode("utf-8")
+    except UnicodeDecodeError:
+        # As text it would make the whole answer unreadable.
+        return b64_json(value)
+
+
+def b64_json(value: bytes) -> str:
+    """Write bytes as b64."""
+    return '{"b64": "' + base64.b64encode(value).decode("ascii") + '"}'
