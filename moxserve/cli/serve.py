@@ -64,8 +64,12 @@ def _options() -> list[click.Option]:
     types: Mapping[str, Any] = {"int": click.INT, "float": click.FLOAT, "str": click.STRING, "bool": _Bool()}
     options = []
     for flag in FLAGS:
-        extra: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if flag.kind == "bool" else {}
-        options.append(click.Option([f"--{flag.name}"], type=types[flag.kind], default=flag.default, **extra))
+        extra: dict[str, Any] = {"default": flag.default}
+        if flag.kind == "bool":
+            extra |= {"is_flag": False, "flag_value": "true"}
+        elif flag.repeats:
+            extra = {"multiple": True}
+        options.append(click.Option([f"--{flag.name}"], type=types[flag.kind], **extra))
     options.append(click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version))
     return options
 

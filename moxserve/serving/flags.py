@@ -25,6 +25,7 @@ class Flag:
         help: what it does, in one line.
         state: `works`, `refused`, `later` (accepted with a warning) or `ignored` (likewise).
         ours: whether tensorflow_model_server does not know it.
+        repeats: whether it may be given several times, each adding to the others.
     """
 
     name: str
@@ -34,10 +35,11 @@ class Flag:
     help: str
     state: str = "works"
     ours: bool = False
+    repeats: bool = False
 
 
 _MODEL, _NET, _LOAD, _TF, _REFUSED, _LATER, _IGNORED = (
-    "Model",
+    "Models",
     "Addresses and transports",
     "Versions, loading and warmup",
     "TensorFlow",
@@ -62,6 +64,23 @@ def _ignored(name: str, kind: str, default: Any, what: str) -> Flag:
 FLAGS: tuple[Flag, ...] = (
     Flag("model_name", "str", "default", _MODEL, "Name that requests use."),
     Flag("model_base_path", "str", "", _MODEL, "Directory that holds the version directories, such as BASE/1."),
+    Flag(
+        "model", "str", "", _MODEL, "NAME=PATH of one of several models; give it again for each.",
+        ours=True, repeats=True,
+    ),
+    Flag(
+        "model_config_file", "str", "", _MODEL,
+        "ModelServerConfig in protobuf text: models, policies, labels. The flags above are ignored then.",
+    ),
+    Flag("model_config_file_poll_wait_seconds", "int", 0, _MODEL, "Read that file again this often; 0 for never."),
+    Flag(
+        "model_config_reload_wait_seconds", "float", 10.0, _MODEL,
+        "How long a new model of a reload may have no version to load before the reload is refused.", ours=True,
+    ),
+    Flag(
+        "allow_version_labels_for_unavailable_models", "bool", False, _MODEL,
+        "Let new labels lead to versions that are not loaded yet.",
+    ),
     Flag("saved_model_tags", "str", "serve", _MODEL, "Tag set of the MetaGraph to serve, separated by commas."),
     Flag("port", "int", 8500, _NET, "gRPC port; 0 for none, then --grpc_socket_path must be given."),
     Flag("grpc_socket_path", "str", "", _NET, "UNIX socket to listen on for gRPC as well, or instead with --port=0."),
@@ -86,11 +105,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("tensorflow_intra_op_parallelism", "int", 0, _TF, "Threads inside one operation; 0 lets TensorFlow decide."),
     Flag("tensorflow_inter_op_parallelism", "int", 0, _TF, "Operations at once; 0 lets TensorFlow decide."),
     Flag("per_process_gpu_memory_fraction", "float", 0.0, _TF, "GPU memory to take at once; 0: TensorFlow decides."),
-    _refused("model_config_file", "str", "", "Several models, policies and labels from a file."),
     _refused("ssl_config_file", "str", "", "TLS for gRPC."),
     _refused("use_alts_credentials", "bool", False, "Google's ALTS for gRPC."),
-    _later("model_config_file_poll_wait_seconds", "int", 0, "Read that file again this often."),
-    _later("allow_version_labels_for_unavailable_models", "bool", False, "Labels before their versions are loaded."),
     _later("enable_batching", "bool", False, "Put requests together into batches."),
     _later("batching_parameters_file", "str", "", "Sizes and times of batching."),
     _later("enable_per_model_batching_parameters", "bool", False, "Batching parameters from each version directory."),

@@ -23,6 +23,7 @@ from moxserve.serving.dataplane import DataPlane
 from moxserve.serving.grpc.server import GrpcServer
 from moxserve.serving.manager import Manager
 from moxserve.serving.options import ServerOptions
+from moxserve.serving.reload import Reloader
 from moxserve.serving.servable import Servable
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ class Server:
         self.options = options
         self.grpc_port = 0
         self.rest_port = 0
-        self._manager = Manager(options.models(), self._load, options.manager)
+        models = options.models()
+        self._manager = Manager(models, self._load, options.manager)
+        self._reloader = Reloader(self._manager, options.config, listed=models is not None)
         self.dataplane = DataPlane(self._manager)
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
@@ -87,12 +90,13 @@ class Server:
                 raise Unavailable("stopped before the models were loaded")
             self._open_grpc()
             self._open_rest()
+            self._reloader.start()
         except BaseException:
             self.stop(0.0)
             raise
 
     def _open_grpc(self) -> None:
-        server = GrpcServer(self.dataplane, self.options.grpc)
+        server = GrpcServer(self.dataplane, self.options.grpc, self._reloader.reload)
         self._grpc = server
         if self.options.grpc_address:
             self.grpc_port = server.listen(self.options.grpc_address)
@@ -134,6 +138,7 @@ class Server:
         """
         grace_s = self.options.shutdown_grace_s if grace_s is None else grace_s
         deadline = time.monotonic() + grace_s
+        self._reloader.stop()
         with self._stop_lock:
             if self._stopped.is_set():
                 return True

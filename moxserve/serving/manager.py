@@ -3,6 +3,10 @@
 One thread decides; loads and unloads run in threads of their own, so a slow or broken model holds up no other. A
 version is START (known), LOADING (retries and warmup included), AVAILABLE, UNLOADING (no new requests, the old ones
 finish) and END (unloaded, or failed with an error). What a request may use changes in one step under one lock.
+
+A change of configuration is all or nothing: models with a new name or another base path are staged, which means
+loaded without being lent to requests, while everything goes on as before. When each of them has a version, all changes
+take effect in one step; when one of them fails, the staged ones are dropped again.
 """
 
 from __future__ import annotations
@@ -13,13 +17,23 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 
-from moxserve.errors import Cancelled, InvalidArgument, MoxserveError, NotFound, ServingError, UnknownError
-from moxserve.serving.policy import Action, State, VersionPolicy, VersionView, aspired_versions, next_action
+from moxserve.errors import (
+    Cancelled,
+    InvalidArgument,
+    MoxserveError,
+    NotFound,
+    ServingError,
+    Unavailable,
+    UnknownError,
+)
+from moxserve.serving.model_config import ModelConfig
+from moxserve.serving.policy import Action, State, VersionView, next_action
 from moxserve.serving.servable import Servable
-from moxserve.serving.source import FoundVersion, Listing, find_versions
+from moxserve.serving.source import Listing, find_versions
+from moxserve.serving.tracking import TrackedModel, VersionRecord, VersionStatus, describe, forgotten
 from moxserve.types import ModelRef
 
 __all__ = ["Loader", "Manager", "ManagerOptions", "ModelConfig", "VersionStatus"]
@@ -27,23 +41,7 @@ __all__ = ["Loader", "Manager", "ManagerOptions", "ModelConfig", "VersionStatus"
 logger = logging.getLogger(__name__)
 
 Loader = Callable[[str, int, str], Servable]
-_REMIND_S = 60.0
-_BASE = "base path"
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A model to serve.
-
-    Attributes:
-        name: that requests use.
-        base_path: directory of its versions.
-        policy: which of them to serve.
-    """
-
-    name: str
-    base_path: str
-    policy: VersionPolicy = field(default_factory=VersionPolicy)
+Accept = Callable[[Callable[[str], Collection[int]]], None]
 
 
 @dataclass(frozen=True)
@@ -63,67 +61,31 @@ class ManagerOptions:
     load_threads: int = 0
 
 
-@dataclass(frozen=True)
-class VersionStatus:
-    """What is told about a version.
-
-    Attributes:
-        version: its number.
-        state: where it is in its life.
-        error: why it ended, when it failed.
-    """
-
-    version: int
-    state: State
-    error: ServingError | None = None
-
-
-@dataclass
-class _Record:
-    found: FoundVersion
-    state: State = State.START
-    aspired: bool = True
-    error: ServingError | None = None
-    servable: Servable | None = None
-    attempts: int = 0
-    retry_at: float | None = None
-
-    @property
-    def paused(self) -> bool:
-        """Whether a failed load waits for its next attempt."""
-        return self.state is State.LOADING and self.retry_at is not None
-
-    @property
-    def failed(self) -> bool:
-        return self.state is State.END and self.error is not None
-
-
-@dataclass
-class _Model:
-    config: ModelConfig
-    records: dict[int, _Record] = field(default_factory=dict)
-    seen: dict[int, int] | None = None
-    told: dict[object, tuple[str, float]] = field(default_factory=dict)
-
-
 class Manager:
     """Loads the versions of some models and lends them out.
 
-    `start` returns at once; `wait_until_ready` waits for the first version of each model. `stop` unloads everything.
+    `start` returns at once; `wait_until_ready` waits for the first versions of each model. `stop` unloads everything.
 
     Args:
-        models: what to serve.
+        models: what to serve; None when that is not known yet.
         loader: makes a servable of name, version and path; runs warmup too. May raise.
         options: times and limits.
     """
 
-    def __init__(self, models: Sequence[ModelConfig], loader: Loader, options: ManagerOptions | None = None) -> None:
-        self._models = {config.name: _Model(config) for config in models}
+    def __init__(
+        self, models: Sequence[ModelConfig] | None, loader: Loader, options: ManagerOptions | None = None
+    ) -> None:
+        self._models = {config.name: TrackedModel(config) for config in models or ()}
+        self._configured = models is not None
+        self._staged: list[TrackedModel] = []
+        self._leaving: list[TrackedModel] = []
+        self._ended: dict[str, dict[int, VersionStatus]] = {}
         self._load_version = loader
         self._options = options or ManagerOptions()
         self._changed = threading.Condition(threading.RLock())
         self._load_slots = threading.Semaphore(self._options.load_threads or os.cpu_count() or 1)
-        self._ready: dict[str, dict[int, Servable]] = {}
+        self._next_poll = math.inf if self._options.poll_interval_s < 0 else -math.inf
+        self._frozen = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="moxserve-manager", daemon=True)
 
@@ -135,27 +97,52 @@ class Manager:
         Raises:
             InvalidArgument: the name is empty, or there is no such label.
             NotFound: no such model or version is available.
+            Unavailable: it names a label, and there is no configuration yet.
         """
         if not ref.name:
             raise InvalidArgument("ModelSpec has no name specified.")
-        if ref.label:
-            raise InvalidArgument(f"Unrecognized servable version label: {ref.label}")
         with self._changed:
-            ready = self._ready.get(ref.name)
-            if ref.version is None:
+            model = self._models.get(ref.name)
+            version = self._labelled(model, ref.label) if ref.label else ref.version
+            ready = model.ready if model else {}
+            if version is None:
                 if not ready:
                     raise NotFound(f"Servable not found for request: Latest({ref.name})")
                 return ready[max(ready)].hold()
-            if not ready or ref.version not in ready:
-                raise NotFound(f"Servable not found for request: Specific({ref.name}, {ref.version})")
-            return ready[ref.version].hold()
+            if version not in ready:
+                raise NotFound(f"Servable not found for request: Specific({ref.name}, {version})")
+            return ready[version].hold()
+
+    def _labelled(self, model: TrackedModel | None, label: str) -> int:
+        if not self._configured:
+            raise Unavailable(f"Model labels does not init yet.{label}")
+        version = model.config.labels.get(label) if model else None
+        if version is None:
+            raise InvalidArgument(f"Unrecognized servable version label: {label}")
+        return version
 
     def statuses(self, name: str) -> list[VersionStatus]:
-        """Return what is known of a model's versions, highest first; empty for an unknown model."""
+        """Return what is known of a model's versions, highest first; empty for an unknown model.
+
+        Versions of a model that is served no more, or not yet, are among them.
+        """
+        with self._changed:
+            known = dict(self._ended.get(name, {}))
+            for model in (*self._leaving, *self._staged, *self._models.values()):
+                if model.config.name == name:
+                    known |= model.statuses()
+            return [known[version] for version in sorted(known, reverse=True)]
+
+    def configs(self) -> list[ModelConfig]:
+        """Return the models that are configured, in the order of the configuration."""
+        with self._changed:
+            return [model.config for model in self._models.values()]
+
+    def available(self, name: str) -> set[int]:
+        """Return the versions of a model that answer requests."""
         with self._changed:
             model = self._models.get(name)
-            records = model.records if model else {}
-            return [VersionStatus(v, records[v].state, records[v].error) for v in sorted(records, reverse=True)]
+            return set(model.ready) if model else set()
 
     # Life
 
@@ -164,7 +151,7 @@ class Manager:
         self._thread.start()
 
     def wait_until_ready(self, timeout_s: float | None = None) -> bool:
-        """Wait until each model has an available version.
+        """Wait until the wanted versions of each model were tried, and one of each is available.
 
         Args:
             timeout_s: how long to wait; None for as long as it takes.
@@ -176,17 +163,13 @@ class Manager:
             UnknownError: every wanted version of some model failed for good; tells each error.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or all(map(self._settled, self._models.values())), timeout_s)
-            failed = [
-                f"{{{{name: {m.config.name} version: {v}}} due to error: {_describe(r.error)}}}, "
-                for m in self._models.values()
-                if not self._ready.get(m.config.name)
-                for v, r in sorted(m.records.items())
-                if r.failed and r.aspired and self._settled(m)
-            ]
+            self._changed.wait_for(
+                lambda: self._stopping or all(model.settled for model in self._models.values()), timeout_s
+            )
+            failed = [line for model in self._models.values() for line in model.failures()]
             if failed:
                 raise UnknownError(f"{len(failed)} servable(s) did not become available: {{{''.join(failed)}}}")
-            return not self._stopping and all(self._ready.get(name) for name in self._models)
+            return not self._stopping and all(model.ready for model in self._models.values())
 
     def stop(self, timeout_s: float | None = None) -> bool:
         """Stop polling and unload everything, each version when its last request has finished.
@@ -204,7 +187,7 @@ class Manager:
         if self._thread.is_alive():
             self._thread.join(None if timeout_s is None else max(0.1, deadline - time.monotonic()))
         with self._changed:
-            for model in self._models.values():
+            for model in self._all_models():
                 for record in model.records.values():
                     if record.state is State.AVAILABLE:
                         self._begin_unload(model, record)
@@ -214,115 +197,153 @@ class Manager:
             )
             return unloaded and not any(r.state is State.LOADING and not r.paused for r in self._all_records())
 
-    def _settled(self, model: _Model) -> bool:
-        if self._ready.get(model.config.name):
-            return True
-        aspired = [r for r in model.records.values() if r.aspired]
-        return bool(aspired) and all(r.failed for r in aspired)
+    # Changes of configuration
+
+    def reconfigure(self, configs: Sequence[ModelConfig], wait_s: float, accept: Accept | None = None) -> None:
+        """Serve these models from now on and no others; or change nothing and say why.
+
+        Returns when the change is in effect: every model with a new name or another base path has a version that
+        answers. Other changes (a policy, a model that is left out) begin then and take their time. One call at a time.
+
+        Args:
+            configs: all models to serve.
+            wait_s: how long a model may have no version to load. Loading itself takes the time that it takes.
+            accept: called before the change with a function that gives the available versions of a model as they
+                will be; may raise to refuse.
+
+        Raises:
+            NotFound: a model had no version to load; tells what was found instead.
+            UnknownError: every wanted version of some model failed for good; tells each error.
+            Unavailable: the server is being stopped.
+        """
+        with self._changed:
+            served = {model.config.name: model.config.base_path for model in self._models.values()}
+            fresh = [c for c in configs if served.get(c.name) != c.base_path]
+            self._staged = [TrackedModel(config) for config in fresh]
+            if self._staged:
+                self._poll_soon()
+            try:
+                self._wait_for_staged(wait_s)
+                models = {**self._models, **{model.config.name: model for model in self._staged}}
+                if accept:
+                    accept(lambda name: models[name].ready)
+            except BaseException:
+                self._let_go(self._staged)
+                raise
+            else:
+                self._commit(configs, models)
+            finally:
+                self._staged = []
+                self._changed.notify_all()
+
+    def freeze(self) -> None:
+        """Refuse changes of configuration from now on, and end one that is waiting."""
+        with self._changed:
+            self._frozen = True
+            self._changed.notify_all()
+
+    def _wait_for_staged(self, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        while True:
+            if self._frozen or self._stopping:
+                raise Unavailable("the server is being stopped; the configuration was not changed")
+            if failed := [line for model in self._staged for line in model.failures()]:
+                raise UnknownError(f"{len(failed)} model(s) did not become available: {{{''.join(failed)}}}")
+            if all(model.settled for model in self._staged):
+                return
+            left = deadline - time.monotonic()
+            lacking = [model for model in self._staged if not model.aspired]
+            if lacking and left <= 0:
+                raise _nothing_to_load(lacking, wait_s)
+            self._changed.wait(left if lacking else None)
+
+    def _commit(self, configs: Sequence[ModelConfig], models: dict[str, TrackedModel]) -> None:
+        before = self._models
+        self._models = {config.name: models[config.name] for config in configs}
+        self._configured = True
+        for config in configs:
+            self._models[config.name].config = config
+        self._let_go([model for name, model in before.items() if self._models.get(name) is not model])
+        self._poll_soon()
+
+    def _let_go(self, models: Iterable[TrackedModel]) -> None:
+        for model in models:
+            model.want_nothing()
+            self._leaving.append(model)
+
+    def _poll_soon(self) -> None:
+        if self._options.poll_interval_s >= 0:
+            self._next_poll = -math.inf
+            self._changed.notify_all()
 
     # The deciding thread
 
     def _run(self) -> None:
-        poll_s = self._options.poll_interval_s
-        next_poll = math.inf if poll_s < 0 else time.monotonic()
-        while not self._stopping:
-            if time.monotonic() >= next_poll:
-                for model in self._models.values():
-                    self._poll_safely(model)
-                next_poll = time.monotonic() + poll_s if poll_s > 0 else math.inf
+        while True:
+            for model in self._due():
+                self._poll_safely(model)
             with self._changed:
                 if self._stopping:
                     return
-                for model in self._models.values():
+                for model in self._all_models():
                     self._step(model)
-                wake_at = min([next_poll, *(r.retry_at for r in self._all_records() if r.retry_at is not None)])
+                self._bury()
+                wake_at = min([self._next_poll, *(r.retry_at for r in self._all_records() if r.retry_at is not None)])
                 if wake_at > (now := time.monotonic()):
                     self._changed.wait(None if wake_at == math.inf else wake_at - now)
 
-    def _all_records(self) -> list[_Record]:
-        return [record for model in self._models.values() for record in model.records.values()]
+    def _due(self) -> list[TrackedModel]:
+        """Return the models whose base paths are to be looked at now, and set the time of the next look."""
+        with self._changed:
+            if self._stopping or time.monotonic() < self._next_poll:
+                return []
+            interval_s = self._options.poll_interval_s
+            self._next_poll = time.monotonic() + interval_s if interval_s > 0 else math.inf
+            return [*self._models.values(), *self._staged]
 
-    def _poll_safely(self, model: _Model) -> None:
+    def _bury(self) -> None:
+        """Keep only the statuses of models that are gone altogether."""
+        for model in [m for m in self._leaving if m.ended]:
+            self._leaving.remove(model)
+            self._ended.setdefault(model.config.name, {}).update(model.statuses())
+
+    def _all_models(self) -> list[TrackedModel]:
+        return [*self._models.values(), *self._staged, *self._leaving]
+
+    def _all_records(self) -> list[VersionRecord]:
+        return [record for model in self._all_models() for record in model.records.values()]
+
+    def _poll_safely(self, model: TrackedModel) -> None:
         try:
             self._poll(model)
         except Exception:
             # Without this thread nothing would ever be loaded again: say it, and look again at the next poll.
             logger.exception("looking for versions of %s failed", model.config.name)
 
-    def _poll(self, model: _Model) -> None:
-        config = model.config
+    def _poll(self, model: TrackedModel) -> None:
+        found: Listing | OSError
         try:
-            listing = find_versions(config.base_path)
+            found = find_versions(model.config.base_path)
         except OSError as error:
-            # A base path that is away for a moment (a remounted volume) unloads nothing.
-            self._tell(model, _BASE, f"Could not find base path {config.base_path} for servable {config.name}: {error}")
-            model.seen = model.seen or {}
-            return
+            found = error
         with self._changed:
-            wanted = aspired_versions(self._trusted(model, listing), config.policy)
-            for version, record in model.records.items():
-                record.aspired = version in wanted
-            for version in wanted:
-                self._take_in(model, listing.versions[version])
-        self._report(model, listing, bool(wanted))
+            if model not in (*self._models.values(), *self._staged):
+                return  # left out of the configuration meanwhile
+            if isinstance(found, OSError):
+                model.unreachable(found)
+                return
+            model.take(found)
+            self._changed.notify_all()
+        model.report(found)
 
-    def _report(self, model: _Model, listing: Listing, served: bool) -> None:
-        """Log what an operator may be surprised by."""
-        config = model.config
-        for name in listing.doubled:
-            self._tell(model, name, f"{config.base_path}: {name} is ignored, another name has the same number")
-        if not served:
-            self._tell(model, _BASE, _nothing_found(config, listing))
-            return
-        model.told = {k: v for k, v in model.told.items() if k in listing.incomplete or k in listing.doubled}
-        for version, why in listing.incomplete.items():
-            label = f"{{name: {config.name} version: {version}}}"
-            self._tell(model, version, f"{label} is not complete and is left out: {why}", again_when_changed=False)
-
-    def _tell(self, model: _Model, about: object, text: str, *, again_when_changed: bool = True) -> None:
-        """Log a lasting condition: once, when it changes, and again from time to time."""
-        now = time.monotonic()
-        before, at = model.told.get(about, ("", -math.inf))
-        if now - at >= _REMIND_S or (again_when_changed and text != before):
-            logger.warning("%s", text)
-            model.told[about] = (text, now)
-
-    def _trusted(self, model: _Model, listing: Listing) -> list[int]:
-        """Return the versions that are complete and no longer being written.
-
-        Without a manifest nobody vouches for a directory that turns up while we look: two polls in a row must see the
-        same files. What was there before we started is taken as it is, and so is what we load or serve already.
-        """
-        before, model.seen = model.seen, {v: f.fingerprint for v, f in listing.versions.items()}
-        in_use = {v for v, r in model.records.items() if r.state in (State.LOADING, State.AVAILABLE)}
-        return [
-            v
-            for v, f in listing.versions.items()
-            if f.sealed or before is None or v in in_use or before.get(v) == f.fingerprint
-        ]
-
-    def _take_in(self, model: _Model, found: FoundVersion) -> None:
-        record = model.records.get(found.version)
-        if record is None:
-            model.records[found.version] = _Record(found)
-            return
-        rewritten = record.found.fingerprint != found.fingerprint
-        if rewritten and record.paused:
-            record.retry_at = time.monotonic()
-        if record.state is State.END and (not record.failed or rewritten):
-            # It came back, or what was wrong with it may have been put right.
-            model.records[found.version] = _Record(found)
-        elif record.state is not State.AVAILABLE:
-            record.found = found
-
-    def _step(self, model: _Model) -> None:
+    def _step(self, model: TrackedModel) -> None:
         for version, record in list(model.records.items()):
             if not record.aspired and record.state is State.START:
                 del model.records[version]
             elif not record.aspired and (record.paused or record.failed):
                 # Forgetting the error lets a version that is put back be tried again; the status keeps telling it.
                 record.state, record.retry_at = State.END, None
-                record.found = _forgotten(record.found)
+                record.found = forgotten(record.found)
             elif record.retry_at is not None and record.retry_at <= time.monotonic():
                 self._begin_load(model, record)
         views = [VersionView(v, r.state, r.aspired) for v, r in model.records.items() if not r.paused]
@@ -337,11 +358,11 @@ class Manager:
 
     # Loading
 
-    def _begin_load(self, model: _Model, record: _Record) -> None:
+    def _begin_load(self, model: TrackedModel, record: VersionRecord) -> None:
         record.state, record.retry_at = State.LOADING, None
         _thread(self._load, model, record)
 
-    def _load(self, model: _Model, record: _Record) -> None:
+    def _load(self, model: TrackedModel, record: VersionRecord) -> None:
         name, version = model.config.name, record.found.version
         logger.info("Loading servable: {name: %s version: %d} from %s", name, version, record.found.path)
         began = time.monotonic()
@@ -364,14 +385,14 @@ class Manager:
                 self._begin_unload(model, record, Cancelled("Loading of servable cancelled"))
             else:
                 record.servable, record.state, record.error = servable, State.AVAILABLE, None
-                self._ready[name] = {**self._ready.get(name, {}), version: servable}
+                model.ready = {**model.ready, version: servable}
                 seconds = time.monotonic() - began
                 logger.info(
                     "Successfully loaded servable version {name: %s version: %d} in %.2f s", name, version, seconds
                 )
             self._changed.notify_all()
 
-    def _load_failed(self, model: _Model, record: _Record, error: ServingError, final: bool) -> None:
+    def _load_failed(self, model: TrackedModel, record: VersionRecord, error: ServingError, final: bool) -> None:
         record.attempts += 1
         record.error = error
         limit = 1 + max(0, self._options.max_load_retries)
@@ -379,32 +400,32 @@ class Manager:
         if final or record.attempts >= limit or not record.aspired or self._stopping:
             record.state = State.END
             logger.error(
-                "Servable %s failed to load, attempt %d of %d: %s", label, record.attempts, limit, _describe(error)
+                "Servable %s failed to load, attempt %d of %d: %s", label, record.attempts, limit, describe(error)
             )
             return
         pause = max(0.0, self._options.load_retry_interval_s)
         record.retry_at = time.monotonic() + pause
         logger.warning(
             "Servable %s failed to load, attempt %d of %d, next in %.0f s: %s",
-            label, record.attempts, limit, pause, _describe(error),
+            label, record.attempts, limit, pause, describe(error),
         )  # fmt: skip
 
     # Unloading
 
-    def _begin_unload(self, model: _Model, record: _Record, error: ServingError | None = None) -> None:
+    def _begin_unload(self, model: TrackedModel, record: VersionRecord, error: ServingError | None = None) -> None:
         record.state = State.UNLOADING
-        name, version = model.config.name, record.found.version
-        self._ready[name] = {v: s for v, s in self._ready.get(name, {}).items() if v != version}
+        version = record.found.version
+        model.ready = {v: s for v, s in model.ready.items() if v != version}
         _thread(self._unload, model, record, error)
 
-    def _unload(self, model: _Model, record: _Record, error: ServingError | None) -> None:
+    def _unload(self, model: TrackedModel, record: VersionRecord, error: ServingError | None) -> None:
         if record.servable is not None:
             with contextlib.suppress(ServingError):
                 record.servable.retire()
         with self._changed:
             record.servable, record.state, record.error = None, State.END, error
             if error is not None:
-                record.found = _forgotten(record.found)
+                record.found = forgotten(record.found)
             logger.info("Unloaded servable version {name: %s version: %d}", model.config.name, record.found.version)
             self._changed.notify_all()
 
@@ -414,26 +435,10 @@ def _thread(target: Callable[..., None], *args: object) -> None:
     threading.Thread(target=target, args=args, name=f"moxserve{target.__name__}", daemon=True).start()
 
 
-def _forgotten(found: FoundVersion) -> FoundVersion:
-    return FoundVersion(found.version, found.path, 0, found.sealed)
-
-
-def _describe(error: ServingError | None) -> str:
-    if error is None:
-        return "unknown"
-    return f"{error.status}: {error.message}"
-
-
-def _nothing_found(config: ModelConfig, listing: Listing) -> str:
-    text = (
-        f"No versions of servable {config.name} found under base path {config.base_path}. "
-        "Did you forget to name your leaf directory as a number (eg. '/1/')?"
+def _nothing_to_load(models: Sequence[TrackedModel], wait_s: float) -> NotFound:
+    reasons = " ".join(model.lacking or f"{model.config.name} was not looked at yet." for model in models)
+    names = ", ".join(model.config.name for model in models)
+    return NotFound(
+        f"{len(models)} model(s) did not become available, the configuration was not changed: {names} had no version "
+        f"to load within {wait_s:g} s. {reasons}"
     )
-    if listing.incomplete:
-        text += " Not complete yet: " + "; ".join(f"{v}: {why}" for v, why in sorted(listing.incomplete.items())) + "."
-    if listing.versions:
-        text += f" Complete, but not wanted or still changing: {', '.join(map(str, sorted(listing.versions)))}."
-    if listing.others:
-        more = f" and {len(listing.others) - 8} more" if len(listing.others) > 8 else ""
-        text += f" No version numbers: {', '.join(listing.others[:8])}{more}."
-    return text

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from moxserve import file
-from moxserve.errors import UsageError
+from moxserve.errors import FailedPrecondition, InvalidArgument, UsageError
 from moxserve.serving.backends.base import LoadOptions
 from moxserve.serving.flags import FLAGS
 from moxserve.serving.grpc.options import GrpcOptions
-from moxserve.serving.manager import ManagerOptions, ModelConfig
+from moxserve.serving.manager import ManagerOptions
+from moxserve.serving.model_config import ModelConfig, check_labels, check_names, model_configs, read_config_file
+from moxserve.serving.reload import ReloadOptions
 from moxserve.serving.rest.options import RestOptions
 
 __all__ = ["ServerOptions", "from_flags"]
@@ -24,7 +26,10 @@ class ServerOptions:
 
     Attributes:
         model_name: name that requests use.
-        model_base_path: directory of the versions; a relative one is taken from the working directory.
+        model_base_path: directory of the versions; a relative one is taken from the working directory. Empty when the
+            models are told by one of the next two.
+        more_models: name -> base path of further models.
+        config: file with the models and their policies and labels, which then is all that counts; how it is read again.
         grpc_address: `host:port`; port 0 lets the system choose, empty is none.
         grpc_socket_path: UNIX socket for gRPC; empty is none.
         rest_address: `host:port` or `[host]:port` of the REST API; port 0 lets the system choose, empty is none.
@@ -39,6 +44,8 @@ class ServerOptions:
 
     model_name: str = "default"
     model_base_path: str = ""
+    more_models: Mapping[str, str] = field(default_factory=dict)
+    config: ReloadOptions = field(default_factory=ReloadOptions)
     grpc_address: str = "127.0.0.1:0"
     grpc_socket_path: str = ""
     rest_address: str = ""
@@ -50,27 +57,54 @@ class ServerOptions:
     warmup_iterations: int = 1
     shutdown_grace_s: float = 25.0
 
-    def models(self) -> list[ModelConfig]:
-        """Check the options and return the models to serve.
+    def models(self) -> list[ModelConfig] | None:
+        """Check the options and return the models to serve; None when the file names none yet.
 
         Raises:
-            UsageError: something is missing or contradictory.
+            UsageError: something is missing or contradictory, or the file is wrong.
         """
         if not self.grpc_address and not self.grpc_socket_path:
             raise UsageError(
                 "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set.",
                 hint="give --port or --grpc_socket_path",
             )
-        if not self.model_base_path:
+        if self.config.file:
+            return _models_of_file(self.config)
+        if not self.model_base_path and not self.more_models:
             raise UsageError(
                 "Both server_options.model_base_path and server_options.model_config_file are empty!",
-                hint="give --model_base_path=DIR, the directory that holds the version directories",
+                hint="give --model_base_path=DIR, the directory that holds the version directories, or "
+                "--model NAME=DIR for each of several models",
             )
-        if not self.model_name:
+        named = [(self.model_name, self.model_base_path)] if self.model_base_path else []
+        named += self.more_models.items()
+        if not all(name for name, _ in named):
             raise UsageError("--model_name is empty; expected the name that requests use")
-        base_path = _absolute(self.model_base_path)
-        file.exists(base_path)  # refuses a scheme that has no file engine; the path itself may appear later
-        return [ModelConfig(self.model_name, base_path)]
+        try:
+            check_names([name for name, _ in named])
+        except InvalidArgument as error:
+            raise UsageError(error.message, hint="give each model a name of its own") from None
+        configs = [ModelConfig(name, _absolute(path)) for name, path in named]
+        for config in configs:
+            file.exists(config.base_path)  # refuses a scheme that has no file engine; the path itself may appear later
+        return configs
+
+
+def _models_of_file(options: ReloadOptions) -> list[ModelConfig] | None:
+    message = read_config_file(options.file)
+    if message.WhichOneof("config") is None:
+        return None
+    try:
+        configs = model_configs(message)
+        check_labels(configs, (), lambda _: (), allow_unavailable=options.allow_unavailable)
+    except InvalidArgument as error:
+        raise UsageError(f"{options.file}: {error.message}") from None
+    except FailedPrecondition as error:
+        raise UsageError(
+            f"{options.file}: {error.message}",
+            hint="start with --allow_version_labels_for_unavailable_models, or set labels by a reload later on",
+        ) from None
+    return configs
 
 
 def _absolute(path: str) -> str:
@@ -88,7 +122,7 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
             raise UsageError(
                 f"--{flag.name}={values[flag.name]}: this version of moxserve does not have it "
                 f"({flag.help.rstrip('.')}), and a server without it would not be what you asked for",
-                hint="serve one model with --model_name and --model_base_path, and end TLS in a proxy before it",
+                hint="end TLS in a proxy before it",
             )
     threads = 4 * (os.cpu_count() or 1)
     rest_port = values["rest_api_port"]
@@ -100,10 +134,19 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
             f"--port and --rest_api_port are both {rest_port}; gRPC and HTTP need a port each",
             hint=f"try --rest_api_port={rest_port + 1 if rest_port < 65535 else rest_port - 1}",
         )
+    if values["model_config_file"] and values["model"]:
+        raise UsageError("--model_config_file and --model: expected one of them; the file names all models itself")
     host = values["host"]
     return ServerOptions(
         model_name=values["model_name"],
         model_base_path=values["model_base_path"],
+        more_models=_named_paths(values["model"]),
+        config=ReloadOptions(
+            file=values["model_config_file"],
+            poll_interval_s=values["model_config_file_poll_wait_seconds"],
+            wait_s=max(0.0, values["model_config_reload_wait_seconds"]),
+            allow_unavailable=values["allow_version_labels_for_unavailable_models"],
+        ),
         grpc_address=f"{_bracketed(host or '0.0.0.0')}:{values['port']}" if values["port"] else "",
         grpc_socket_path=values["grpc_socket_path"],
         rest_address=f"{_bracketed(host or '::')}:{rest_port}" if rest_port else "",
@@ -127,6 +170,18 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
         warmup_iterations=max(1, values["num_request_iterations_for_warmup"]),
         shutdown_grace_s=max(0.0, values["shutdown_grace_seconds"]),
     )
+
+
+def _named_paths(given: Iterable[str]) -> dict[str, str]:
+    paths: dict[str, str] = {}
+    for text in given:
+        name, separator, path = text.partition("=")
+        if not (name and separator and path):
+            raise UsageError(f"--model={text}: expected NAME=PATH, PATH the directory that holds the versions")
+        if name in paths:
+            raise UsageError(f"Illegal to list model {name} multiple times in config list", hint="one --model for each")
+        paths[name] = path
+    return paths
 
 
 def _bracketed(host: str) -> str:

@@ -123,7 +123,11 @@ def test_sigterm_while_a_model_loads(start, half) -> None:
         (["--port=8500", "--rest_api_port=8500", "--model_base_path=/m"], 2, "gRPC and HTTP need a port each"),
         (["--port=abc"], 2, "'abc' is not a valid integer"),
         (["--enable_batching=1"], 2, "'1' is neither true nor false"),
-        (["--model_config_file=/c"], 2, "--model_config_file=/c: this version of moxserve does not have it"),
+        (["--model_config_file=/c"], 2, "cannot read the model configuration /c"),
+        (["--model_config_file=/c", "--model=a=/a"], 2, "--model_config_file and --model: expected one of them"),
+        (["--model", "half"], 2, "--model=half: expected NAME=PATH"),
+        (["--model=a=/a", "--model=a=/b"], 2, "Illegal to list model a multiple times in config list"),
+        (["--model_name=a", "--model_base_path=/a", "--model=a=/b"], 2, "Illegal to list model a multiple times"),
         (["--model_base_path=/m", "--ssl_config_file=/c"], 2, "--ssl_config_file=/c: this version of moxserve does"),
     ],
 )
@@ -182,7 +186,7 @@ def test_flags_have_the_names_of_the_original() -> None:
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in names)
     ours: Any = {flag.name for flag in FLAGS if flag.ours}
-    assert ours == {"host", "shutdown_grace_seconds"}
+    assert ours == {"host", "shutdown_grace_seconds", "model", "model_config_reload_wait_seconds"}
 
 
 def test_help_and_serving_without_a_request_need_no_training_code() -> None:

@@ -35,6 +35,7 @@ _PREDICTION = "tensorflow.serving.PredictionService"
 _MODEL = "tensorflow.serving.ModelService"
 
 Method = Callable[[bytes, Any], bytes]
+Reload = Callable[[Any, "float | None"], None]
 
 
 class GrpcServer:
@@ -43,11 +44,13 @@ class GrpcServer:
     Args:
         dataplane: that answers.
         options: threads and encoding.
+        reload: puts a ModelServerConfig message in effect within the time that the caller has left, in s.
     """
 
-    def __init__(self, dataplane: DataPlane, options: GrpcOptions) -> None:
+    def __init__(self, dataplane: DataPlane, options: GrpcOptions, reload: Reload) -> None:
         self._dataplane = dataplane
         self._options = options
+        self._reload_config = reload
         self._pool = ThreadPoolExecutor(options.max_threads, thread_name_prefix="moxserve-grpc")
         self._server = grpc.server(
             self._pool,
@@ -74,7 +77,7 @@ class GrpcServer:
             },
             _MODEL: {
                 "GetModelStatus": self._status,
-                "HandleReloadConfigRequest": _missing("HandleReloadConfigRequest"),
+                "HandleReloadConfigRequest": self._reload,
             },
         }
 
@@ -157,6 +160,20 @@ class GrpcServer:
     def _status(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002 - gRPC gives it
         request = _parse(messages.GetModelStatusRequest, data)
         return self._dataplane.status_response(_ref(request)).SerializeToString()
+
+    def _reload(self, data: bytes, context: Any) -> bytes:
+        request = _parse(messages.ReloadConfigRequest, data)
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise InvalidArgument(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently "
+                "supported"
+            )
+        self._reload_config(request.config, context.time_remaining())
+        response = messages.ReloadConfigResponse()
+        response.status.error_code = 0
+        for name in request.metric_names:
+            response.metric.add(name=name, int64_value_increase=0)
+        return response.SerializeToString()
 
 
 def _decode(request: Any, call: CallSignature) -> dict[str, np.ndarray]:

@@ -1,0 +1,185 @@
+"""What to serve, as the user writes it: ModelServerConfig, in text or as a message, checked.
+
+    model_config_list {
+      config {
+        name: "half"
+        base_path: "/models/half"
+        model_platform: "tensorflow"
+        model_version_policy { specific { versions: 123 versions: 124 } }   # or latest { num_versions: 2 }, or all {}
+        version_labels { key: "stable" value: 123 }
+      }
+    }
+
+Texts of errors are those of tensorflow_model_server, since clients look for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.text_format import ParseError
+
+from moxserve import file
+from moxserve.errors import ConfigError, ConfigProblem, FailedPrecondition, InvalidArgument, UsageError
+from moxserve.protocol import messages
+from moxserve.serving.policy import VersionPolicy
+
+__all__ = ["ModelConfig", "check_labels", "check_names", "model_configs", "read_config_file"]
+
+_PLATFORM = "tensorflow"
+_TYPE_TENSORFLOW = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model to serve.
+
+    Attributes:
+        name: that requests use.
+        base_path: directory of its versions.
+        policy: which of them to serve.
+        labels: label -> version, for requests that name a label.
+    """
+
+    name: str
+    base_path: str
+    policy: VersionPolicy = field(default_factory=VersionPolicy)
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_config_file(path: str) -> Any:
+    """Read a ModelServerConfig message from a file in protobuf text format.
+
+    Raises:
+        ConfigError: the file is empty or is no such text; tells line and column.
+        UsageError: it cannot be read.
+    """
+    try:
+        text: str = file.read(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the model configuration {path}: {error}") from None
+    message = messages.ModelServerConfig()
+    name = message.DESCRIPTOR.full_name
+    if not text:
+        # Half of a rewrite in place; "serve nothing" is written as `model_config_list {}`.
+        raise ConfigError([ConfigProblem(f"Invalid protobuf file: '{path}': it is empty; expected a {name}", path)])
+    try:
+        return messages.parse_text(text, message)
+    except ParseError as error:
+        line, column = error.GetLine() or 0, error.GetColumn() or 0
+        reason = str(error).partition(" : ")[2] or str(error)
+        problem = ConfigProblem(
+            f"Invalid protobuf file: '{path}'. Error parsing text-format {name}: {line}:{column}: {reason}",
+            path, line, column, source_line=_line(text, line),
+        )  # fmt: skip
+        raise ConfigError([problem]) from None
+
+
+def _line(text: str, number: int) -> str:
+    lines = text.split("\n")
+    return lines[number - 1].expandtabs(1) if 0 < number <= len(lines) else ""
+
+
+def model_configs(message: Any, served: Collection[str] = ()) -> list[ModelConfig]:
+    """Check a ModelServerConfig message and return its models.
+
+    Args:
+        message: with a `model_config_list`.
+        served: names of the models that are served now; their platform must stay.
+
+    Raises:
+        InvalidArgument: a name, path or platform is wrong.
+        UsageError: a base path has a scheme without a file engine.
+    """
+    if message.WhichOneof("config") != "model_config_list":
+        raise InvalidArgument("custom_model_config is not supported; expected a model_config_list")
+    listed = message.model_config_list.config
+    check_names([config.name for config in listed])
+    for config in listed:
+        if not (config.base_path.startswith("/") or "://" in config.base_path):
+            raise InvalidArgument(
+                f"Expected model {config.name} to have an absolute path or URI; got base_path()={config.base_path}"
+            )
+    for config in listed:
+        if config.name in served and config.model_platform not in ("", _PLATFORM):
+            raise InvalidArgument(
+                f"Illegal to change a model's platform. For model {config.name} platform was {_PLATFORM} and new "
+                f"platform requested is {config.model_platform}"
+            )
+    return [_model_config(config) for config in listed]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that each model has a name of its own.
+
+    Raises:
+        InvalidArgument: one is empty or doubled.
+    """
+    for i, name in enumerate(names):
+        if not name:
+            raise InvalidArgument(f"model {i + 1} of {len(names)} has no name; requests could not ask for it")
+        if name in names[:i]:
+            raise InvalidArgument(f"Illegal to list model {name} multiple times in config list")
+
+
+def _model_config(config: Any) -> ModelConfig:
+    _check_platform(config)
+    file.exists(config.base_path)  # refuses a scheme that has no file engine; the path itself may appear later
+    return ModelConfig(config.name, config.base_path, _policy(config), dict(config.version_labels))
+
+
+def _check_platform(config: Any) -> None:
+    kind, platform = config.model_type, config.model_platform
+    either = "ModelServerConfig::model_type (deprecated)"
+    if not kind and not platform:
+        raise InvalidArgument(
+            f"Illegal setting neither {either} nor ModelServerConfig::model_platform, model name is {config.name}"
+        )
+    if kind and platform:
+        raise InvalidArgument(
+            f"Illegal setting both {either} and ModelServerConfig::model_platform, model name is {config.name}"
+        )
+    if kind not in (0, _TYPE_TENSORFLOW):
+        raise InvalidArgument(f"ModelServerConfig::model_type choice {kind} not supported.")
+    if platform not in ("", _PLATFORM):
+        raise InvalidArgument(f"Model {config.name} requests unsupported platform {platform}")
+
+
+def _policy(config: Any) -> VersionPolicy:
+    policy = config.model_version_policy
+    kind = policy.WhichOneof("policy_choice") or "latest"
+    if kind == "specific":
+        return VersionPolicy(kind, versions=tuple(policy.specific.versions))
+    return VersionPolicy(kind, num_versions=max(1, policy.latest.num_versions))
+
+
+def check_labels(
+    wanted: Sequence[ModelConfig],
+    served: Sequence[ModelConfig],
+    available: Callable[[str], Collection[int]],
+    *,
+    allow_unavailable: bool,
+) -> None:
+    """Check that labels lead to versions that answer.
+
+    Args:
+        wanted: the models that are asked for.
+        served: the models and labels as they are.
+        available: gives the available versions of a model.
+        allow_unavailable: let a label that is new, or stays where it is, lead to a version that is not there yet;
+            one that moves still must not.
+
+    Raises:
+        FailedPrecondition: a label may not lead where it is to lead.
+    """
+    before = {config.name: config.labels for config in served}
+    for config in wanted:
+        for label, version in sorted(config.labels.items()):
+            moves = before.get(config.name, {}).get(label, version) != version
+            if (moves or not allow_unavailable) and version not in available(config.name):
+                raise FailedPrecondition(
+                    f"Request to assign label to version {version} of model {config.name}, which is not currently "
+                    "available for inference"
+                )
