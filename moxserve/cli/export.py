@@ -87,14 +87,18 @@ def _prepare(source: str) -> PreparedRun:
     Raises:
         UsageError: it is neither a pipeline file nor a directory.
     """
+    from moxserve.cli.quiet import import_tensorflow
     from moxserve.config import load_pipeline
     from moxserve.errors import UsageError
     from moxserve.pipeline.runner import load_run, prepare
 
     if os.path.isdir(source):
+        import_tensorflow()
         return load_run(source)
     if os.path.isfile(source) and source.endswith((".yaml", ".yml")):
-        return prepare(load_pipeline(source, check=True))
+        loaded = load_pipeline(source, check=True)
+        import_tensorflow()
+        return prepare(loaded)
     if os.path.isfile(f"{source}.index"):
         raise UsageError(
             f"{source!r} is a checkpoint, which does not say what its model is",

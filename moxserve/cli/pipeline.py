@@ -51,10 +51,15 @@ def run(file: str, overrides: tuple[str, ...], dry_run: bool, resume: bool, as_j
     if dry_run:
         _dry_run(file, overrides, as_json)
         return
+    from moxserve.cli.quiet import import_tensorflow
     from moxserve.cli.render import echo_json
     from moxserve.pipeline.runner import run_pipeline
 
-    result = run_pipeline(file, overrides, resume=resume, talk=lambda text: click.echo(f"== {text}", err=True))
+    def talk(text: str) -> None:
+        import_tensorflow()  # at the first stage: by then the file is checked, and a mistake in it was told at once
+        click.echo(f"== {text}", err=True)
+
+    result = run_pipeline(file, overrides, resume=resume, talk=talk)
     if as_json:
         echo_json(result.to_json())
         return

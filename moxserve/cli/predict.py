@@ -135,11 +135,10 @@ def _target(
 def _model_loaded(client: Client, model: str, *, here: bool) -> Iterator[None]:
     """Load a model on disk before the progress bar begins, with its runtime's chatter off the terminal."""
     if here:
-        from moxserve.cli.quiet import native_stderr_hidden
+        from moxserve.cli.quiet import native_stderr_hidden, verbose
 
-        verbose = (click.get_current_context().find_root().obj or {}).get("verbose", False)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "2")
-        with native_stderr_hidden(hidden=not verbose):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose() else "2")
+        with native_stderr_hidden(hidden=not verbose()):
             client.metadata(model)
     yield
 
