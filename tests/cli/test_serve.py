@@ -138,6 +138,57 @@ def test_wrong_flags(run_moxserve, arguments, status, message) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_configuration_file_that_is_none(run_moxserve, shared_dir) -> None:
+    sample = shared_dir / "testdata" / "tfserving" / "bad_model_config.txt"
+    done = run_moxserve("serve", "--port=0", "--grpc_socket_path=s", f"--model_config_file={sample}")
+    assert done.returncode == 2
+    assert f"Invalid protobuf file: '{sample}'" in done.stderr
+    assert (
+        "Error parsing text-format tensorflow.serving.ModelServerConfig: 1:1: "
+        'Message type "tensorflow.serving.ModelServerConfig" has no field named "improperly".' in done.stderr
+    )
+    assert "    improperly formatted file\n    ^\n" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_labels_in_a_configuration_file(run_moxserve, tmp_path, half) -> None:
+    path = tmp_path / "models.txt"
+    path.write_text(
+        f'model_config_list {{ config {{ name: "m" base_path: "{half}" model_platform: "tensorflow" '
+        'version_labels { key: "stable" value: 123 } } }'
+    )
+    done = run_moxserve("serve", f"--model_config_file={path}")
+    assert done.returncode == 2
+    assert "Request to assign label to version 123 of model m, which is not currently available" in done.stderr
+    assert "hint: start with --allow_version_labels_for_unavailable_models" in done.stderr
+
+
+def test_several_models_on_the_command_line_and_from_a_file(start, half, tmp_path) -> None:
+    path = tmp_path / "models.txt"
+    config = 'config {{ name: "{}" base_path: "{}" model_platform: "tensorflow" {} }}'
+    label = 'version_labels { key: "stable" value: 123 }'
+    path.write_text(f"model_config_list {{ {config.format('c', half, label)} }}")
+    ports = [free_port() for _ in range(4)]
+    servers = [
+        start(f"--port={ports[0]}", f"--rest_api_port={ports[1]}", "--host=127.0.0.1",
+              f"--model=a={half}", "--model", f"b={half}"),
+        start(f"--port={ports[2]}", f"--rest_api_port={ports[3]}", "--host=127.0.0.1", f"--model_config_file={path}",
+              "--allow_version_labels_for_unavailable_models", "--model_config_file_poll_wait_seconds=1"),
+    ]  # fmt: skip
+    for server, names, port in zip(servers, (("a", "b"), ("c", "c/labels/stable")), (ports[1], ports[3]), strict=True):
+        server.wait_for(f"{READY}{port} ...")
+        for name in names:
+            reply = httpx2.post(f"http://127.0.0.1:{port}/v1/models/{name}:predict", content='{"instances": [1.0]}')
+            assert reply.json() == {"predictions": [2.5]}
+    assert "is accepted but" not in servers[0].text + servers[1].text
+    path.write_text(f"model_config_list {{ {config.format('d', half, '')} }}")
+    servers[1].wait_for("The configuration was changed. new: d; gone: c")
+    for server in servers:
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.popen.wait(20) == 0
+        assert "Traceback" not in server.text
+
+
 def test_a_port_that_is_taken(run_moxserve, half) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
