@@ -20,12 +20,10 @@ or not at all.
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import os
 import shutil
-import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +35,7 @@ import numpy.typing as npt
 from moxserve.errors import DataError, MissingExtraError, UsageError, did_you_mean
 from moxserve.file import publish_directory, staging_directory
 from moxserve.file.atomic import TEMP_PREFIX
+from moxserve.file.idx import encode_idx
 
 __all__ = [
     "EVAL_SAMPLES",
@@ -236,11 +235,9 @@ def _write_images(digits: Digits, folder: str) -> None:
 def _write_idx(digits: Digits, folder: str) -> None:
     for name, split in digits.splits().items():
         prefix = _IDX_PREFIX[name]
-        images = struct.pack(">IIII", 0x803, *split.images.shape) + split.images.tobytes()
-        labels = struct.pack(">II", 0x801, len(split)) + split.labels.astype(np.uint8).tobytes()
-        # mtime 0: the same data are the same bytes.
-        _write(os.path.join(folder, f"{prefix}-images-idx3-ubyte.gz"), gzip.compress(images, mtime=0))
-        _write(os.path.join(folder, f"{prefix}-labels-idx1-ubyte.gz"), gzip.compress(labels, mtime=0))
+        labels = split.labels.astype(np.uint8)
+        _write(os.path.join(folder, f"{prefix}-images-idx3-ubyte.gz"), encode_idx(split.images))
+        _write(os.path.join(folder, f"{prefix}-labels-idx1-ubyte.gz"), encode_idx(labels))
 
 
 def _write_tfrecord(digits: Digits, folder: str) -> None:

@@ -16,11 +16,9 @@ Rows are light: a row's data is read when `load` is called, which happens in the
 from __future__ import annotations
 
 import base64
-import gzip
 import json
 import os
 import re
-import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,6 +29,7 @@ import numpy as np
 from moxserve.client.calls import Array
 from moxserve.client.fit import fit_tensor
 from moxserve.errors import DataError, UsageError
+from moxserve.file.idx import read_idx
 from moxserve.predict.images import array_to_input, file_to_input, image_form, is_image
 from moxserve.types import Signature, TensorSpec
 
@@ -312,32 +311,12 @@ def _npz(path: str, signature: Signature) -> Rows:
 # ---- IDX
 
 
-def _read_idx(path: str, dimensions: int) -> Array:
-    """Read an IDX file of unsigned bytes.
-
-    Raises:
-        DataError: it is none, has another number of dimensions, or is cut off.
-    """
-    try:
-        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as f:
-            data = f.read()
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    if len(data) < 4 + 4 * dimensions or data[:4] != bytes((0, 0, 8, dimensions)):
-        raise DataError(f"{path}: expected an IDX file of unsigned bytes with {dimensions} dimensions")
-    shape = struct.unpack(f">{dimensions}I", data[4 : 4 + 4 * dimensions])
-    values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
-    if values.size != int(np.prod(shape)):
-        raise DataError(f"{path}: expected {int(np.prod(shape))} values for shape {list(shape)}, got {values.size}")
-    return values.reshape(shape)
-
-
 def _idx(path: str, signature: Signature) -> Rows:
     form = image_form(_picture_input(signature, path))
-    images = _read_idx(path, 3)
+    images = read_idx(path, 3)
     base = os.path.basename(path)
     beside = os.path.join(os.path.dirname(path), base.replace("images", "labels").replace("idx3", "idx1"))
-    labels = _read_idx(beside, 1) if beside != path and os.path.exists(beside) else None
+    labels = read_idx(beside, 1) if beside != path and os.path.exists(beside) else None
     if labels is not None and len(labels) != len(images):
         raise DataError(f"{beside}: {len(labels)} labels for {len(images)} images")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moxserve.errors import DataError
-from moxserve.tensorflow.datasets.mnist import DataSet, read_data_sets, read_idx
+from moxserve.tensorflow.datasets.mnist import DataSet, read_data_sets
 
 NAMES = {
     "train-images-idx3-ubyte.gz": (24, 2, 3),
@@ -71,9 +71,9 @@ def test_unshuffled_rows_come_in_order_with_their_labels(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "not gzip": (lambda raw: raw, "cannot be read"),
     "cut off": (lambda raw: gzip.compress(raw)[:-20], "cannot be read"),
-    "no IDX": (lambda raw: gzip.compress(b"PNG" + raw), "begins with 50 4e 47 00"),
+    "no IDX": (lambda raw: gzip.compress(b"PNG" + raw), "begin with 00 00 08, got .50 4e 47"),
     "floats": (lambda raw: gzip.compress(b"\0\0\x0d" + raw[3:]), "no IDX file of unsigned bytes"),
-    "too short": (lambda raw: gzip.compress(raw[:-1]), r"has 23 bytes of data; its header \(24,\) announces 24"),
+    "too short": (lambda raw: gzip.compress(raw[:-1]), r"has 23 bytes of data; its header \[24\] announces 24"),
 }
 
 
@@ -100,9 +100,3 @@ def test_other_mistakes(folder: Path) -> None:
         DataSet(np.zeros((2, 2, 2), np.uint8), np.zeros(3))
     with pytest.raises(DataError, match="empty"):
         DataSet(np.zeros((0, 2, 2), np.uint8), np.zeros(0)).next_batch(1)
-
-
-def test_plain_files_are_read_too(tmp_path: Path) -> None:
-    values = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    (tmp_path / "x").write_bytes(idx(values))
-    np.testing.assert_array_equal(read_idx(str(tmp_path / "x")), values)

@@ -1,64 +1,31 @@
 """MNIST-format data, read as `tensorflow.examples.tutorials.mnist.input_data` did: `read_data_sets(folder,
 one_hot=True)`.
 
-The folder holds four gzip-compressed IDX files. IDX: two zero bytes, one byte element type (8: uint8), one byte number
-of dimensions, each dimension as big-endian uint32, then the elements in C order.
+The folder holds MNIST's four gzip-compressed IDX files.
 """
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from moxserve.errors import DataError
+from moxserve.file import exists
+from moxserve.file.idx import read_idx
 
-__all__ = ["DataSet", "Datasets", "read_data_sets", "read_idx"]
+__all__ = ["DataSet", "Datasets", "read_data_sets"]
 
 TRAIN_IMAGES = "train-images-idx3-ubyte.gz"
 TRAIN_LABELS = "train-labels-idx1-ubyte.gz"
 TEST_IMAGES = "t10k-images-idx3-ubyte.gz"
 TEST_LABELS = "t10k-labels-idx1-ubyte.gz"
 
-_UINT8 = 8
 # MNIST's own split: 5,000 of 60,000 training images; smaller sets keep the proportion.
 _VALIDATION = 5000
 _VALIDATION_PART = 12
-
-
-def read_idx(path: str) -> np.ndarray:
-    """Read one IDX file of unsigned bytes, gzip-compressed or plain.
-
-    Args:
-        path: the file.
-
-    Returns:
-        uint8 array of the shape that the file announces.
-
-    Raises:
-        DataError: the file is missing, or is no such IDX file, or ends early.
-    """
-    opener: Any = gzip.open if path.endswith(".gz") else open
-    try:
-        with opener(path, "rb") as f:
-            data = f.read()
-    except FileNotFoundError as error:
-        names = ", ".join((TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS))
-        raise DataError(f"{path!r} does not exist", hint=f"the folder needs {names}") from error
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path!r} cannot be read: {error}") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _UINT8:
-        raise DataError(f"{path!r} is no IDX file of unsigned bytes: it begins with {data[:4].hex(' ')}")
-    header = 4 + 4 * data[3]
-    shape = tuple(int(n) for n in np.frombuffer(data[4:header], ">u4"))
-    if len(data) != header + math.prod(shape):
-        raise DataError(
-            f"{path!r} has {len(data) - header} bytes of data; its header {shape} announces {math.prod(shape)}"
-        )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
 class DataSet:
@@ -167,7 +134,10 @@ def read_data_sets(
     if fake_data:
         raise DataError("read_data_sets(fake_data=True): fake data is not made")
     names = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
-    images, labels, test_images, test_labels = (read_idx(os.path.join(train_dir, name)) for name in names)
+    paths = [os.path.join(train_dir, name) for name in names]
+    if missing := [name for name, path in zip(names, paths, strict=True) if not exists(path)]:
+        raise DataError(f"{train_dir!r} lacks {', '.join(missing)}", hint=f"the folder needs {', '.join(names)}")
+    images, labels, test_images, test_labels = map(read_idx, paths)
     if one_hot:
         labels, test_labels = _one_hot(labels, num_classes), _one_hot(test_labels, num_classes)
     size = min(_VALIDATION, len(images) // _VALIDATION_PART) if validation_size is None else validation_size
