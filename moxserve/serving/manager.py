@@ -329,12 +329,15 @@ class Manager:
         with self._changed:
             if model not in (*self._models.values(), *self._staged):
                 return  # left out of the configuration meanwhile
+            # What is wrong with a staged model is told by the error that refuses it.
+            staged = model in self._staged
             if isinstance(found, OSError):
                 model.unreachable(found)
-                return
-            model.take(found)
-            self._changed.notify_all()
-        model.report(found)
+            else:
+                model.take(found)
+                self._changed.notify_all()
+        if not staged:
+            model.report(None if isinstance(found, OSError) else found)
 
     def _step(self, model: TrackedModel) -> None:
         for version, record in list(model.records.items()):

@@ -143,13 +143,12 @@ class TrackedModel:
         self.lacking = "" if wanted else _nothing_found(self.config, listing)
 
     def unreachable(self, error: OSError) -> None:
-        """Take note that the base path cannot be read, and log it. What is loaded stays.
+        """Take note that the base path cannot be read. What is loaded stays.
 
         A base path that is away for a moment (a remounted volume) must not unload anything.
         """
         config = self.config
         self.lacking = f"Could not find base path {config.base_path} for servable {config.name}: {error}"
-        self._tell(_BASE, self.lacking)
         self._seen = self._seen or {}
 
     def _trusted(self, listing: Listing) -> list[int]:
@@ -182,9 +181,16 @@ class TrackedModel:
 
     # What an operator may be surprised by
 
-    def report(self, listing: Listing) -> None:
-        """Log what is odd about the base path. Needs no lock; only the thread that polls calls it."""
+    def report(self, listing: Listing | None) -> None:
+        """Log what is odd about the base path. Needs no lock; only the thread that polls calls it.
+
+        Args:
+            listing: what is there; None when it cannot be read.
+        """
         config = self.config
+        if listing is None:
+            self._tell(_BASE, self.lacking)
+            return
         for name in listing.doubled:
             self._tell(name, f"{config.base_path}: {name} is ignored, another name has the same number")
         if self.lacking:
