@@ -6,17 +6,17 @@ text and bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from moxserve.errors import DataError
+from moxserve.errors import DataError, InvalidArgument
 from moxserve.protocol import messages
 from moxserve.protocol.tensors import to_array
 
-__all__ = ["make_example", "parse_example"]
+__all__ = ["make_example", "parse_example", "serialized_examples", "with_context"]
 
 _INT64_MAX = 2**63 - 1
 
@@ -79,3 +79,31 @@ def parse_example(serialized: bytes) -> dict[str, np.ndarray]:
         else:
             found[name] = np.array(feature.float_list.value if kind else [], dtype=np.float32)
     return found
+
+
+def serialized_examples(message: Any) -> np.ndarray:
+    """Return the examples of an Input message as a 1-D object array of bytes, each with the context, if there is one.
+
+    Raises:
+        InvalidArgument: there is no example.
+    """
+    kind = message.WhichOneof("kind")
+    listed = getattr(message, kind) if kind else None
+    if listed is None or not listed.examples:
+        raise InvalidArgument("Input is empty.")
+    return with_context(listed.examples, listed.context if kind == "example_list_with_context" else None)
+
+
+def with_context(examples: Iterable[Any], context: Any = None) -> np.ndarray:
+    """Serialize tf.Example messages into a 1-D object array of bytes.
+
+    Args:
+        examples: the messages.
+        context: a tf.Example whose features all of them have; of a feature that both have, the example's counts.
+    """
+    # Protobuf merges messages whose bytes follow each other; the last value of a map key wins.
+    before = b"" if context is None else context.SerializeToString()
+    serialized = [before + example.SerializeToString() for example in examples]
+    array = np.empty(len(serialized), dtype=object)
+    array[:] = serialized
+    return array

@@ -1,9 +1,9 @@
 """JSON as the REST API reads and writes it: what its requests and answers have in common. No sockets.
 
 Reading takes what tensorflow_model_server takes: NaN and Infinity, which JSON itself does not have, and bytes after
-the first value. Bytes are written `{"b64": "..."}`. Floats are written with 6 significant digits where those read back
-equal, else with 9 (float) or 17 (double); whole ones end in `.0`. Texts of errors are those of tensorflow_model_server,
-since clients look for them.
+the first value. Bytes are written `{"b64": "..."}`, and so is text that is no UTF-8. Floats are written with 6
+significant digits where those read back equal, else with 9 (float) or 17 (double); whole ones end in `.0`. Texts of
+errors are those of tensorflow_model_server, since clients look for them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import orjson
 from moxserve.errors import InvalidArgument
 
 __all__ = [
+    "as_bytes",
     "b64_json",
     "error_json",
     "excerpt",
-    "from_b64",
     "is_b64",
     "kind_of",
     "loads",
@@ -113,12 +113,17 @@ def is_b64(value: Any) -> bool:
     return type(value) is dict and len(value) == 1 and type(value.get("b64")) is str
 
 
-def from_b64(value: dict[str, Any]) -> bytes:
-    """Return the bytes that an object stands for.
+def as_bytes(value: Any) -> bytes:
+    """Return the bytes of text, as UTF-8, or of an object that stands for bytes.
 
     Raises:
-        InvalidArgument: it is no such object, or no base64.
+        InvalidArgument: it is neither, no base64, or text that UTF-8 cannot write.
     """
+    if type(value) is str:
+        try:
+            return value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(f"JSON Parse error: a string has a lone surrogate: {error}") from None
     if not is_b64(value):
         raise InvalidArgument(f"JSON Value: {excerpt(value)} not formatted correctly for base64 data")
     text = value["b64"]

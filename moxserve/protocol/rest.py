@@ -15,11 +15,8 @@ read.
 
 Answer, in the format of the question: `{"predictions": [...]}` with one element a row, each the value of the only
 output or an object from alias to value; or `{"outputs": ...}` with the value of the only output or an object from
-alias to value. Floats are written with 6 significant digits where those read back equal, else with 9 (float) or 17
-(double); whole ones end in `.0`. Strings of outputs whose alias ends in `_bytes`, and strings that are no UTF-8, are
-written as b64.
-
-Texts of errors are those of tensorflow_model_server, since clients look for them.
+alias to value. Strings of outputs whose alias ends in `_bytes` are written as b64. What holds for every body is told
+in `json_values`.
 """
 
 from __future__ import annotations
@@ -34,9 +31,9 @@ import numpy as np
 
 from moxserve.errors import InvalidArgument, Unimplemented
 from moxserve.protocol.json_values import (
+    as_bytes,
     b64_json,
     excerpt,
-    from_b64,
     is_b64,
     kind_of,
     read_object,
@@ -278,10 +275,7 @@ def _int_array(flat: list[int], dtype: DType) -> np.ndarray:
 
 def _bytes_array(flat: list[Any]) -> np.ndarray:
     array = np.empty(len(flat), dtype=object)
-    try:
-        array[:] = [v.encode("utf-8", "surrogateescape") if type(v) is str else from_b64(v) for v in flat]
-    except UnicodeEncodeError as error:
-        raise InvalidArgument(f"JSON Parse error: a string has a lone surrogate: {error}") from None
+    array[:] = list(map(as_bytes, flat))
     return array
 
 

@@ -6,20 +6,36 @@ status.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from moxserve.errors import NotFound
+from moxserve.errors import Internal, NotFound
 from moxserve.protocol import messages
+from moxserve.protocol.status import ModelListing
 from moxserve.serving.backends.calls import CallSignature
-from moxserve.serving.manager import Manager
+from moxserve.serving.classify import (
+    CLASSIFY,
+    REGRESS,
+    Classification,
+    Inferred,
+    ReadExamples,
+    Regression,
+    Task,
+    classify_on,
+    infer_together,
+    regress_on,
+)
+from moxserve.serving.manager import Manager, VersionStatus
 from moxserve.serving.servable import Servable
 from moxserve.types import ModelRef
 
 __all__ = ["DataPlane", "Decode", "Metadata", "Prediction"]
+
+_METHODS = ("tensorflow/serving/predict", CLASSIFY, REGRESS)
 
 Decode = Callable[[CallSignature], Mapping[str, np.ndarray]]
 
@@ -33,12 +49,14 @@ class Prediction:
         version: that answered.
         signature: key of the signature that was run.
         outputs: by alias.
+        run_s: how long the model itself ran, in s.
     """
 
     name: str
     version: int
     signature: str
     outputs: Mapping[str, np.ndarray]
+    run_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +79,13 @@ class DataPlane:
 
     Args:
         manager: that lends versions.
+        check_methods: whether a signature must say that it is of the method that is asked for. Off, as by default in
+            tensorflow_model_server: all signatures of TF2 say that they are of predict.
     """
 
-    def __init__(self, manager: Manager) -> None:
+    def __init__(self, manager: Manager, *, check_methods: bool = False) -> None:
         self._manager = manager
+        self._check_methods = check_methods
 
     def predict(
         self, ref: ModelRef, signature_name: str, decode: Decode, output_filter: Sequence[str] = ()
@@ -81,10 +102,38 @@ class DataPlane:
             NotFound: no such model or version is available.
             SignatureNotFound: it has no such signature.
             InvalidArgument: the inputs or the filter do not fit the signature, or the graph refuses them.
+            Internal: the signature is of an unknown method, and methods are checked.
             ServingError: the model failed.
         """
         with self._manager.borrow(ref) as servable:
-            return predict_on(servable, signature_name, decode, output_filter)
+            return predict_on(servable, signature_name, decode, output_filter, check_method=self._check_methods)
+
+    def classify(self, ref: ModelRef, signature_name: str, examples: ReadExamples) -> Inferred[Classification]:
+        """Run a classify signature; see `moxserve.serving.classify.classify_on`.
+
+        Raises:
+            NotFound: no such model or version is available.
+            ServingError: as of `classify_on`.
+        """
+        with self._manager.borrow(ref) as servable:
+            return classify_on(servable, signature_name, examples, check_method=self._check_methods)
+
+    def regress(self, ref: ModelRef, signature_name: str, examples: ReadExamples) -> Inferred[Regression]:
+        """Run a regress signature; see `classify`."""
+        with self._manager.borrow(ref) as servable:
+            return regress_on(servable, signature_name, examples, check_method=self._check_methods)
+
+    def multi_inference(
+        self, ref: ModelRef, tasks: Sequence[Task], examples: ReadExamples
+    ) -> list[Inferred[Classification | Regression]]:
+        """Run several signatures on the same examples; see `moxserve.serving.classify.infer_together`.
+
+        Raises:
+            NotFound: no such model or version is available.
+            ServingError: as of `infer_together`.
+        """
+        with self._manager.borrow(ref) as servable:
+            return infer_together(servable, tasks, examples, check_method=self._check_methods)
 
     def metadata(self, ref: ModelRef) -> Metadata:
         """Tell the signatures of a version.
@@ -113,19 +162,43 @@ class DataPlane:
                 raise NotFound(f"Could not find version {ref.version} of model {ref.name}")
         if not known:
             raise NotFound(f"Could not find any versions of model {ref.name}")
-        response = messages.GetModelStatusResponse()
-        for status in known:
-            entry = response.model_version_status.add(version=status.version, state=int(status.state))
-            entry.status.error_code = status.error.grpc_code if status.error else 0
-            entry.status.error_message = status.error.message if status.error else ""
-        return response
+        return _status_response(known)
+
+    def models(self) -> list[ModelListing]:
+        """List the models of the configuration, in its order, each with all its versions."""
+        return [
+            ModelListing(config.name, config.labels, _status_response(self._manager.statuses(config.name)))
+            for config in self._manager.configs()
+        ]
+
+
+def _status_response(statuses: Sequence[VersionStatus]) -> Any:
+    response = messages.GetModelStatusResponse()
+    for status in statuses:
+        entry = response.model_version_status.add(version=status.version, state=int(status.state))
+        entry.status.error_code = status.error.grpc_code if status.error else 0
+        entry.status.error_message = status.error.message if status.error else ""
+    return response
 
 
 def predict_on(
-    servable: Servable, signature_name: str, decode: Decode, output_filter: Sequence[str] = ()
+    servable: Servable,
+    signature_name: str,
+    decode: Decode,
+    output_filter: Sequence[str] = (),
+    *,
+    check_method: bool = False,
 ) -> Prediction:
     """Run a signature of a version in hand; see `DataPlane.predict`."""
     call = servable.call(signature_name)
+    if check_method and call.signature.method not in _METHODS:
+        raise Internal(
+            f"Expected prediction signature method_name to be one of {{{', '.join(_METHODS)}}}. "
+            f"Was: {call.signature.method}"
+        )
     inputs = decode(call)
-    outputs = servable.backend.run(call.signature.name, inputs, call.match_outputs(output_filter))
-    return Prediction(servable.name, servable.version, call.signature.name, outputs)
+    names = call.match_outputs(output_filter)
+    began = time.perf_counter()
+    outputs = servable.backend.run(call.signature.name, inputs, names)
+    run_s = time.perf_counter() - began
+    return Prediction(servable.name, servable.version, call.signature.name, outputs, run_s)

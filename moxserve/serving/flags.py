@@ -82,6 +82,10 @@ FLAGS: tuple[Flag, ...] = (
         "Let new labels lead to versions that are not loaded yet.",
     ),
     Flag("saved_model_tags", "str", "serve", _MODEL, "Tag set of the MetaGraph to serve, separated by commas."),
+    Flag(
+        "enable_signature_method_name_check", "bool", False, _MODEL,
+        "Refuse a signature whose method is not the request's; not for TF2, whose signatures all say predict.",
+    ),
     Flag("port", "int", 8500, _NET, "gRPC port; 0 for none, then --grpc_socket_path must be given."),
     Flag("grpc_socket_path", "str", "", _NET, "UNIX socket to listen on for gRPC as well, or instead with --port=0."),
     Flag("rest_api_port", "int", 0, _NET, "HTTP port of the REST API; 0 for none."),
@@ -113,7 +117,6 @@ FLAGS: tuple[Flag, ...] = (
     _later("monitoring_config_file", "str", "", "Prometheus page."),
     _later("rest_api_enable_cors_support", "bool", False, "CORS headers."),
     _later("grpc_channel_arguments", "str", "", "Channel arguments of the gRPC server."),
-    _later("enable_signature_method_name_check", "bool", False, "Refuse signatures of another method."),
     _later("enable_profiler", "bool", True, "TensorFlow's profiler service."),
     _later("prefer_tflite_model", "bool", False, "Serve model.tflite where there is one."),
     _later("num_tflite_pools", "int", 0, "Interpreters for each TFLite model."),

@@ -55,7 +55,7 @@ class Server:
         models = options.models()
         self._manager = Manager(models, self._load, options.manager)
         self._reloader = Reloader(self._manager, options.config, listed=models is not None)
-        self.dataplane = DataPlane(self._manager)
+        self.dataplane = DataPlane(self._manager, check_methods=options.check_methods)
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
         self._stopped = threading.Event()
@@ -66,7 +66,7 @@ class Server:
         servable = Servable(name, version, path, backend)
         if self.options.warmup:
             try:
-                warmup.replay(servable, self.options.warmup_iterations)
+                warmup.replay(servable, self.options.warmup_iterations, check_methods=self.options.check_methods)
             except BaseException:
                 backend.close()
                 raise

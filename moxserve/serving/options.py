@@ -37,6 +37,7 @@ class ServerOptions:
         load: how a version is loaded.
         grpc: threads and encoding.
         rest: threads and time limit.
+        check_methods: whether a signature must say that it is of the method that a request asks for.
         warmup: whether recorded requests are replayed before a version is served.
         warmup_iterations: how often each is run.
         shutdown_grace_s: how long `stop` lets requests finish.
@@ -53,6 +54,7 @@ class ServerOptions:
     load: LoadOptions = field(default_factory=LoadOptions)
     grpc: GrpcOptions = field(default_factory=GrpcOptions)
     rest: RestOptions = field(default_factory=RestOptions)
+    check_methods: bool = False
     warmup: bool = True
     warmup_iterations: int = 1
     shutdown_grace_s: float = 25.0
@@ -166,6 +168,7 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
             threads=values["rest_api_num_threads"] if values["rest_api_num_threads"] > 0 else threads,
             timeout_s=max(0, values["rest_api_timeout_in_ms"]) / 1e3,
         ),
+        check_methods=values["enable_signature_method_name_check"],
         warmup=values["enable_model_warmup"],
         warmup_iterations=max(1, values["num_request_iterations_for_warmup"]),
         shutdown_grace_s=max(0.0, values["shutdown_grace_seconds"]),

@@ -10,17 +10,18 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from moxserve import file
 from moxserve.errors import DataError, DataLoss, InvalidArgument, Unimplemented
 from moxserve.protocol import messages
+from moxserve.protocol.examples import serialized_examples
 from moxserve.protocol.tensors import from_proto
 from moxserve.protocol.tfrecord import read_records
+from moxserve.serving.classify import Task, classify_on, infer_together, regress_on
 from moxserve.serving.dataplane import predict_on
 from moxserve.serving.servable import Servable
 
@@ -32,12 +33,13 @@ WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
 
 
-def replay(servable: Servable, iterations: int = 1) -> int:
+def replay(servable: Servable, iterations: int = 1, *, check_methods: bool = False) -> int:
     """Run the recorded requests of a version.
 
     Args:
         servable: the version; the records lie in its directory.
         iterations: how often each record is run; below 1 counts as 1.
+        check_methods: as of `DataPlane`.
 
     Returns:
         How many records were read; 0 when there is no such file.
@@ -56,7 +58,9 @@ def replay(servable: Servable, iterations: int = 1) -> int:
     try:
         for payload in read_records(path):
             count += 1
-            _replay_record(servable, payload, max(1, iterations), path)
+            run = _request(servable, payload, check_methods, path)
+            for _ in range(max(1, iterations)):
+                run()
             if count > MAX_RECORDS:
                 raise InvalidArgument(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
     except DataError as error:
@@ -68,54 +72,30 @@ def replay(servable: Servable, iterations: int = 1) -> int:
     return count
 
 
-def _replay_record(servable: Servable, payload: bytes, iterations: int, path: str) -> None:
+def _request(servable: Servable, payload: bytes, check: bool, path: str) -> Callable[[], object]:
+    """Return what runs the request of a record."""
     try:
         log = messages.PredictionLog.FromString(payload)
     except DecodeError:
         raise InvalidArgument(f"Failed to parse warmup record: {payload[:64]!r} from {path}") from None
     kind = log.WhichOneof("log_type")
     if kind is None:
-        return
+        return lambda: None
+    request: Any = getattr(getattr(log, kind), "request", None)
     if kind == "predict_log":
-        _run_predict(servable, log.predict_log.request, iterations)
-    elif kind in ("classify_log", "regress_log"):
-        request = getattr(log, kind).request
-        _run_examples(servable, request.input, [request.model_spec.signature_name], iterations)
-    elif kind == "multi_inference_log":
-        request = log.multi_inference_log.request
-        _run_examples(servable, request.input, [t.model_spec.signature_name for t in request.tasks], iterations)
-    else:
-        number = messages.PredictionLog.DESCRIPTOR.fields_by_name[kind].number
-        raise Unimplemented(f"Unsupported log_type for warmup: {number} ({kind})")
+        return _predict(servable, request, check)
+    if kind in ("classify_log", "regress_log"):
+        infer = classify_on if kind == "classify_log" else regress_on
+        name = request.model_spec.signature_name
+        return lambda: infer(servable, name, lambda: serialized_examples(request.input), check_method=check)
+    if kind == "multi_inference_log":
+        tasks = [Task(t.model_spec.name, t.model_spec.signature_name, t.method_name) for t in request.tasks]
+        return lambda: infer_together(servable, tasks, lambda: serialized_examples(request.input), check_method=check)
+    number = messages.PredictionLog.DESCRIPTOR.fields_by_name[kind].number
+    raise Unimplemented(f"Unsupported log_type for warmup: {number} ({kind})")
 
 
-def _run_predict(servable: Servable, request: Any, iterations: int) -> None:
+def _predict(servable: Servable, request: Any, check: bool) -> Callable[[], object]:
     inputs = {alias: from_proto(proto) for alias, proto in request.inputs.items()}
-    for _ in range(iterations):
-        predict_on(servable, request.model_spec.signature_name, lambda _: inputs, request.output_filter)
-
-
-def _run_examples(servable: Servable, message: Any, signature_names: Sequence[str], iterations: int) -> None:
-    examples = serialized_examples(message)
-    for _ in range(iterations):
-        for name in signature_names:
-            predict_on(servable, name, lambda call: dict.fromkeys(call.input_names, examples))
-
-
-def serialized_examples(message: Any) -> np.ndarray:
-    """Return the examples of an Input message as a 1-D array of bytes.
-
-    With a context, each element is the bytes of the context followed by those of the example: protobuf merges the two,
-    and a feature that both have is the example's.
-
-    Raises:
-        InvalidArgument: there is no example.
-    """
-    kind = message.WhichOneof("kind")
-    listed = getattr(message, kind) if kind else None
-    if listed is None or not listed.examples:
-        raise InvalidArgument("Input is empty.")
-    context = listed.context.SerializeToString() if kind == "example_list_with_context" else b""
-    examples = np.empty(len(listed.examples), dtype=object)
-    examples[:] = [context + example.SerializeToString() for example in listed.examples]
-    return examples
+    name, wanted = request.model_spec.signature_name, list(request.output_filter)
+    return lambda: predict_on(servable, name, lambda _: inputs, wanted, check_method=check)

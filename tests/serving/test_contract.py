@@ -466,17 +466,6 @@ def test_long_messages_are_cut(grpc_echo) -> None:
     assert message.endswith("...TRUNCATED")
 
 
-def test_what_comes_later_says_so(grpc_half, half: Server) -> None:
-    from tensorflow_serving.apis import classification_pb2
-
-    status, message = _code(grpc_half.stub.Classify, classification_pb2.ClassificationRequest())
-    assert status == "UNIMPLEMENTED"
-    assert "Classify" in message
-    reply = httpx2.post(f"http://127.0.0.1:{half.rest_port}/v1/models/default:classify", content="{}")
-    assert reply.status_code == 501
-    assert ":classify" in reply.json()["error"]
-
-
 def test_large_messages_both_ways(grpc_echo) -> None:
     array = np.arange(4_000_000, dtype=F32)
     import tensorflow as tf

@@ -61,6 +61,10 @@ class Spy:
         self.runs.append((signature, [array.tolist() for array in inputs.values()]))
         return self._inner.run(signature, inputs, outputs)
 
+    def run_together(self, signatures: Any, array: Any) -> Any:
+        self.runs.append((tuple(signatures), array.tolist()))
+        return self._inner.run_together(signatures, array)
+
 
 @pytest.fixture
 def half(testdata: Path, tmp_path: Path) -> Path:
@@ -98,15 +102,34 @@ def test_classify_and_regress_records(half: Path) -> None:
     assert [signature for signature, _ in runs] == ["classify_x_to_y", "regress_x_to_y"]
 
 
-def test_multi_inference_records_run_each_of_their_signatures(half: Path) -> None:
+def multi_inference_log(*tasks: tuple[str, str]) -> bytes:
     log = messages.PredictionLog()
     request = log.multi_inference_log.request
-    for signature in ("classify_x_to_y", "regress_x_to_y2"):
-        request.tasks.add().model_spec.signature_name = signature
+    for signature, method in tasks:
+        task = request.tasks.add(method_name=f"tensorflow/serving/{method}")
+        task.model_spec.name = "whatever"
+        task.model_spec.signature_name = signature
     request.input.example_list.examples.add().ParseFromString(make_example({"x": [3.0]}).SerializeToString())
-    record(half, log.SerializeToString())
+    return log.SerializeToString()
+
+
+def test_multi_inference_records_run_as_one(half: Path) -> None:
+    record(half, multi_inference_log(("classify_x_to_y", "classify"), ("regress_x_to_y2", "regress")))
     _, runs = replayed(half)
-    assert [signature for signature, _ in runs] == ["classify_x_to_y", "regress_x_to_y2"]
+    assert runs == [(("classify_x_to_y", "regress_x_to_y2"), [make_example({"x": [3.0]}).SerializeToString()])]
+
+
+def test_records_are_checked_as_requests_are(half: Path) -> None:
+    record(half, examples_log("classify_log", "serving_default"))
+    with pytest.raises(InvalidArgument, match="No classification inputs found in SignatureDef"):
+        replayed(half)
+    record(half, multi_inference_log(("regress_x_to_y", "predict")))
+    with pytest.raises(Unimplemented, match="Unsupported signature method_name: tensorflow/serving/predict"):
+        replayed(half)
+    record(half, examples_log("classify_log", "regress_x_to_y"))
+    spied = Spy(half)
+    with pytest.raises(InvalidArgument, match="Expected classification signature method_name to be"):
+        replay(Servable("m", 1, str(half), spied), check_methods=True)  # type: ignore[arg-type]
 
 
 def test_records_of_other_kinds_cannot_be_replayed(half: Path) -> None:

@@ -65,6 +65,21 @@ class Backend(Protocol):
         """
         ...
 
+    def run_together(self, signatures: Sequence[str], array: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Run several signatures at once, with one array for every input of each: what they share runs once.
+
+        Args:
+            signatures: keys of `signatures`.
+            array: for all inputs.
+
+        Returns:
+            The outputs of each signature, in their order; see `run`.
+
+        Raises:
+            ServingError: as of `run`.
+        """
+        ...
+
     def close(self) -> None:
         """Free the model's memory. No run may be under way, none may follow."""
         ...

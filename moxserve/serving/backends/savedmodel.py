@@ -96,12 +96,30 @@ class SavedModelBackend:
         self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         """Run one signature; see `Backend.run`."""
+        call = self._call(signature)
+        call.match_inputs(inputs)
+        return self._run(call, inputs, call.match_outputs(outputs))
+
+    def run_together(self, signatures: Sequence[str], array: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Run several signatures at once; see `Backend.run_together`."""
+        calls = [self._call(name) for name in signatures]
+        # One signature that feeds and fetches the tensors of all, each once, under their own names.
+        inputs = {spec.tensor: spec for call in calls for spec in call.signature.inputs.values()}
+        outputs = {spec.tensor: spec for call in calls for spec in call.signature.outputs.values()}
+        joint = CallSignature(Signature("\0".join(signatures), "", inputs, outputs))
+        found = self._run(joint, dict.fromkeys(inputs, array), joint.output_names)
+        return [{alias: found[spec.tensor] for alias, spec in call.signature.outputs.items()} for call in calls]
+
+    def _call(self, signature: str) -> CallSignature:
         call = self.calls.get(signature)
         if call is None:
             raise FailedPrecondition(f'Serving signature key "{signature}" not found.')
-        call.match_inputs(inputs)
-        names = call.match_outputs(outputs)
-        program = self._programs.get((signature, names)) or self._compile(call, names)
+        return call
+
+    def _run(
+        self, call: CallSignature, inputs: Mapping[str, np.ndarray], names: tuple[str, ...]
+    ) -> dict[str, np.ndarray]:
+        program = self._programs.get((call.signature.name, names)) or self._compile(call, names)
         if call.defaults:
             inputs = {**call.defaults, **inputs}
         arguments = [_checked(inputs[alias], dtype, i, alias) for i, (alias, dtype) in enumerate(program.feeds)]
@@ -153,7 +171,8 @@ class SavedModelBackend:
         options = config_pb2.CallableOptions(feed=feed_tensors, fetch=[outputs[alias].tensor for alias in fetched])
         try:
             dtypes = [np.dtype(self._graph.get_tensor_by_name(t).dtype.as_numpy_dtype) for t in feed_tensors]
-            compiled = self._session._make_callable_from_options(options)
+            # TensorFlow refuses to run nothing, which is what a signature that only hands its inputs through needs.
+            compiled = self._session._make_callable_from_options(options) if fetched else lambda *_: []
         except self._tf.errors.OpError as error:
             raise serving_error(error.error_code, error.message) from None
         except (KeyError, ValueError) as error:

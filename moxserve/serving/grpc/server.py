@@ -18,8 +18,11 @@ from google.protobuf.message import DecodeError
 
 from moxserve.errors import DeadlineExceeded, InvalidArgument, MoxserveError, Unavailable, Unimplemented
 from moxserve.protocol import messages
+from moxserve.protocol.classify import fill_classification, fill_regression
+from moxserve.protocol.examples import serialized_examples
 from moxserve.protocol.tensors import from_proto, to_proto
 from moxserve.serving.backends.calls import CallSignature
+from moxserve.serving.classify import Classification, Task
 from moxserve.serving.dataplane import DataPlane, Prediction
 from moxserve.serving.grpc.options import GrpcOptions
 from moxserve.types import ModelRef
@@ -71,9 +74,9 @@ class GrpcServer:
             _PREDICTION: {
                 "Predict": self._predict,
                 "GetModelMetadata": self._metadata,
-                "Classify": _missing("Classify"),
-                "Regress": _missing("Regress"),
-                "MultiInference": _missing("MultiInference"),
+                "Classify": self._classify,
+                "Regress": self._regress,
+                "MultiInference": self._multi_inference,
             },
             _MODEL: {
                 "GetModelStatus": self._status,
@@ -126,9 +129,7 @@ class GrpcServer:
     def _predict(self, data: bytes, context: Any) -> bytes:
         request = _parse(messages.PredictRequest, data)
         ref = _ref(request)
-        left_s = context.time_remaining()
-        if left_s is not None and left_s <= 0:
-            raise DeadlineExceeded("the deadline passed before the request was begun")
+        _check_deadline(context)
         prediction = self._dataplane.predict(
             ref, request.model_spec.signature_name, lambda call: _decode(request, call), request.output_filter
         )
@@ -136,11 +137,50 @@ class GrpcServer:
 
     def _encode(self, prediction: Prediction) -> bytes:
         response = messages.PredictResponse()
-        _fill_spec(response.model_spec, prediction.name, prediction.version)
-        response.model_spec.signature_name = prediction.signature
+        _fill_spec(response.model_spec, prediction.name, prediction.version, prediction.signature)
         typed = not self._options.tensor_content
         for alias, array in prediction.outputs.items():
             response.outputs[alias].CopyFrom(to_proto(array, typed=typed))
+        return response.SerializeToString()
+
+    def _classify(self, data: bytes, context: Any) -> bytes:
+        request = _parse(messages.ClassificationRequest, data)
+        ref = _ref(request)
+        _check_deadline(context)
+        inferred = self._dataplane.classify(
+            ref, request.model_spec.signature_name, lambda: serialized_examples(request.input)
+        )
+        response = messages.ClassificationResponse()
+        _fill_spec(response.model_spec, inferred.name, inferred.version, inferred.signature)
+        fill_classification(response.result, inferred.result.classes, inferred.result.scores)
+        return response.SerializeToString()
+
+    def _regress(self, data: bytes, context: Any) -> bytes:
+        request = _parse(messages.RegressionRequest, data)
+        ref = _ref(request)
+        _check_deadline(context)
+        inferred = self._dataplane.regress(
+            ref, request.model_spec.signature_name, lambda: serialized_examples(request.input)
+        )
+        response = messages.RegressionResponse()
+        _fill_spec(response.model_spec, inferred.name, inferred.version, inferred.signature)
+        fill_regression(response.result, inferred.result.values)
+        return response.SerializeToString()
+
+    def _multi_inference(self, data: bytes, context: Any) -> bytes:
+        request = _parse(messages.MultiInferenceRequest, data)
+        tasks = [Task(t.model_spec.name, t.model_spec.signature_name, t.method_name) for t in request.tasks]
+        # The first task tells the version for all of them.
+        ref = _ref(request.tasks[0]) if tasks and request.tasks[0].HasField("model_spec") else ModelRef("")
+        _check_deadline(context)
+        response = messages.MultiInferenceResponse()
+        for inferred in self._dataplane.multi_inference(ref, tasks, lambda: serialized_examples(request.input)):
+            entry = response.results.add()
+            _fill_spec(entry.model_spec, inferred.name, inferred.version, inferred.signature)
+            if isinstance(inferred.result, Classification):
+                fill_classification(entry.classification_result, inferred.result.classes, inferred.result.scores)
+            else:
+                fill_regression(entry.regression_result, inferred.result.values)
         return response.SerializeToString()
 
     def _metadata(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002 - gRPC gives it
@@ -206,9 +246,16 @@ def _ref(request: Any) -> ModelRef:
     return ModelRef(spec.name, version, spec.version_label or None)
 
 
-def _fill_spec(spec: Any, name: str, version: int) -> None:
+def _check_deadline(context: Any) -> None:
+    left_s = context.time_remaining()
+    if left_s is not None and left_s <= 0:
+        raise DeadlineExceeded("the deadline passed before the request was begun")
+
+
+def _fill_spec(spec: Any, name: str, version: int, signature: str = "") -> None:
     spec.name = name
     spec.version.value = version
+    spec.signature_name = signature
 
 
 def _missing(method: str) -> Method:

@@ -1,7 +1,8 @@
 """The REST API as a bare ASGI application.
 
-    POST /v1/models/NAME[/versions/N|/labels/L]:predict
+    POST /v1/models/NAME[/versions/N|/labels/L]:predict|classify|regress
     GET  /v1/models/NAME[/versions/N|/labels/L][/metadata]
+    GET  /v1/models
 
 Names and labels have no `/` and no `:`, and are percent-decoded. Paths and verbs are case-insensitive. A query string
 is ignored. Requests with `Content-Encoding: gzip` are inflated. Every answer under `/v1/` is JSON; errors are
@@ -24,12 +25,12 @@ from moxserve.errors import (
     InvalidArgument,
     MoxserveError,
     ResourceExhausted,
-    Unimplemented,
 )
 from moxserve.protocol import rest
+from moxserve.protocol.classify import parse_examples, write_classify, write_regress
 from moxserve.protocol.json_values import error_json
 from moxserve.protocol.metadata import metadata_json
-from moxserve.protocol.status import status_json
+from moxserve.protocol.status import models_json, status_json
 from moxserve.serving.dataplane import DataPlane
 from moxserve.serving.rest.options import RestOptions
 from moxserve.serving.servable import SignatureNotFound
@@ -90,11 +91,12 @@ class RestApp:
         if method == "POST" and (match := _POST.fullmatch(path)):
             ref = _ref(match)
             verb = match["verb"].lower()
-            if verb != "predict":
-                raise Unimplemented(f":{verb} is not implemented in this version of moxserve; use :predict")
-            return await self._in_pool(self._predict, ref, _inflated(scope, await self._body(receive)))
+            answer = getattr(self, "_" + verb)
+            return await self._in_pool(answer, ref, _inflated(scope, await self._body(receive)))
         if method == "GET" and (match := _GET.fullmatch(path)):
             if match["name"] is None:
+                if match[0].lower() == "/v1/models":
+                    return models_json(self._dataplane.models())
                 raise InvalidArgument("Missing model name in request.")
             return self._metadata(_ref(match)) if match["metadata"] else self._status(_ref(match))
         raise InvalidArgument(f"Malformed request: {method} {path}")
@@ -132,6 +134,16 @@ class RestApp:
         except SignatureNotFound as error:
             raise InvalidArgument(f'Serving signature name: "{error.signature}" not found in signature def') from None
         return rest.write_predict(prediction.outputs, row_format=request.row_format)
+
+    def _classify(self, ref: ModelRef, body: bytes) -> bytes:
+        request = parse_examples(body)
+        inferred = self._dataplane.classify(ref, request.signature_name, lambda: request.examples)
+        return write_classify(inferred.result.classes, inferred.result.scores)
+
+    def _regress(self, ref: ModelRef, body: bytes) -> bytes:
+        request = parse_examples(body)
+        inferred = self._dataplane.regress(ref, request.signature_name, lambda: request.examples)
+        return write_regress(inferred.result.values)
 
     def _status(self, ref: ModelRef) -> bytes:
         return status_json(self._dataplane.status_response(ref))
