@@ -150,6 +150,27 @@ def test_files_that_keep_a_server_from_starting(from_file, text, message) -> Non
     assert message in caught.value.message
 
 
+def test_the_list_of_models(linear, from_file) -> None:
+    text = listing(entry("m", linear / "m", "latest { num_versions: 2 }", stable=2), entry("a", linear / "other"))
+    server = from_file(text, allow_unavailable=True)
+    fine = {"error_code": "OK", "error_message": ""}
+    reply = httpx2.get(f"http://127.0.0.1:{server.rest_port}/v1/models")
+    assert reply.status_code == 200
+    assert reply.json() == {
+        "models": [
+            {
+                "name": "m",
+                "labels": {"stable": "2"},
+                "versions": [
+                    {"version": "3", "state": "AVAILABLE", "status": fine},
+                    {"version": "2", "state": "AVAILABLE", "status": fine},
+                ],
+            },
+            {"name": "a", "labels": {}, "versions": [{"version": "1", "state": "AVAILABLE", "status": fine}]},
+        ]
+    }
+
+
 def test_several_models_without_a_file(linear, serve, stubs) -> None:
     server = serve(linear / "m", more_models={"other": str(linear / "other")})
     client = stubs(server)

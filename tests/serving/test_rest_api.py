@@ -71,7 +71,7 @@ def test_paths_of_predict(http, path) -> None:
         ("DELETE", "/v1/models/default", 400, "Malformed request: DELETE /v1/models/default"),
         ("GET", "/v1/models/default/versions/x", 400, "Malformed request: GET /v1/models/default/versions/x"),
         ("GET", "/v1/models/a/b/c", 400, "Malformed request: GET /v1/models/a/b/c"),
-        ("GET", "/v1/models", 400, "Missing model name in request."),
+        ("GET", "/v1/models/versions/1", 400, "Missing model name in request."),
         ("GET", "/v1/models/default/versions/9223372036854775808", 400,
          "Failed to convert version: 9223372036854775808 to numeric."),
         ("GET", "/v1/models/default/versions/9223372036854775807", 404,
