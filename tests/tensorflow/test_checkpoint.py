@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import moxserve.tensorflow as mox
-from moxserve.errors import CheckpointError
+from moxserve.errors import CheckpointError, UsageError
 from moxserve.tensorflow.executor.checkpoint import Checkpointer, latest_checkpoint, restore
 from moxserve.tensorflow.executor.env import tf, tf1
 
@@ -232,6 +232,12 @@ def test_leavings_of_dead_writers_are_swept_others_are_not(session: Any, tmp_pat
     names = {p.name for p in tmp_path.iterdir()}
     assert names.isdisjoint([*garbage, "model.ckpt-2_temp"])
     assert names >= set(keep)
+
+
+def test_a_log_dir_that_is_a_file_is_refused(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="cannot be a folder for checkpoints"):
+        train(log_dir=str(tmp_path / "file"))
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(session: Any, tmp_path: Path) -> None:

@@ -257,10 +257,16 @@ class Checkpointer:
     Args:
         folder: made if missing; leavings of writers that died are removed.
         keep: how many checkpoints stay.
+
+    Raises:
+        UsageError: the folder cannot be made.
     """
 
     def __init__(self, folder: str, keep: int = 5) -> None:
-        os.makedirs(folder, exist_ok=True)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"log_dir={folder!r} cannot be a folder for checkpoints: {error}") from error
         self._folder = folder
         self._keep = keep
         self._saver = tf1.train.Saver(max_to_keep=None, save_relative_paths=True)
