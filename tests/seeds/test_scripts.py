@@ -20,7 +20,11 @@ def run_script() -> Callable[..., str]:
     def run(name: str, *arguments: str) -> str:
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
         done = subprocess.run(
-            [sys.executable, str(SCRIPTS / name), *arguments], capture_output=True, text=True, timeout=240, env=environment
+            [sys.executable, str(SCRIPTS / name), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env=environment,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stderr
