@@ -30,6 +30,7 @@ from moxserve.serving.classify import (
     regress_on,
 )
 from moxserve.serving.manager import Manager, VersionStatus
+from moxserve.serving.request_log import RequestLogs
 from moxserve.serving.servable import Servable
 from moxserve.types import ModelRef
 
@@ -79,12 +80,14 @@ class DataPlane:
 
     Args:
         manager: that lends versions.
+        logs: where a share of the requests is kept; None for nowhere.
         check_methods: whether a signature must say that it is of the method that is asked for. Off, as by default in
             tensorflow_model_server: all signatures of TF2 say that they are of predict.
     """
 
-    def __init__(self, manager: Manager, *, check_methods: bool = False) -> None:
+    def __init__(self, manager: Manager, logs: RequestLogs | None = None, *, check_methods: bool = False) -> None:
         self._manager = manager
+        self._logs = logs or RequestLogs()
         self._check_methods = check_methods
 
     def predict(
@@ -105,8 +108,13 @@ class DataPlane:
             Internal: the signature is of an unknown method, and methods are checked.
             ServingError: the model failed.
         """
+        sample = self._logs.sampled(ref.name)
         with self._manager.borrow(ref) as servable:
-            return predict_on(servable, signature_name, decode, output_filter, check_method=self._check_methods)
+            decode = sample.keep(decode) if sample else decode
+            prediction = predict_on(servable, signature_name, decode, output_filter, check_method=self._check_methods)
+        if sample:
+            sample.predict(prediction, output_filter)
+        return prediction
 
     def classify(self, ref: ModelRef, signature_name: str, examples: ReadExamples) -> Inferred[Classification]:
         """Run a classify signature; see `moxserve.serving.classify.classify_on`.
@@ -115,13 +123,23 @@ class DataPlane:
             NotFound: no such model or version is available.
             ServingError: as of `classify_on`.
         """
+        sample = self._logs.sampled(ref.name)
         with self._manager.borrow(ref) as servable:
-            return classify_on(servable, signature_name, examples, check_method=self._check_methods)
+            examples = sample.keep(examples) if sample else examples
+            inferred = classify_on(servable, signature_name, examples, check_method=self._check_methods)
+        if sample:
+            sample.classify(inferred)
+        return inferred
 
     def regress(self, ref: ModelRef, signature_name: str, examples: ReadExamples) -> Inferred[Regression]:
         """Run a regress signature; see `classify`."""
+        sample = self._logs.sampled(ref.name)
         with self._manager.borrow(ref) as servable:
-            return regress_on(servable, signature_name, examples, check_method=self._check_methods)
+            examples = sample.keep(examples) if sample else examples
+            inferred = regress_on(servable, signature_name, examples, check_method=self._check_methods)
+        if sample:
+            sample.regress(inferred)
+        return inferred
 
     def multi_inference(
         self, ref: ModelRef, tasks: Sequence[Task], examples: ReadExamples
@@ -132,8 +150,13 @@ class DataPlane:
             NotFound: no such model or version is available.
             ServingError: as of `infer_together`.
         """
+        sample = self._logs.sampled(ref.name)
         with self._manager.borrow(ref) as servable:
-            return infer_together(servable, tasks, examples, check_method=self._check_methods)
+            examples = sample.keep(examples) if sample else examples
+            answers = infer_together(servable, tasks, examples, check_method=self._check_methods)
+        if sample:
+            sample.multi_inference(tasks, answers)
+        return answers
 
     def metadata(self, ref: ModelRef) -> Metadata:
         """Tell the signatures of a version.

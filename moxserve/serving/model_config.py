@@ -7,6 +7,10 @@
         model_platform: "tensorflow"
         model_version_policy { specific { versions: 123 versions: 124 } }   # or latest { num_versions: 2 }, or all {}
         version_labels { key: "stable" value: 123 }
+        logging_config {                                             # see request_log
+          log_collector_config { filename_prefix: "/var/log/moxserve/requests" }
+          sampling_config { sampling_rate: 0.01 }
+        }
       }
     }
 
@@ -15,6 +19,7 @@ Texts of errors are those of tensorflow_model_server, since clients look for the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,10 +31,24 @@ from moxserve.errors import ConfigError, ConfigProblem, FailedPrecondition, Inva
 from moxserve.protocol import messages
 from moxserve.serving.policy import VersionPolicy
 
-__all__ = ["ModelConfig", "check_labels", "check_names", "model_configs", "read_config_file"]
+__all__ = ["ModelConfig", "RequestLogging", "check_labels", "check_names", "model_configs", "read_config_file"]
 
 _PLATFORM = "tensorflow"
 _TYPE_TENSORFLOW = 1
+_LOG_FORMAT = "tfrecord"
+
+
+@dataclass(frozen=True)
+class RequestLogging:
+    """Which requests of a model to keep, and where.
+
+    Attributes:
+        filename_prefix: what the paths of the files begin with.
+        sampling_rate: share of the requests, 0 to 1.
+    """
+
+    filename_prefix: str
+    sampling_rate: float
 
 
 @dataclass(frozen=True)
@@ -41,12 +60,14 @@ class ModelConfig:
         base_path: directory of its versions.
         policy: which of them to serve.
         labels: label -> version, for requests that name a label.
+        logging: which of its requests to write to files; None for none.
     """
 
     name: str
     base_path: str
     policy: VersionPolicy = field(default_factory=VersionPolicy)
     labels: Mapping[str, int] = field(default_factory=dict)
+    logging: RequestLogging | None = None
 
 
 def read_config_file(path: str) -> Any:
@@ -127,7 +148,7 @@ def check_names(names: Sequence[str]) -> None:
 def _model_config(config: Any) -> ModelConfig:
     _check_platform(config)
     file.exists(config.base_path)  # refuses a scheme that has no file engine; the path itself may appear later
-    return ModelConfig(config.name, config.base_path, _policy(config), dict(config.version_labels))
+    return ModelConfig(config.name, config.base_path, _policy(config), dict(config.version_labels), _logging(config))
 
 
 def _check_platform(config: Any) -> None:
@@ -153,6 +174,28 @@ def _policy(config: Any) -> VersionPolicy:
     if kind == "specific":
         return VersionPolicy(kind, versions=tuple(policy.specific.versions))
     return VersionPolicy(kind, num_versions=max(1, policy.latest.num_versions))
+
+
+def _logging(config: Any) -> RequestLogging | None:
+    if not config.HasField("logging_config"):
+        return None
+    wanted = config.logging_config
+    prefix, kind = wanted.log_collector_config.filename_prefix, wanted.log_collector_config.type
+    rate = wanted.sampling_config.sampling_rate
+    place = f"Model {config.name}: logging_config"
+    if wanted.HasField("custom_logging_config") or kind not in ("", _LOG_FORMAT):
+        raise InvalidArgument(f"{place}: expected a log_collector_config of type {_LOG_FORMAT!r} or none; got {kind!r}")
+    if not prefix.startswith("/") or prefix.endswith("/"):
+        raise InvalidArgument(
+            f"{place}: log_collector_config.filename_prefix={prefix!r}: expected an absolute path that names of files "
+            "can be put behind, such as /var/log/moxserve/requests"
+        )
+    folder = os.path.dirname(prefix)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidArgument(f"{place}: the directory {folder} is not there or cannot be written to")
+    if not 0 <= rate <= 1:
+        raise InvalidArgument(f"{place}: sampling_config.sampling_rate={rate:g}: expected 0 to 1")
+    return RequestLogging(prefix, rate)
 
 
 def check_labels(

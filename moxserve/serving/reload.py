@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +50,16 @@ class Reloader:
     Args:
         manager: that serves the models.
         options: file and limits.
+        changed: told the models of each change that takes effect.
         listed: whether a list of models is in effect already.
     """
 
-    def __init__(self, manager: Manager, options: ReloadOptions, *, listed: bool) -> None:
+    def __init__(
+        self, manager: Manager, options: ReloadOptions, changed: Callable[[list[ModelConfig]], None], *, listed: bool
+    ) -> None:
         self._manager = manager
         self._options = options
+        self._changed = changed
         self._listed = listed
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -111,6 +115,8 @@ class Reloader:
         )  # fmt: skip
         self._manager.reconfigure(wanted, wait_s, accept)
         self._listed = True
+        if wanted != served:
+            self._changed(wanted)
         _log_change(served, wanted)
 
     # The file
