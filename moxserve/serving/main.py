@@ -22,7 +22,6 @@ from moxserve.serving import backends, warmup
 from moxserve.serving.dataplane import DataPlane
 from moxserve.serving.grpc.server import GrpcServer
 from moxserve.serving.manager import Manager
-from moxserve.serving.metrics import ServingMetrics
 from moxserve.serving.options import ServerOptions
 from moxserve.serving.reload import Reloader
 from moxserve.serving.request_log import RequestLogs
@@ -48,14 +47,12 @@ class Server:
         grpc_port: real port; 0 before `start` and when gRPC has no TCP address.
         rest_port: real port; 0 before `start` and without REST.
         dataplane: answers without a transport, from `start` on.
-        metrics: what it has counted.
     """
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self.grpc_port = 0
         self.rest_port = 0
-        self.metrics = ServingMetrics()
         models = options.models()
         self._manager = Manager(models, self._load, options.manager)
         self._logs = RequestLogs(options.load.tags)
@@ -68,14 +65,11 @@ class Server:
         self._stop_lock = threading.Lock()
 
     def _load(self, name: str, version: int, path: str) -> Servable:
-        with self.metrics.loading(path):
-            backend = backends.load(path, self.options.load)
+        backend = backends.load(path, self.options.load)
         servable = Servable(name, version, path, backend)
         if self.options.warmup:
             try:
-                warmup.replay(
-                    servable, self.options.warmup_iterations, self.metrics, check_methods=self.options.check_methods
-                )
+                warmup.replay(servable, self.options.warmup_iterations, check_methods=self.options.check_methods)
             except BaseException:
                 backend.close()
                 raise
@@ -105,7 +99,7 @@ class Server:
             raise
 
     def _open_grpc(self) -> None:
-        server = GrpcServer(self.dataplane, self.options.grpc, self._reloader.reload, self.metrics)
+        server = GrpcServer(self.dataplane, self.options.grpc, self._reloader.reload)
         self._grpc = server
         if self.options.grpc_address:
             self.grpc_port = server.listen(self.options.grpc_address)
@@ -128,7 +122,7 @@ class Server:
 
         sock = bind(self.options.rest_address, "--rest_api_port")
         self.rest_port = sock.getsockname()[1]
-        self._rest = RestServer(self.dataplane, self.options.rest, sock, self.metrics)
+        self._rest = RestServer(self.dataplane, self.options.rest, sock)
         self._rest.start()
         logger.info("Exporting HTTP/REST API at:localhost:%d ...", self.rest_port)
 
