@@ -84,7 +84,8 @@ class Reloader:
             Unavailable: the server is being stopped.
         """
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        if not self._lock.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s)):
+        patience_s = -1 if timeout_s is None else min(max(0.0, timeout_s), threading.TIMEOUT_MAX)
+        if not self._lock.acquire(timeout=patience_s):
             raise DeadlineExceeded("another change of the configuration is under way; nothing was changed")
         try:
             self._apply(message, min(self._options.wait_s, max(0.0, deadline - time.monotonic() - _ANSWER_S)))
