@@ -70,6 +70,7 @@ __all__ = [
     "VersionExistsError",
     "did_you_mean",
     "serving_error",
+    "status_name",
 ]
 
 
@@ -221,7 +222,12 @@ class ServingError(MoxserveError):
     @property
     def status(self) -> str:
         """Name of the gRPC status, such as `NOT_FOUND`."""
-        return _STATUS_NAMES[self.grpc_code]
+        return status_name(self.grpc_code)
+
+
+def status_name(grpc_code: int) -> str:
+    """Return the name of a gRPC status number, such as `NOT_FOUND`; `UNKNOWN` for a number that has none."""
+    return _STATUS_NAMES[grpc_code] if 0 <= grpc_code < len(_STATUS_NAMES) else "UNKNOWN"
 
 
 _STATUS_NAMES = (

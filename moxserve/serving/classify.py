@@ -76,6 +76,7 @@ class Inferred(Generic[Result]):
         version: that answered.
         signature: key of the signature that was run.
         result: what it gave.
+        examples: how many there were.
         run_s: how long the model itself ran, in s.
     """
 
@@ -83,6 +84,7 @@ class Inferred(Generic[Result]):
     version: int
     signature: str
     result: Result
+    examples: int
     run_s: float
 
 
@@ -118,7 +120,7 @@ def classify_on(
     """
     run = _run_on(servable, Task(servable.name, signature_name, CLASSIFY), examples, check_method)
     result = _read_classification(run.outputs, run.examples)
-    return Inferred(servable.name, servable.version, run.signature, result, run.run_s)
+    return Inferred(servable.name, servable.version, run.signature, result, run.examples, run.run_s)
 
 
 def regress_on(
@@ -127,7 +129,7 @@ def regress_on(
     """Run a regress signature; see `classify_on`."""
     run = _run_on(servable, Task(servable.name, signature_name, REGRESS), examples, check_method)
     result = _read_regression(run.outputs, run.examples)
-    return Inferred(servable.name, servable.version, run.signature, result, run.run_s)
+    return Inferred(servable.name, servable.version, run.signature, result, run.examples, run.run_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +172,18 @@ def infer_together(
         Unimplemented: a task is neither classify nor regress.
         ServingError: the model failed.
     """
+    if not tasks:
+        raise InvalidArgument("there is no task; expected signatures to run")
     keys: list[str] = []
     for task in tasks:
         keys.append(_check_task(servable, task, tasks[0].model, keys, check_method))
     array = examples()
+    count = len(array)
     began = time.perf_counter()
     found = servable.backend.run_together(keys, array)
     run_s = time.perf_counter() - began
     return [
-        Inferred(servable.name, servable.version, key, _READERS[task.method](outputs, len(array)), run_s)
+        Inferred(servable.name, servable.version, key, _READERS[task.method](outputs, count), count, run_s)
         for task, key, outputs in zip(tasks, keys, found, strict=True)
     ]
 

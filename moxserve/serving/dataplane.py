@@ -30,6 +30,7 @@ from moxserve.serving.classify import (
     regress_on,
 )
 from moxserve.serving.manager import Manager, VersionStatus
+from moxserve.serving.metrics import ServingMetrics
 from moxserve.serving.request_log import RequestLogs
 from moxserve.serving.servable import Servable
 from moxserve.types import ModelRef
@@ -81,12 +82,21 @@ class DataPlane:
     Args:
         manager: that lends versions.
         logs: where a share of the requests is kept; None for nowhere.
+        metrics: where runs of models are counted; None for nowhere that can be seen.
         check_methods: whether a signature must say that it is of the method that is asked for. Off, as by default in
             tensorflow_model_server: all signatures of TF2 say that they are of predict.
     """
 
-    def __init__(self, manager: Manager, logs: RequestLogs | None = None, *, check_methods: bool = False) -> None:
+    def __init__(
+        self,
+        manager: Manager,
+        logs: RequestLogs | None = None,
+        metrics: ServingMetrics | None = None,
+        *,
+        check_methods: bool = False,
+    ) -> None:
         self._manager = manager
+        self._metrics = metrics or ServingMetrics()
         self._logs = logs or RequestLogs()
         self._check_methods = check_methods
 
@@ -112,6 +122,7 @@ class DataPlane:
         with self._manager.borrow(ref) as servable:
             decode = sample.keep(decode) if sample else decode
             prediction = predict_on(servable, signature_name, decode, output_filter, check_method=self._check_methods)
+            self._metrics.run(servable.name, "Predict", servable.backend.platform, prediction.run_s)
         if sample:
             sample.predict(prediction, output_filter)
         return prediction
@@ -127,6 +138,7 @@ class DataPlane:
         with self._manager.borrow(ref) as servable:
             examples = sample.keep(examples) if sample else examples
             inferred = classify_on(servable, signature_name, examples, check_method=self._check_methods)
+            self._metrics.run(servable.name, "Classify", servable.backend.platform, inferred.run_s)
         if sample:
             sample.classify(inferred)
         return inferred
@@ -137,6 +149,7 @@ class DataPlane:
         with self._manager.borrow(ref) as servable:
             examples = sample.keep(examples) if sample else examples
             inferred = regress_on(servable, signature_name, examples, check_method=self._check_methods)
+            self._metrics.run(servable.name, "Regress", servable.backend.platform, inferred.run_s)
         if sample:
             sample.regress(inferred)
         return inferred
@@ -154,6 +167,8 @@ class DataPlane:
         with self._manager.borrow(ref) as servable:
             examples = sample.keep(examples) if sample else examples
             answers = infer_together(servable, tasks, examples, check_method=self._check_methods)
+            self._metrics.run(servable.name, "MultiInference", servable.backend.platform, answers[0].run_s)
+            self._metrics.examples(servable.name, answers[0].examples)
         if sample:
             sample.multi_inference(tasks, answers)
         return answers

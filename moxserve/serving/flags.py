@@ -93,6 +93,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("grpc_max_threads", "int", 0, _NET, "gRPC requests worked on at once; 0 takes 4 a CPU."),
     Flag("rest_api_num_threads", "int", 0, _NET, "HTTP requests worked on at once; 0 takes 4 a CPU."),
     Flag("rest_api_timeout_in_ms", "int", 30000, _NET, "Time limit of a REST inference, then 504; 0 or less for none."),
+    Flag("monitoring_config_file", "str", "", _NET, "MonitoringConfig file: a page of metrics for Prometheus."),
     Flag("enable_grpc_healthcheck_service", "bool", False, _NET, "Offer grpc.health.v1.Health."),
     Flag(
         "enable_serialization_as_tensor_content", "bool", False, _NET,
@@ -114,7 +115,6 @@ FLAGS: tuple[Flag, ...] = (
     _later("enable_batching", "bool", False, "Put requests together into batches."),
     _later("batching_parameters_file", "str", "", "Sizes and times of batching."),
     _later("enable_per_model_batching_parameters", "bool", False, "Batching parameters from each version directory."),
-    _later("monitoring_config_file", "str", "", "Prometheus page."),
     _later("rest_api_enable_cors_support", "bool", False, "CORS headers."),
     _later("grpc_channel_arguments", "str", "", "Channel arguments of the gRPC server."),
     _later("enable_profiler", "bool", True, "TensorFlow's profiler service."),

@@ -22,6 +22,7 @@ from moxserve.serving import backends, warmup
 from moxserve.serving.dataplane import DataPlane
 from moxserve.serving.grpc.server import GrpcServer
 from moxserve.serving.manager import Manager
+from moxserve.serving.metrics import ServingMetrics
 from moxserve.serving.options import ServerOptions
 from moxserve.serving.reload import Reloader
 from moxserve.serving.request_log import RequestLogs
@@ -47,29 +48,34 @@ class Server:
         grpc_port: real port; 0 before `start` and when gRPC has no TCP address.
         rest_port: real port; 0 before `start` and without REST.
         dataplane: answers without a transport, from `start` on.
+        metrics: what it has counted.
     """
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self.grpc_port = 0
         self.rest_port = 0
+        self.metrics = ServingMetrics()
         models = options.models()
         self._manager = Manager(models, self._load, options.manager)
         self._logs = RequestLogs(options.load.tags)
         self._logs.configure(models or ())
         self._reloader = Reloader(self._manager, options.config, self._logs.configure, listed=models is not None)
-        self.dataplane = DataPlane(self._manager, self._logs, check_methods=options.check_methods)
+        self.dataplane = DataPlane(self._manager, self._logs, self.metrics, check_methods=options.check_methods)
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
         self._stopped = threading.Event()
         self._stop_lock = threading.Lock()
 
     def _load(self, name: str, version: int, path: str) -> Servable:
-        backend = backends.load(path, self.options.load)
+        with self.metrics.loading(path):
+            backend = backends.load(path, self.options.load)
         servable = Servable(name, version, path, backend)
         if self.options.warmup:
             try:
-                warmup.replay(servable, self.options.warmup_iterations, check_methods=self.options.check_methods)
+                warmup.replay(
+                    servable, self.options.warmup_iterations, self.metrics, check_methods=self.options.check_methods
+                )
             except BaseException:
                 backend.close()
                 raise
@@ -99,7 +105,7 @@ class Server:
             raise
 
     def _open_grpc(self) -> None:
-        server = GrpcServer(self.dataplane, self.options.grpc, self._reloader.reload)
+        server = GrpcServer(self.dataplane, self.options.grpc, self._reloader.reload, self.metrics)
         self._grpc = server
         if self.options.grpc_address:
             self.grpc_port = server.listen(self.options.grpc_address)
@@ -122,7 +128,7 @@ class Server:
 
         sock = bind(self.options.rest_address, "--rest_api_port")
         self.rest_port = sock.getsockname()[1]
-        self._rest = RestServer(self.dataplane, self.options.rest, sock)
+        self._rest = RestServer(self.dataplane, self.options.rest, sock, self.metrics)
         self._rest.start()
         logger.info("Exporting HTTP/REST API at:localhost:%d ...", self.rest_port)
 

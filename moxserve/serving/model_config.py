@@ -24,11 +24,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from google.protobuf.text_format import ParseError
-
 from moxserve import file
-from moxserve.errors import ConfigError, ConfigProblem, FailedPrecondition, InvalidArgument, UsageError
+from moxserve.errors import FailedPrecondition, InvalidArgument
 from moxserve.protocol import messages
+from moxserve.protocol.textproto import read_text
 from moxserve.serving.policy import VersionPolicy
 
 __all__ = ["ModelConfig", "RequestLogging", "check_labels", "check_names", "model_configs", "read_config_file"]
@@ -77,30 +76,7 @@ def read_config_file(path: str) -> Any:
         ConfigError: the file is empty or is no such text; tells line and column.
         UsageError: it cannot be read.
     """
-    try:
-        text: str = file.read(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the model configuration {path}: {error}") from None
-    message = messages.ModelServerConfig()
-    name = message.DESCRIPTOR.full_name
-    if not text:
-        # Half of a rewrite in place; "serve nothing" is written as `model_config_list {}`.
-        raise ConfigError([ConfigProblem(f"Invalid protobuf file: '{path}': it is empty; expected a {name}", path)])
-    try:
-        return messages.parse_text(text, message)
-    except ParseError as error:
-        line, column = error.GetLine() or 0, error.GetColumn() or 0
-        reason = str(error).partition(" : ")[2] or str(error)
-        problem = ConfigProblem(
-            f"Invalid protobuf file: '{path}'. Error parsing text-format {name}: {line}:{column}: {reason}",
-            path, line, column, source_line=_line(text, line),
-        )  # fmt: skip
-        raise ConfigError([problem]) from None
-
-
-def _line(text: str, number: int) -> str:
-    lines = text.split("\n")
-    return lines[number - 1].expandtabs(1) if 0 < number <= len(lines) else ""
+    return read_text(path, messages.ModelServerConfig(), "the model configuration")
 
 
 def model_configs(message: Any, served: Collection[str] = ()) -> list[ModelConfig]:

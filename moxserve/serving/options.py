@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +16,11 @@ from moxserve.serving.grpc.options import GrpcOptions
 from moxserve.serving.manager import ManagerOptions
 from moxserve.serving.model_config import ModelConfig, check_labels, check_names, model_configs, read_config_file
 from moxserve.serving.reload import ReloadOptions
-from moxserve.serving.rest.options import RestOptions
+from moxserve.serving.rest.options import RestOptions, metrics_path
 
 __all__ = ["ServerOptions", "from_flags"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,7 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
         rest=RestOptions(
             threads=values["rest_api_num_threads"] if values["rest_api_num_threads"] > 0 else threads,
             timeout_s=max(0, values["rest_api_timeout_in_ms"]) / 1e3,
+            metrics_path=_metrics_path(values),
         ),
         check_methods=values["enable_signature_method_name_check"],
         warmup=values["enable_model_warmup"],
@@ -185,6 +189,16 @@ def _named_paths(given: Iterable[str]) -> dict[str, str]:
             raise UsageError(f"Illegal to list model {name} multiple times in config list", hint="one --model for each")
         paths[name] = path
     return paths
+
+
+def _metrics_path(values: Mapping[str, Any]) -> str:
+    path = values["monitoring_config_file"]
+    if not path:
+        return ""
+    page = metrics_path(path)
+    if page and not values["rest_api_port"]:
+        logger.warning("--monitoring_config_file=%s: there is no page of metrics without --rest_api_port", path)
+    return page
 
 
 def _bracketed(host: str) -> str:

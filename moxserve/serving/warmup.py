@@ -23,6 +23,7 @@ from moxserve.protocol.tensors import from_proto
 from moxserve.protocol.tfrecord import read_records
 from moxserve.serving.classify import Task, classify_on, infer_together, regress_on
 from moxserve.serving.dataplane import predict_on
+from moxserve.serving.metrics import ServingMetrics, status_of
 from moxserve.serving.servable import Servable
 
 __all__ = ["MAX_RECORDS", "WARMUP_FILE", "replay"]
@@ -33,12 +34,15 @@ WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
 
 
-def replay(servable: Servable, iterations: int = 1, *, check_methods: bool = False) -> int:
+def replay(
+    servable: Servable, iterations: int = 1, metrics: ServingMetrics | None = None, *, check_methods: bool = False
+) -> int:
     """Run the recorded requests of a version.
 
     Args:
         servable: the version; the records lie in its directory.
         iterations: how often each record is run; below 1 counts as 1.
+        metrics: where the replay is counted; None for nowhere.
         check_methods: as of `DataPlane`.
 
     Returns:
@@ -54,7 +58,7 @@ def replay(servable: Servable, iterations: int = 1, *, check_methods: bool = Fal
     if not file.exists(path):
         logger.info("No warmup data file found at %s", path)
         return 0
-    began, count = time.monotonic(), 0
+    began, count, status = time.monotonic(), 0, "OK"
     try:
         for payload in read_records(path):
             count += 1
@@ -64,7 +68,14 @@ def replay(servable: Servable, iterations: int = 1, *, check_methods: bool = Fal
             if count > MAX_RECORDS:
                 raise InvalidArgument(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
     except DataError as error:
+        status = "DATA_LOSS"
         raise DataLoss(f"{error.message}. Please verify your warmup data is in TFRecord format.") from None
+    except Exception as error:
+        status = status_of(error)
+        raise
+    finally:
+        if metrics is not None:
+            metrics.warmup(servable.path, status, count, time.monotonic() - began)
     logger.info(
         "Finished reading warmup data for model at %s. Number of warmup records read: %d. "
         "Elapsed time (microseconds): %d.", servable.path, count, (time.monotonic() - began) * 1e6,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,6 +26,7 @@ from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.classify import Classification, Task
 from moxserve.serving.dataplane import DataPlane, Prediction
 from moxserve.serving.grpc.options import GrpcOptions
+from moxserve.serving.metrics import ServingMetrics, status_of
 from moxserve.types import ModelRef
 
 __all__ = ["GrpcServer"]
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_MESSAGE = 1024
 _CUT = "...TRUNCATED"
+_NO_DEADLINE_S = 1e8
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _PREDICTION = "tensorflow.serving.PredictionService"
 _MODEL = "tensorflow.serving.ModelService"
@@ -48,10 +51,12 @@ class GrpcServer:
         dataplane: that answers.
         options: threads and encoding.
         reload: puts a ModelServerConfig message in effect within the time that the caller has left, in s.
+        metrics: where requests are counted.
     """
 
-    def __init__(self, dataplane: DataPlane, options: GrpcOptions, reload: Reload) -> None:
+    def __init__(self, dataplane: DataPlane, options: GrpcOptions, reload: Reload, metrics: ServingMetrics) -> None:
         self._dataplane = dataplane
+        self._metrics = metrics
         self._options = options
         self._reload_config = reload
         self._pool = ThreadPoolExecutor(options.max_threads, thread_name_prefix="moxserve-grpc")
@@ -72,10 +77,10 @@ class GrpcServer:
     def _services(self) -> Mapping[str, Mapping[str, Method]]:
         return {
             _PREDICTION: {
-                "Predict": self._predict,
+                "Predict": self._counted("Predict", messages.PredictRequest, self._predict),
                 "GetModelMetadata": self._metadata,
-                "Classify": self._classify,
-                "Regress": self._regress,
+                "Classify": self._counted("Classify", messages.ClassificationRequest, self._classify),
+                "Regress": self._counted("Regress", messages.RegressionRequest, self._regress),
                 "MultiInference": self._multi_inference,
             },
             _MODEL: {
@@ -126,8 +131,26 @@ class GrpcServer:
 
     # Methods
 
-    def _predict(self, data: bytes, context: Any) -> bytes:
-        request = _parse(messages.PredictRequest, data)
+    def _counted(self, api: str, message_class: Any, method: Callable[[Any, Any], bytes]) -> Method:
+        """Read the request for a method, and count it by how the method ends."""
+
+        def handle(data: bytes, context: Any) -> bytes:
+            began = time.perf_counter()
+            model, status = "", "OK"
+            try:
+                request = _parse(message_class, data)
+                model = request.model_spec.name
+                return method(request, context)
+            except Exception as error:
+                status = status_of(error)
+                raise
+            finally:
+                seconds = time.perf_counter() - began
+                self._metrics.request(model, status, api=api, entrypoint="GRPC", seconds=seconds)
+
+        return handle
+
+    def _predict(self, request: Any, context: Any) -> bytes:
         ref = _ref(request)
         _check_deadline(context)
         prediction = self._dataplane.predict(
@@ -143,8 +166,7 @@ class GrpcServer:
             response.outputs[alias].CopyFrom(to_proto(array, typed=typed))
         return response.SerializeToString()
 
-    def _classify(self, data: bytes, context: Any) -> bytes:
-        request = _parse(messages.ClassificationRequest, data)
+    def _classify(self, request: Any, context: Any) -> bytes:
         ref = _ref(request)
         _check_deadline(context)
         inferred = self._dataplane.classify(
@@ -155,8 +177,7 @@ class GrpcServer:
         fill_classification(response.result, inferred.result.classes, inferred.result.scores)
         return response.SerializeToString()
 
-    def _regress(self, data: bytes, context: Any) -> bytes:
-        request = _parse(messages.RegressionRequest, data)
+    def _regress(self, request: Any, context: Any) -> bytes:
         ref = _ref(request)
         _check_deadline(context)
         inferred = self._dataplane.regress(
@@ -208,11 +229,12 @@ class GrpcServer:
                 "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently "
                 "supported"
             )
-        self._reload_config(request.config, context.time_remaining())
+        before = {name: self._metrics.first_value(name) for name in request.metric_names}
+        self._reload_config(request.config, _left_s(context))
         response = messages.ReloadConfigResponse()
         response.status.error_code = 0
-        for name in request.metric_names:
-            response.metric.add(name=name, int64_value_increase=0)
+        for name, value in before.items():
+            response.metric.add(name=name, int64_value_increase=self._metrics.first_value(name) - value)
         return response.SerializeToString()
 
 
@@ -246,8 +268,15 @@ def _ref(request: Any) -> ModelRef:
     return ModelRef(spec.name, version, spec.version_label or None)
 
 
+def _left_s(context: Any) -> float | None:
+    """Return the time that the caller gives, in s; None when it waits for as long as it takes."""
+    left_s: float | None = context.time_remaining()
+    # A call without a deadline has one in hundreds of years, which locks and clocks do not take.
+    return None if left_s is None or left_s > _NO_DEADLINE_S else left_s
+
+
 def _check_deadline(context: Any) -> None:
-    left_s = context.time_remaining()
+    left_s = _left_s(context)
     if left_s is not None and left_s <= 0:
         raise DeadlineExceeded("the deadline passed before the request was begun")
 

@@ -6,7 +6,7 @@
 
 Names and labels have no `/` and no `:`, and are percent-decoded. Paths and verbs are case-insensitive. A query string
 is ignored. Requests with `Content-Encoding: gzip` are inflated. Every answer under `/v1/` is JSON; errors are
-`{"error": "..."}` with the HTTP status of their kind.
+`{"error": "..."}` with the HTTP status of their kind. `options.metrics_path` answers with the page of metrics.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,6 +34,7 @@ from moxserve.protocol.json_values import error_json
 from moxserve.protocol.metadata import metadata_json
 from moxserve.protocol.status import models_json, status_json
 from moxserve.serving.dataplane import DataPlane
+from moxserve.serving.metrics import ServingMetrics, status_of
 from moxserve.serving.rest.options import RestOptions
 from moxserve.serving.servable import SignatureNotFound
 from moxserve.types import ModelRef
@@ -53,6 +56,14 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
+@dataclass(slots=True)
+class _Call:
+    """What a request turned out to ask for, as metrics tell it."""
+
+    model: str = ""
+    api: str = ""
+
+
 class RestApp:
     """The application.
 
@@ -60,9 +71,11 @@ class RestApp:
         dataplane: that answers.
         options: limits.
         pool: where inference runs, so that the event loop never waits for a model.
+        metrics: where requests are counted, and what the page of metrics shows.
     """
 
-    def __init__(self, dataplane: DataPlane, options: RestOptions, pool: Executor) -> None:
+    def __init__(self, dataplane: DataPlane, options: RestOptions, pool: Executor, metrics: ServingMetrics) -> None:
+        self._metrics = metrics
         self._dataplane = dataplane
         self._options = options
         self._pool = pool
@@ -72,25 +85,33 @@ class RestApp:
         if scope["type"] != "http":
             return
         path = scope.get("raw_path", scope["path"].encode()).decode("latin-1").partition("?")[0]
+        if path == self._options.metrics_path:
+            await _answer(send, 200, self._metrics.page(), b"text/plain")
+            return
         if not path.lower().startswith("/v1/"):
             await _answer(
                 send, 404, b"<html><body><h1>404 Not Found</h1>The API is below /v1/</body></html>", b"text/html"
             )
             return
+        began = time.perf_counter()
+        call = _Call()
         try:
-            status, body = 200, await self._route(scope, path, receive)
+            status, code, body = 200, "OK", await self._route(scope, path, receive, call)
         except MoxserveError as error:
-            status, body = error.http_status, error_json(str(error))
+            status, code, body = error.http_status, status_of(error), error_json(str(error))
         except Exception as error:
             logger.exception("a REST request failed")
-            status, body = 500, error_json(f"{type(error).__name__}: {error}")
+            status, code, body = 500, status_of(error), error_json(f"{type(error).__name__}: {error}")
+        seconds = time.perf_counter() - began
+        self._metrics.request(call.model, code, api=call.api, entrypoint="REST", seconds=seconds)
         await _answer(send, status, body, b"application/json")
 
-    async def _route(self, scope: Scope, path: str, receive: Receive) -> bytes:
+    async def _route(self, scope: Scope, path: str, receive: Receive, call: _Call) -> bytes:
         method = scope["method"]
         if method == "POST" and (match := _POST.fullmatch(path)):
             ref = _ref(match)
             verb = match["verb"].lower()
+            call.model, call.api = ref.name, verb
             answer = getattr(self, "_" + verb)
             return await self._in_pool(answer, ref, _inflated(scope, await self._body(receive)))
         if method == "GET" and (match := _GET.fullmatch(path)):
@@ -98,7 +119,9 @@ class RestApp:
                 if match[0].lower() == "/v1/models":
                     return models_json(self._dataplane.models())
                 raise InvalidArgument("Missing model name in request.")
-            return self._metadata(_ref(match)) if match["metadata"] else self._status(_ref(match))
+            ref = _ref(match)
+            call.model = ref.name
+            return self._metadata(ref) if match["metadata"] else self._status(ref)
         raise InvalidArgument(f"Malformed request: {method} {path}")
 
     async def _body(self, receive: Receive) -> bytes:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["RestOptions"]
+from moxserve.errors import UsageError
+from moxserve.protocol import textproto
+
+__all__ = ["RestOptions", "metrics_path"]
+
+_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
 @dataclass(frozen=True)
@@ -15,8 +20,27 @@ class RestOptions:
         threads: requests worked on at once.
         timeout_s: time limit of an inference, then 504; 0 is none.
         max_body_bytes: largest body after inflating.
+        metrics_path: of the page that Prometheus reads; empty is none.
     """
 
     threads: int = 8
     timeout_s: float = 30.0
     max_body_bytes: int = 2**31 - 1
+    metrics_path: str = ""
+
+
+def metrics_path(config_file: str) -> str:
+    """Read the path of the page of metrics from a MonitoringConfig file.
+
+    Returns:
+        The path, by default that of tensorflow_model_server; empty when the file does not enable the page.
+
+    Raises:
+        ConfigError: the file is no such text.
+        UsageError: it cannot be read, or the path is none.
+    """
+    config = textproto.read_text(config_file, textproto.monitoring_config(), "the monitoring configuration")
+    path: str = config.prometheus_config.path or _METRICS_PATH
+    if not path.startswith("/"):
+        raise UsageError(f"{config_file}: prometheus_config.path is {path!r}; expected a path that begins with /")
+    return path if config.prometheus_config.enable else ""

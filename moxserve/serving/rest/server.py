@@ -11,6 +11,7 @@ import uvicorn
 
 from moxserve.errors import Unavailable
 from moxserve.serving.dataplane import DataPlane
+from moxserve.serving.metrics import ServingMetrics
 from moxserve.serving.rest.app import RestApp
 from moxserve.serving.rest.options import RestOptions
 
@@ -27,11 +28,14 @@ class RestServer:
         dataplane: that answers.
         options: threads and limits.
         sock: bound, not yet listening; the server closes it.
+        metrics: where requests are counted.
     """
 
-    def __init__(self, dataplane: DataPlane, options: RestOptions, sock: socket.socket) -> None:
+    def __init__(
+        self, dataplane: DataPlane, options: RestOptions, sock: socket.socket, metrics: ServingMetrics
+    ) -> None:
         self._pool = ThreadPoolExecutor(options.threads, thread_name_prefix="moxserve-rest")
-        app = RestApp(dataplane, options, self._pool)
+        app = RestApp(dataplane, options, self._pool, metrics)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
