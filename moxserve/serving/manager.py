@@ -1,6 +1,7 @@
 """Keeps the right versions loaded: polls the source, asks the policy, loads, unloads, and lends versions to requests.
 
-One thread decides; loads and unloads run in threads of their own, so a slow or broken model holds up no other. A
+One thread decides; looks at the disk, loads and unloads run in threads of their own, so a slow or broken model, or a
+file system that does not answer, holds up no other. A
 version is START (known), LOADING (retries and warmup included), AVAILABLE, UNLOADING (no new requests, the old ones
 finish) and END (unloaded, or failed with an error). What a request may use changes in one step under one lock.
 
@@ -281,7 +282,7 @@ class Manager:
     def _run(self) -> None:
         while True:
             for model in self._due():
-                self._poll_safely(model)
+                _thread(self._poll_safely, model)
             with self._changed:
                 if self._stopping:
                     return
@@ -299,7 +300,7 @@ class Manager:
                 return []
             interval_s = self._options.poll_interval_s
             self._next_poll = time.monotonic() + interval_s if interval_s > 0 else math.inf
-            return [*self._models.values(), *self._staged]
+            return [model for model in (*self._models.values(), *self._staged) if model.begin_look()]
 
     def _bury(self) -> None:
         """Keep only the statuses of models that are gone altogether."""
@@ -319,6 +320,9 @@ class Manager:
         except Exception:
             # Without this thread nothing would ever be loaded again: say it, and look again at the next poll.
             logger.exception("looking for versions of %s failed", model.config.name)
+        finally:
+            with self._changed:
+                model.end_look()
 
     def _poll(self, model: TrackedModel) -> None:
         found: Listing | OSError
@@ -327,7 +331,7 @@ class Manager:
         except OSError as error:
             found = error
         with self._changed:
-            if model not in (*self._models.values(), *self._staged):
+            if self._stopping or model not in (*self._models.values(), *self._staged):
                 return  # left out of the configuration meanwhile
             # What is wrong with a staged model is told by the error that refuses it.
             staged = model in self._staged

@@ -21,6 +21,7 @@ __all__ = ["TrackedModel", "VersionRecord", "VersionStatus", "describe", "forgot
 logger = logging.getLogger(__name__)
 
 _REMIND_S = 60.0
+_SLOW_S = 5.0
 _BASE, _ABSENT = "base path", "absent versions"
 
 
@@ -90,6 +91,7 @@ class TrackedModel:
         self.records: dict[int, VersionRecord] = {}
         self.ready: dict[int, Servable] = {}
         self.lacking = ""
+        self._look_began: float | None = None
         self._seen: dict[int, int] | None = None
         self._told: dict[object, tuple[str, float]] = {}
 
@@ -132,6 +134,22 @@ class TrackedModel:
             record.aspired = False
 
     # What was found on disk
+
+    def begin_look(self) -> bool:
+        """Take note that its base path is being looked at, unless it still is; tell whether to go on."""
+        now = time.monotonic()
+        if self._look_began is None:
+            self._look_began = now
+            return True
+        if now - self._look_began >= _SLOW_S:
+            path = self.config.base_path
+            self.lacking = f"Base path {path} for servable {self.config.name} does not answer."
+            self._tell(_BASE, self.lacking)
+        return False
+
+    def end_look(self) -> None:
+        """Take note that the look has ended."""
+        self._look_began = None
 
     def take(self, listing: Listing) -> None:
         """Take in what is on disk now."""
@@ -182,7 +200,7 @@ class TrackedModel:
     # What an operator may be surprised by
 
     def report(self, listing: Listing | None) -> None:
-        """Log what is odd about the base path. Needs no lock; only the thread that polls calls it.
+        """Log what is odd about the base path. Needs no lock; only the thread that looked calls it.
 
         Args:
             listing: what is there; None when it cannot be read.

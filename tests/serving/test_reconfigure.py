@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from moxserve.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Unavailable, UnknownError
+from moxserve.serving import manager as manager_module
+from moxserve.serving import tracking
 from moxserve.serving.manager import Manager, ManagerOptions, ModelConfig
 from moxserve.serving.policy import VersionPolicy
 from moxserve.serving.servable import Servable
@@ -218,6 +220,29 @@ def test_all_versions_of_a_new_model_are_tried_before_it_counts(manage, publish,
     assert manager.wait_until_ready(10)
     assert states(manager) == {3: "LOADING", 2: "AVAILABLE", 1: "AVAILABLE"}
     assert loads.log == ["load a/3", "load a/2", "load a/1"]
+
+
+def test_a_base_path_that_does_not_answer_holds_up_no_other(manage, publish, monkeypatch, caplog, wait_for) -> None:
+    first, second, hung = publish("a", 1), publish("b", 1), threading.Event()
+    find = manager_module.find_versions
+
+    def find_slowly(base_path: str) -> Any:
+        if base_path == first and hung.is_set():
+            time.sleep(3)
+        return find(base_path)
+
+    monkeypatch.setattr(manager_module, "find_versions", find_slowly)
+    monkeypatch.setattr(tracking, "_SLOW_S", 0.1)
+    manager = manage(ModelConfig("m", first), ModelConfig("n", second))
+    assert manager.wait_until_ready(10)
+    hung.set()
+    time.sleep(0.1)
+    publish("b", 2)
+    wait_for(lambda: served_from(manager, "n") == "b/2", "the other model's new version", 1.5)
+    wait_for(lambda: f"Base path {first} for servable m does not answer." in caplog.text, "the warning", 1.0)
+    assert served_from(manager) == "a/1"
+    manager.reconfigure([ModelConfig("n", second), ModelConfig("o", publish("c", 1))], 5)
+    assert served_from(manager, "o") == "c/1"
 
 
 def test_labels(manage, publish, wait_for) -> None:
