@@ -12,7 +12,7 @@ from moxserve import file
 from moxserve.errors import FailedPrecondition, InvalidArgument, UsageError
 from moxserve.serving.backends.base import LoadOptions
 from moxserve.serving.flags import FLAGS
-from moxserve.serving.grpc.options import GrpcOptions
+from moxserve.serving.grpc.options import GrpcOptions, parse_channel_arguments, read_tls
 from moxserve.serving.manager import ManagerOptions
 from moxserve.serving.model_config import ModelConfig, check_labels, check_names, model_configs, read_config_file
 from moxserve.serving.reload import ReloadOptions
@@ -166,10 +166,13 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
             max_threads=values["grpc_max_threads"] if values["grpc_max_threads"] > 0 else threads,
             tensor_content=values["enable_serialization_as_tensor_content"],
             health=values["enable_grpc_healthcheck_service"],
+            channel_arguments=parse_channel_arguments(values["grpc_channel_arguments"]),
+            tls=read_tls(values["ssl_config_file"]) if values["ssl_config_file"] else None,
         ),
         rest=RestOptions(
             threads=values["rest_api_num_threads"] if values["rest_api_num_threads"] > 0 else threads,
             timeout_s=max(0, values["rest_api_timeout_in_ms"]) / 1e3,
+            cors=values["rest_api_enable_cors_support"],
             metrics_path=_metrics_path(values),
         ),
         check_methods=values["enable_signature_method_name_check"],

@@ -128,7 +128,10 @@ def test_sigterm_while_a_model_loads(start, half) -> None:
         (["--model", "half"], 2, "--model=half: expected NAME=PATH"),
         (["--model=a=/a", "--model=a=/b"], 2, "Illegal to list model a multiple times in config list"),
         (["--model_name=a", "--model_base_path=/a", "--model=a=/b"], 2, "Illegal to list model a multiple times"),
-        (["--model_base_path=/m", "--ssl_config_file=/c"], 2, "--ssl_config_file=/c: this version of moxserve does"),
+        (["--model_base_path=/m", "--ssl_config_file=/c"], 2, "cannot read the TLS configuration /c"),
+        (["--model_base_path=/m", "--use_alts_credentials"], 2, "this version of moxserve does not have it"),
+        (["--model_base_path=/m", "--grpc_channel_arguments=a=1,b"], 2, "'b' is no key=value"),
+        (["--model_base_path=/m", "--monitoring_config_file=/c"], 2, "cannot read the monitoring configuration /c"),
     ],
 )
 def test_wrong_flags(run_moxserve, arguments, status, message) -> None:

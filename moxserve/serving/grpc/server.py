@@ -26,6 +26,7 @@ from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.classify import Classification, Task
 from moxserve.serving.dataplane import DataPlane, Prediction
 from moxserve.serving.grpc.options import GrpcOptions
+from moxserve.serving.grpc.tls import credentials
 from moxserve.serving.metrics import ServingMetrics, status_of
 from moxserve.types import ModelRef
 
@@ -36,6 +37,12 @@ logger = logging.getLogger(__name__)
 _MAX_MESSAGE = 1024
 _CUT = "...TRUNCATED"
 _NO_DEADLINE_S = 1e8
+_ARGUMENTS = {
+    "grpc.max_receive_message_length": -1,
+    "grpc.max_send_message_length": -1,
+    # A second server on this port must fail, not share its requests by chance.
+    "grpc.so_reuseport": 0,
+}
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _PREDICTION = "tensorflow.serving.PredictionService"
 _MODEL = "tensorflow.serving.ModelService"
@@ -60,15 +67,8 @@ class GrpcServer:
         self._options = options
         self._reload_config = reload
         self._pool = ThreadPoolExecutor(options.max_threads, thread_name_prefix="moxserve-grpc")
-        self._server = grpc.server(
-            self._pool,
-            options=[
-                ("grpc.max_receive_message_length", -1),
-                ("grpc.max_send_message_length", -1),
-                # A second server on this port must fail, not share its requests by chance.
-                ("grpc.so_reuseport", 0),
-            ],
-        )
+        self._server = grpc.server(self._pool, options=list({**_ARGUMENTS, **dict(options.channel_arguments)}.items()))
+        self._credentials = credentials(options.tls) if options.tls else None
         for service, methods in self._services().items():
             handlers = {name: grpc.unary_unary_rpc_method_handler(_guarded(m)) for name, m in methods.items()}
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
@@ -99,7 +99,10 @@ class GrpcServer:
             Unavailable: it cannot be bound.
         """
         try:
-            port: int = self._server.add_insecure_port(address)
+            if self._credentials is None:
+                port: int = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, self._credentials)
         except RuntimeError:
             port = 0
         if port == 0:

@@ -16,7 +16,7 @@ import logging
 import re
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,13 @@ _MAX_INFLATED_BYTES = 100 << 20
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
+
+_CORS: Headers = (
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-methods", b"POST, GET"),
+    (b"access-control-allow-headers", b"Content-Type"),
+)
 
 
 @dataclass(slots=True)
@@ -96,7 +103,10 @@ class RestApp:
         began = time.perf_counter()
         call = _Call()
         try:
-            status, code, body = 200, "OK", await self._route(scope, path, receive, call)
+            if scope["method"] == "OPTIONS":
+                status, code, body = _preflight(scope)
+            else:
+                status, code, body = 200, "OK", await self._route(scope, path, receive, call)
         except MoxserveError as error:
             status, code, body = error.http_status, status_of(error), error_json(str(error))
         except Exception as error:
@@ -104,7 +114,7 @@ class RestApp:
             status, code, body = 500, status_of(error), error_json(f"{type(error).__name__}: {error}")
         seconds = time.perf_counter() - began
         self._metrics.request(call.model, code, api=call.api, entrypoint="REST", seconds=seconds)
-        await _answer(send, status, body, b"application/json")
+        await _answer(send, status, body, b"application/json", _CORS if self._options.cors else ())
 
     async def _route(self, scope: Scope, path: str, receive: Receive, call: _Call) -> bytes:
         method = scope["method"]
@@ -184,8 +194,21 @@ def _ref(match: re.Match[str]) -> ModelRef:
     return ModelRef(unquote(match["name"]), None if version is None else int(version), label and unquote(label))
 
 
+def _preflight(scope: Scope) -> tuple[int, str, bytes]:
+    """Answer a browser that asks whether it may send a request from another origin."""
+    origin = _header(scope, b"origin")
+    if b"http://" in origin or b"https://" in origin:
+        return 200, "OK", b""
+    return 400, "FAILED_PRECONDITION", b""
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    value: bytes = next((value for name, value in scope["headers"] if name == wanted), b"")
+    return value
+
+
 def _inflated(scope: Scope, body: bytes) -> bytes:
-    encoding = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"").strip().lower()
+    encoding = _header(scope, b"content-encoding").strip().lower()
     if encoding != b"gzip":
         return body
     inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
@@ -200,7 +223,7 @@ def _inflated(scope: Scope, body: bytes) -> bytes:
     return data
 
 
-async def _answer(send: Send, status: int, body: bytes, content_type: bytes) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+async def _answer(send: Send, status: int, body: bytes, content_type: bytes, more: Headers = ()) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -20,12 +20,14 @@ class RestOptions:
         threads: requests worked on at once.
         timeout_s: time limit of an inference, then 504; 0 is none.
         max_body_bytes: largest body after inflating.
+        cors: whether web pages of other origins may read the answers.
         metrics_path: of the page that Prometheus reads; empty is none.
     """
 
     threads: int = 8
     timeout_s: float = 30.0
     max_body_bytes: int = 2**31 - 1
+    cors: bool = False
     metrics_path: str = ""
 
 
