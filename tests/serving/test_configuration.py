@@ -444,12 +444,13 @@ def test_twenty_changes_under_sixteen_clients(linear, serve, stubs, tmp_path, wa
     client.reload(models(base, 1, 2))
     changes = 0
 
-    def change(*texts: str) -> None:
+    def change(text: str, **allowed: set[int]) -> None:
+        """From the moment that the reload is answered on, only these may answer."""
         nonlocal changes
-        for text in texts:
-            client.reload(text)
-            changes += 1
-            time.sleep(0.1)
+        client.reload(text)
+        traffic.allow(**allowed)
+        changes += 1
+        time.sleep(0.1)
 
     with Traffic(server, 16) as traffic:
         traffic.allow(stable={1}, canary={2}, latest={2})
@@ -464,20 +465,22 @@ def test_twenty_changes_under_sixteen_clients(linear, serve, stubs, tmp_path, wa
             # The labels move, and another model comes.
             for stable, canary in ((1, 3), (2, 3), (3, 2)):
                 traffic.allow(stable={1, 2, 3}, canary={1, 2, 3})
-                change(models(base, stable, canary, entry("other", linear / "other")))
-                traffic.allow(stable={stable}, canary={canary})
+                text = models(base, stable, canary, entry("other", linear / "other"))
+                change(text, stable={stable}, canary={canary})
             assert client.predict("other") == (1, [7, 14])
             # The model moves to another directory with the same versions, and back; the other one goes and comes.
             shutil.copytree(base, moved, dirs_exist_ok=True)
-            change(models(moved, 3, 2), models(base, 3, 2, entry("other", linear / "other")))
+            change(models(moved, 3, 2))
+            change(models(base, 3, 2, entry("other", linear / "other")))
             # Changes that are refused.
             refused(client.reload, models(base, 1, 9))
             refused(client.reload, listing(entry("m", base, "all {}"), entry("other", "relative")))
             # The policy changes; the labels go back; version 3 is withdrawn.
-            change(listing(entry("m", base, "latest { num_versions: 3 }", stable=3, canary=2)), models(base, 3, 2))
-            traffic.allow(stable={1, 3}, canary={2})
-            change(models(base, 1, 2))
-            traffic.allow(stable={1}, canary={2}, latest={2, 3})
+            change(listing(entry("m", base, "latest { num_versions: 3 }", stable=3, canary=2)))
+            change(models(base, 3, 2))
+            traffic.allow(stable={1, 3})
+            change(models(base, 1, 2), stable={1})
+            traffic.allow(latest={2, 3})
             shutil.rmtree(base / "3")
             wait_for(lambda: client.status().get(3) == "END", "the rollback")
             traffic.allow(latest={2})
