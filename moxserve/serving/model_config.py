@@ -161,7 +161,7 @@ def _logging(config: Any) -> RequestLogging | None:
     place = f"Model {config.name}: logging_config"
     if wanted.HasField("custom_logging_config") or kind not in ("", _LOG_FORMAT):
         raise InvalidArgument(f"{place}: expected a log_collector_config of type {_LOG_FORMAT!r} or none; got {kind!r}")
-    if not prefix.startswith("/") or prefix.endswith("/"):
+    if not prefix.startswith("/") or prefix.endswith("/") or "\0" in prefix:
         raise InvalidArgument(
             f"{place}: log_collector_config.filename_prefix={prefix!r}: expected an absolute path that names of files "
             "can be put behind, such as /var/log/moxserve/requests"

@@ -223,12 +223,13 @@ def test_all_versions_of_a_new_model_are_tried_before_it_counts(manage, publish,
 
 
 def test_a_base_path_that_does_not_answer_holds_up_no_other(manage, publish, monkeypatch, caplog, wait_for) -> None:
-    first, second, hung = publish("a", 1), publish("b", 1), threading.Event()
+    first, second = publish("a", 1), publish("b", 1)
+    hung, released = threading.Event(), threading.Event()
     find = manager_module.find_versions
 
     def find_slowly(base_path: str) -> Any:
         if base_path == first and hung.is_set():
-            time.sleep(3)
+            released.wait(60)
         return find(base_path)
 
     monkeypatch.setattr(manager_module, "find_versions", find_slowly)
@@ -238,11 +239,12 @@ def test_a_base_path_that_does_not_answer_holds_up_no_other(manage, publish, mon
     hung.set()
     time.sleep(0.1)
     publish("b", 2)
-    wait_for(lambda: served_from(manager, "n") == "b/2", "the other model's new version", 1.5)
-    wait_for(lambda: f"Base path {first} for servable m does not answer." in caplog.text, "the warning", 1.0)
+    wait_for(lambda: served_from(manager, "n") == "b/2", "the other model's new version")
+    wait_for(lambda: f"Base path {first} for servable m does not answer." in caplog.text, "the warning")
     assert served_from(manager) == "a/1"
     manager.reconfigure([ModelConfig("n", second), ModelConfig("o", publish("c", 1))], 5)
     assert served_from(manager, "o") == "c/1"
+    released.set()
 
 
 def test_labels(manage, publish, wait_for) -> None:

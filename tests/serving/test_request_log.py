@@ -179,6 +179,7 @@ def test_a_disk_that_fails_harms_no_request(logs, tmp_path, caplog, wait_for) ->
     [
         ("", "filename_prefix='': expected an absolute path"),
         ('log_collector_config { filename_prefix: "a/b" }', "filename_prefix='a/b': expected an absolute path"),
+        ('log_collector_config { filename_prefix: "/tmp\\000x" }', "expected an absolute path"),
         ('log_collector_config { filename_prefix: "/tmp/" }', "filename_prefix='/tmp/': expected an absolute path"),
         ('log_collector_config { filename_prefix: "/nothing/there/x" }', "the directory /nothing/there is not there"),
         ('log_collector_config { type: "kafka" filename_prefix: "/tmp/x" }', "type 'tfrecord' or none; got 'kafka'"),
