@@ -31,6 +31,7 @@ from moxserve.serving.classify import (
 )
 from moxserve.serving.manager import Manager, VersionStatus
 from moxserve.serving.metrics import ServingMetrics
+from moxserve.serving.policy import State
 from moxserve.serving.request_log import RequestLogs
 from moxserve.serving.servable import Servable
 from moxserve.types import ModelRef
@@ -201,6 +202,13 @@ class DataPlane:
         if not known:
             raise NotFound(f"Could not find any versions of model {ref.name}")
         return _status_response(known)
+
+    def available(self) -> dict[str, bool]:
+        """Tell of each model of the configuration whether it has a version that answers."""
+        return {
+            config.name: any(status.state is State.AVAILABLE for status in self._manager.statuses(config.name))
+            for config in self._manager.configs()
+        }
 
     def models(self) -> list[ModelListing]:
         """List the models of the configuration, in its order, each with all its versions."""

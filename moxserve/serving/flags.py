@@ -97,7 +97,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("grpc_channel_arguments", "str", "", _NET, "gRPC's own arguments: key=value,key=value."),
     Flag("ssl_config_file", "str", "", _NET, "SSLConfig file: TLS for gRPC, with or without clients' certificates."),
     Flag("monitoring_config_file", "str", "", _NET, "MonitoringConfig file: a page of metrics for Prometheus."),
-    Flag("enable_grpc_healthcheck_service", "bool", False, _NET, "Offer grpc.health.v1.Health."),
+    Flag("enable_grpc_healthcheck_service", "bool", False, _NET, "Offer grpc.health.v1.Health, also for each model."),
     Flag(
         "enable_serialization_as_tensor_content", "bool", False, _NET,
         "Answer gRPC Predict with tensor_content instead of the typed fields: faster to write and to read.",

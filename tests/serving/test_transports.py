@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,3 +213,61 @@ def test_tls_files_that_do_not_work(pem, tmp_path) -> None:
 def test_keys_are_not_printed(pem) -> None:
     options = GrpcOptions(tls=TlsOptions(pem("server.key"), pem("server.crt")))
     assert "PRIVATE KEY" not in repr(options)
+
+
+# Health
+
+
+def health_of(server: Server, service: str = "") -> str:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)
+        except grpc.RpcError as error:
+            return error.code().name
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+
+
+def test_health_follows_the_models(serve, save_linear, tmp_path, wait_for) -> None:
+    kept, gone = save_linear(tmp_path / "a" / "1").parent, save_linear(tmp_path / "b" / "1").parent
+    server = serve(kept, more_models={"other": str(gone)}, grpc=GrpcOptions(health=True))
+    assert [health_of(server, s) for s in ("", "PredictionService", "default", "other", "zz")] == [
+        "SERVING", "SERVING", "SERVING", "SERVING", "NOT_FOUND",
+    ]  # fmt: skip
+    shutil.move(gone / "1", tmp_path / "away")
+    wait_for(lambda: health_of(server, "other") == "NOT_SERVING", "a model without versions is not serving")
+    assert health_of(server) == health_of(server, "default") == "SERVING"
+    shutil.rmtree(kept / "1")
+    wait_for(lambda: health_of(server) == "NOT_SERVING", "nothing can be asked for")
+    assert health_of(server, "PredictionService") == "NOT_SERVING"
+    shutil.move(tmp_path / "away", gone / "1")
+    wait_for(lambda: health_of(server) == "SERVING", "a model is back")
+    assert (health_of(server, "other"), health_of(server, "default")) == ("SERVING", "NOT_SERVING")
+
+
+def test_health_of_a_model_that_leaves_the_configuration(half, serve, tmp_path, wait_for) -> None:
+    server = serve(half, grpc=GrpcOptions(health=True))
+    request = messages.ReloadConfigRequest()
+    request.config.model_config_list.config.add(name="new", base_path=str(half), model_platform="tensorflow")
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        channel.unary_unary("/tensorflow.serving.ModelService/HandleReloadConfigRequest")(request.SerializeToString())
+    wait_for(lambda: health_of(server, "default") == "SERVICE_UNKNOWN", "the old name is no service")
+    assert (health_of(server, "new"), health_of(server)) == ("SERVING", "SERVING")
+
+
+def test_watchers_are_told_and_do_not_hold_up_a_stop(half, serve) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    server = serve(half, grpc=GrpcOptions(health=True, max_threads=2))
+    names = health_pb2.HealthCheckResponse.ServingStatus.Name
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest(service="default"), timeout=60) for _ in range(5)]
+        assert [names(next(watch).status) for watch in watches] == ["SERVING"] * 5
+        assert ask(channel) == ("OK", [2.0, 2.5])
+        began = time.monotonic()
+        assert server.stop(20)
+        assert time.monotonic() - began < 5
+        assert [[names(reply.status) for reply in watch] for watch in watches] == [["NOT_SERVING"]] * 5

@@ -72,7 +72,7 @@ class GrpcServer:
         for service, methods in self._services().items():
             handlers = {name: grpc.unary_unary_rpc_method_handler(_guarded(m)) for name, m in methods.items()}
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        self._health = _add_health(self._server) if options.health else None
+        self._health = _health_service(self._server, dataplane) if options.health else None
 
     def _services(self) -> Mapping[str, Mapping[str, Method]]:
         return {
@@ -114,6 +114,8 @@ class GrpcServer:
 
     def start(self) -> None:
         """Begin to answer."""
+        if self._health is not None:
+            self._health.start()
         self._server.start()
 
     def stop(self, grace_s: float) -> bool:
@@ -126,7 +128,7 @@ class GrpcServer:
             Whether all of them finished in time.
         """
         if self._health is not None:
-            self._health.enter_graceful_shutdown()
+            self._health.stop()
         done: threading.Event = self._server.stop(grace_s)
         finished = done.wait(grace_s)
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -321,11 +323,8 @@ def _refuse(context: Any, code: int, message: str) -> bytes:
     return b""
 
 
-def _add_health(server: Any) -> Any:
-    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+def _health_service(server: Any, dataplane: DataPlane) -> Any:
+    # Imported here: its package is needed only by who wants the service.
+    from moxserve.serving.grpc.health import HealthService
 
-    servicer = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    for service in ("", "ModelService", "PredictionService", _MODEL, _PREDICTION):
-        servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
-    return servicer
+    return HealthService(server, dataplane.available)
