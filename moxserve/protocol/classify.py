@@ -87,15 +87,21 @@ def _example(value: Any) -> Any:
 def _fill_feature(feature: Any, name: str, values: list[Any]) -> None:
     if not values:
         return
-    types = set(map(type, values))
-    # A list is of one type as a rule; then there is nothing to look at one by one.
-    kind = (_KINDS.get(types.pop()) if len(types) == 1 else None) or _common_kind(name, values)
+    kind = _sure_kind(values) or _common_kind(name, values)
     if kind == "bytes":
         feature.bytes_list.value.extend(map(as_bytes, values))
     elif kind == "float":
         feature.float_list.value.extend(_as_float32(values))
     else:
         feature.int64_list.value.extend(map(int, values))
+
+
+def _sure_kind(values: Sequence[Any]) -> str:
+    """Tell the kind of a list of one type, as lists are as a rule, without a look at each element; else empty."""
+    types = set(map(type, values))
+    if types == {int}:
+        return "int64" if min(values) >= _INT64_MIN and max(values) <= _INT64_MAX else ""
+    return _KINDS.get(types.pop(), "") if len(types) == 1 else ""
 
 
 def _common_kind(name: str, values: Sequence[Any]) -> str:

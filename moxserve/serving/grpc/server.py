@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from moxserve.errors import DeadlineExceeded, InvalidArgument, MoxserveError, Unavailable, Unimplemented
+from moxserve.errors import DeadlineExceeded, InvalidArgument, MoxserveError, Unavailable
 from moxserve.protocol import messages
 from moxserve.protocol.classify import fill_classification, fill_regression
 from moxserve.protocol.examples import serialized_examples
@@ -290,13 +290,6 @@ def _fill_spec(spec: Any, name: str, version: int, signature: str = "") -> None:
     spec.name = name
     spec.version.value = version
     spec.signature_name = signature
-
-
-def _missing(method: str) -> Method:
-    def refuse(data: bytes, context: Any) -> bytes:  # noqa: ARG001 - the signature of a method
-        raise Unimplemented(f"{method} is not implemented in this version of moxserve; Predict takes every signature")
-
-    return refuse
 
 
 def _guarded(method: Method) -> Method:
