@@ -7,9 +7,11 @@ Importing it imports TensorFlow and switches the process to graph mode (see `exe
 from moxserve import file
 from moxserve.tensorflow.executor import (
     AggregativeSessionRunHook,
+    EarlyStoppingHook,
     ExportKeys,
     ExportSpec,
     FeedSessionRunHook,
+    LogEvaluationMetricHook,
     ModeKeys,
     ModelSpec,
     RunResult,
@@ -24,9 +26,11 @@ from moxserve.tensorflow.optimizer import get_optimizer_fn
 
 __all__ = [
     "AggregativeSessionRunHook",
+    "EarlyStoppingHook",
     "ExportKeys",
     "ExportSpec",
     "FeedSessionRunHook",
+    "LogEvaluationMetricHook",
     "ModeKeys",
     "ModelSpec",
     "RunResult",

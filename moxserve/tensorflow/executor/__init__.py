@@ -3,16 +3,23 @@ a step.
 """
 
 from moxserve.tensorflow.executor.flags import get_flag, set_flag
-from moxserve.tensorflow.executor.hooks import AggregativeSessionRunHook, FeedSessionRunHook
+from moxserve.tensorflow.executor.hooks import (
+    AggregativeSessionRunHook,
+    EarlyStoppingHook,
+    FeedSessionRunHook,
+    LogEvaluationMetricHook,
+)
 from moxserve.tensorflow.executor.run import run
 from moxserve.tensorflow.executor.spec import ExportKeys, ExportSpec, ModeKeys, ModelSpec, RunResult
 from moxserve.tensorflow.executor.variables import get_collection, var_scope
 
 __all__ = [
     "AggregativeSessionRunHook",
+    "EarlyStoppingHook",
     "ExportKeys",
     "ExportSpec",
     "FeedSessionRunHook",
+    "LogEvaluationMetricHook",
     "ModeKeys",
     "ModelSpec",
     "RunResult",

@@ -22,7 +22,7 @@ from moxserve.tensorflow.executor.hooks import check_hook
 from moxserve.tensorflow.executor.spec import ExportSpec, ModeKeys, ModelSpec
 from moxserve.tensorflow.executor.variables import TowerContext, VariablePlan
 
-__all__ = ["Branch", "Tower", "build_branch", "build_export_branch"]
+__all__ = ["Branch", "Tower", "build_branch", "build_export_branch", "check_scalars"]
 
 _EXAMPLE = "def model_fn(inputs, mode, **kwargs): ... return mox.ModelSpec(loss=loss, log_info={'loss': loss})"
 _ASSIGNMENTS = ("AssignVariableOp", "AssignSubVariableOp", "AssignAddVariableOp")
@@ -124,7 +124,7 @@ def build_branch(
         context = TowerContext(index, first, plan)
         with _scopes(plan, context, mode, device):
             spec = call_with_mode(model_fn, (Inputs(inputs),), mode, "model_fn")
-            _check_spec(spec, mode)
+            _check_spec(spec, mode, leads=after is None)
             towers.append(_tower(context, device, list(inputs), spec, mode))
             if first:
                 plan.penalties = context.collection(tf1.GraphKeys.REGULARIZATION_LOSSES)
@@ -182,15 +182,16 @@ def _keras_updates(context: TowerContext) -> list[Any]:
     return [op for op in assignments if op.inputs[0].op.name in handles]
 
 
-def _check_spec(spec: Any, mode: str) -> None:
+def _check_spec(spec: Any, mode: str, leads: bool) -> None:
     if not isinstance(spec, ModelSpec):
         raise ModelSpecError(
             f"model_fn returned {type(spec).__name__} in {mode}; expected a mox.ModelSpec", hint=_EXAMPLE
         )
     _check_tensors(spec.output_info, "output_info")
-    _check_scalars(spec.log_info, "log_info")
-    _check_scalars({f"[{i}]": loss for i, loss in enumerate(spec.losses)}, "loss")
-    _check_needed(spec, mode)
+    check_scalars(spec.log_info, "log_info")
+    check_scalars({f"[{i}]": loss for i, loss in enumerate(spec.losses)}, "loss")
+    if leads:  # a branch beside the first serves its hooks, who know what they need
+        _check_needed(spec, mode)
     if spec.export_spec is not None and mode == ModeKeys.EXPORT:
         _check_tensors(spec.export_spec.inputs_dict, "export_spec.inputs_dict")
         _check_tensors(spec.export_spec.outputs_dict, "export_spec.outputs_dict")
@@ -231,7 +232,16 @@ def _check_tensors(values: Mapping[str, Any], what: str) -> None:
             )
 
 
-def _check_scalars(values: Mapping[str, Any], what: str) -> None:
+def check_scalars(values: Mapping[str, Any], what: str) -> None:
+    """Check values that are printed or averaged.
+
+    Args:
+        values: name: value.
+        what: the field of ModelSpec that they are from.
+
+    Raises:
+        ModelSpecError: one is not a scalar tensor of the current graph.
+    """
     _check_tensors(values, what)
     for name, value in values.items():
         if value.shape.rank not in (0, None):

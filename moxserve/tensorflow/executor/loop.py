@@ -23,7 +23,7 @@ class LoopTiming:
 
     Attributes:
         steps: how many steps followed the first.
-        wall_s: seconds of all of those together, with everything that participants did between them.
+        wall_s: seconds of all of those together, with everything that participants did between them but evaluations.
         cpu_s: CPU seconds of the process in that time, all threads.
     """
 
@@ -84,13 +84,12 @@ class Loop:
         return reason
 
     def _first_step_done(self) -> None:
-        self._mark = (self._clock.run_step, time.perf_counter(), time.process_time())
+        self._mark = (self._clock.run_step, *self._clock.stopwatch())
 
     def _read_time(self) -> None:
         if self._mark is not None:
-            step, wall, cpu = self._mark
-            steps = self._clock.run_step - step
-            self.timing = LoopTiming(steps, time.perf_counter() - wall, time.process_time() - cpu)
+            (step, wall, cpu), now = self._mark, self._clock.stopwatch()
+            self.timing = LoopTiming(self._clock.run_step - step, now[0] - wall, now[1] - cpu)
 
     def _finish(self, ok: bool) -> None:
         if ok:

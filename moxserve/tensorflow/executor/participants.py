@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from moxserve.errors import UsageError
 
-__all__ = ["NEVER", "Clock", "Every", "HookParticipant", "Participant", "StepContext"]
+__all__ = ["NEVER", "Clock", "Every", "HookParticipant", "InterStopped", "Participant", "StepContext"]
 
 NEVER = 1 << 62
 
@@ -45,6 +47,7 @@ class Clock:
         max_epoch: number of the last epoch.
         counts_globally: False in EVAL and PREDICT, whose steps are none of the model's life.
         started_at: `time.monotonic()` when the first step began.
+        aside_s: wall and CPU seconds spent in `aside` so far.
     """
 
     global_step: int = 0
@@ -56,6 +59,7 @@ class Clock:
     max_epoch: int = 1
     counts_globally: bool = True
     started_at: float = field(default_factory=time.monotonic)
+    aside_s: tuple[float, float] = (0.0, 0.0)
 
     def count(self) -> None:
         """A step is done."""
@@ -66,6 +70,24 @@ class Clock:
         self.run_step += steps
         if self.counts_globally:
             self.global_step += steps
+
+    def stopwatch(self) -> tuple[float, float]:
+        """Wall and CPU seconds since any point in the past, those spent `aside` left out."""
+        return time.perf_counter() - self.aside_s[0], time.process_time() - self.aside_s[1]
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time inside is not counted as time of the steps: an evaluation in the middle of training."""
+        wall, cpu = self.stopwatch()
+        try:
+            yield
+        finally:
+            now = self.stopwatch()
+            self.aside_s = (self.aside_s[0] + now[0] - wall, self.aside_s[1] + now[1] - cpu)
+
+
+class InterStopped(Exception):  # noqa: N818 - no error: nothing went wrong
+    """A signal came in the middle of an intermediate evaluation, whose result nobody should judge."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +187,8 @@ class Participant:
 
 
 class HookParticipant(Participant):
-    """A SessionRunHook in the loop: active at every step, `end` only after a run that did not fail.
+    """A SessionRunHook in the loop: active at every step unless its `next_active_step` says otherwise, `end` only after
+    a run that did not fail.
 
     Args:
         hook: the user's hook.
@@ -174,6 +197,11 @@ class HookParticipant(Participant):
     def __init__(self, hook: Any) -> None:
         self.hook = hook
         self._session: Any = None
+        self._ask = getattr(hook, "next_active_step", None)
+
+    def next_step(self, clock: Clock) -> int:
+        """Ask `hook.next_active_step`; the very next one for a plain SessionRunHook."""
+        return clock.run_step if self._ask is None else max(clock.run_step, int(self._ask(clock.run_step)))
 
     def begin(self) -> None:
         """Call `hook.begin`."""
@@ -189,8 +217,11 @@ class HookParticipant(Participant):
         return self.hook.before_run(context)
 
     def step_values(self, context: StepContext, values: Any) -> None:
-        """Call `hook.after_run`."""
-        self.hook.after_run(context, values)
+        """Call `hook.after_run`; a signal in an evaluation ends the hook's work, and the loop sees the signal next."""
+        try:
+            self.hook.after_run(context, values)
+        except InterStopped:
+            return
 
     def finish(self, ok: bool) -> None:
         """Call `hook.end`, as MonitoredSession does: not after an error."""

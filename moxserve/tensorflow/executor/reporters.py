@@ -62,7 +62,7 @@ class ConsoleLog(Participant):
 
     def train_start(self, clock: Clock) -> None:
         """Start the stopwatch of the first line."""
-        self._last_time, self._last_step = time.perf_counter(), clock.run_step
+        self._last_time, self._last_step = clock.stopwatch()[0], clock.run_step
 
     def next_step(self, clock: Clock) -> int:
         """The next line's step; every step where a function of the user's decides."""
@@ -78,7 +78,8 @@ class ConsoleLog(Participant):
         """Print the line; steps are numbered as they were before the clock counted this one."""
         if values.results is None:
             return
-        now, clock = time.perf_counter(), context.clock
+        clock = context.clock
+        now = clock.stopwatch()[0]
         rate = (clock.run_step - self._last_step) * self._rows_per_step / max(now - self._last_time, 1e-9)
         self._last_time, self._last_step = now, clock.run_step
         self.values = {name: float(value) for name, value in values.results.items()}

@@ -18,7 +18,9 @@ from moxserve.tensorflow.executor.branch import Branch, build_branch
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import store
+from moxserve.tensorflow.executor.hooks import runs_inter_mode
 from moxserve.tensorflow.executor.inputs import InputSource, build_inputs, explain, start_queues
+from moxserve.tensorflow.executor.inter import build_inter
 from moxserve.tensorflow.executor.loop import Loop
 from moxserve.tensorflow.executor.participants import NEVER, Clock, HookParticipant, Participant
 from moxserve.tensorflow.executor.settings import Functions, RunArguments, Settings
@@ -61,7 +63,8 @@ def run(
         model_fn: `model_fn(inputs, mode, **kwargs)` returns a ModelSpec; `inputs` is always a list.
         optimizer_fn: `optimizer_fn()` returns an optimizer; or a list of such functions, one per loss. Needed in TRAIN.
         run_mode: `mox.ModeKeys.TRAIN`, EVAL or PREDICT.
-        inter_mode: not supported by this version; anything but None is an error.
+        inter_mode: TRAIN: `input_fn` and `model_fn` are called again with this mode (EVAL, usually), for hooks that run
+            it in the middle of training, `mox.LogEvaluationMetricHook` for one. It never changes a variable.
         batch_size: rows of a step; also counts the throughput when `auto_batch` is False.
         auto_batch: True: `input_fn` returns one sample, batches are made here. False: it returns batches.
         log_dir: folder of checkpoints and summaries, and the base folder of exported versions; None writes nothing.
@@ -177,6 +180,7 @@ class _Job:
         inputs = [list(self.source.tensors)]
         self.branch: Branch = build_branch(self.functions.model_fn, settings.mode, inputs, self.topology.devices)
         self.step_op = self._step_op()
+        self.inter = build_inter(self.functions, settings, self.topology.devices, self.branch, self.source)
         self.participants = self._participants()
 
     def _step_op(self) -> Any:
@@ -192,7 +196,7 @@ class _Job:
     def _participants(self) -> list[Participant]:
         """Everybody who takes part, built-ins first, so that state is safe before a user's hook may fail."""
         settings, spec = self.settings, self.branch.spec
-        listed: list[Participant] = []
+        listed: list[Participant] = [] if self.inter is None else [self.inter]
         self.samples = reporters.SampleRows(self.branch.inputs, _SAMPLE_ROWS) if settings.export else None
         self.console = self._console()
         self.means = reporters.EvalMeans(spec.log_info, self._rows()) if settings.mode == ModeKeys.EVAL else None
@@ -205,7 +209,9 @@ class _Job:
                 listed.append(reporters.SummaryWriter(settings.log_dir, settings.summary_every, spec.log_info))
             self.writer = reporters.CheckpointWriter(checkpoints.Checkpointer(settings.log_dir), settings.save_every)
             listed.append(self.writer)
-        return listed + [HookParticipant(hook) for hook in spec.hooks]
+        # A hook that runs the intermediate mode has nothing to do in a run without one.
+        hooks = [hook for hook in spec.hooks if self.inter is not None or not runs_inter_mode(hook)]
+        return listed + [HookParticipant(hook) for hook in hooks]
 
     def _console(self) -> reporters.ConsoleLog | None:
         every, wanted = self.settings.log_every, self.functions.fetch_strategy_fn
@@ -259,10 +265,12 @@ class _Job:
             if self._already_trained():
                 self._sample_unstepped(session)
                 return "already_trained", 0
-            for participant in self.participants:
-                participant.session_ready(session, coordinator)
             self.clock.steps_per_epoch = self._steps_to_make()
             with SignalGuard() as guard:
+                for participant in self.participants:
+                    participant.session_ready(session, coordinator)
+                if self.inter is not None:
+                    self.inter.stopped = lambda: guard.signum != 0
                 loop = Loop(
                     Stepper(session, self.step_op, self.clock), self.participants, self.clock, lambda: guard.signum != 0
                 )

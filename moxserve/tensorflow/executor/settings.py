@@ -82,6 +82,7 @@ class Settings:
 
     Attributes:
         mode: TRAIN, EVAL or PREDICT.
+        inter_mode: mode of the branch that hooks run in the middle of training, None for none.
         batch_size: rows of a step.
         auto_batch: whether the executor makes the batches.
         log_dir: folder of checkpoints and summaries, None for none.
@@ -95,6 +96,7 @@ class Settings:
     """
 
     mode: str
+    inter_mode: str | None
     batch_size: int
     auto_batch: bool
     log_dir: str | None
@@ -116,10 +118,6 @@ class Settings:
         mode = ModeKeys.check_runnable(given.run_mode)
         if given.inter_mode is not None:
             ModeKeys.check_runnable(given.inter_mode, "inter_mode")
-            raise UsageError(
-                f"inter_mode={given.inter_mode!r}: this version runs one mode at a time",
-                hint="leave inter_mode out, and evaluate with a second run(run_mode=mox.ModeKeys.EVAL, log_dir=...)",
-            )
         choose = _Chooser(store)
         export = ExportKeys.resolve(given.export_model)
         log_dir = _path(choose("log_dir", given.log_dir, None), "log_dir")
@@ -130,6 +128,7 @@ class Settings:
             )
         return cls(
             mode=mode,
+            inter_mode=given.inter_mode,
             batch_size=_batch_size(choose("batch_size", given.batch_size, None)),
             auto_batch=bool(given.auto_batch),
             log_dir=log_dir,

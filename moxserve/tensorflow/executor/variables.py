@@ -128,6 +128,13 @@ class TowerContext:
         self.in_get_variable = True
         try:
             variable = getter(name, *args, **kwargs)
+        except ValueError as error:
+            if self.first or "does not exist" not in str(error):
+                raise
+            raise ModelSpecError(
+                f"model_fn asked for the variable {name!r}, which its first call in this graph did not make",
+                hint="make the same variables in every mode",
+            ) from error
         finally:
             self.in_get_variable = False
         parts = {id(part) for part in (variable if hasattr(variable, "_get_variable_list") else [variable])}
