@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -74,13 +75,15 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            start_new_session=True,
         )
         started.append(process)
         return process
 
     yield call
     for process in started:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with what it forked
         process.communicate()
 
 
@@ -164,6 +167,7 @@ thread.start(); thread.join()
 ROUNDS = """
 import os
 import numpy as np
+tf.logging.set_verbosity(tf.logging.ERROR)  # nobody reads stderr before the end: a line a save would fill the pipe
 
 class Check(Pace):
     def after_create_session(self, session, coord):
