@@ -97,6 +97,40 @@ def test_serves_until_sigterm(start, half) -> None:
     assert "Traceback" not in server.text
 
 
+def test_flags_of_the_transports_take_effect(start, half, tmp_path) -> None:
+    import grpc
+
+    grpc_port, rest_port = free_port(), free_port()
+    monitoring = tmp_path / "monitoring.txt"
+    monitoring.write_text('prometheus_config { enable: true path: "/metrics" }')
+    server = start(
+        f"--port={grpc_port}", f"--rest_api_port={rest_port}", "--host=127.0.0.1", f"--model_base_path={half}",
+        "--rest_api_enable_cors_support", f"--monitoring_config_file={monitoring}",
+        "--grpc_channel_arguments=grpc.max_receive_message_length=1000", "--enable_signature_method_name_check",
+    )  # fmt: skip
+    server.wait_for(f"{READY}{rest_port} ...")
+    assert "not in effect" not in server.text
+    with httpx2.Client(base_url=f"http://127.0.0.1:{rest_port}") as http:
+        reply = http.post("/v1/models/default:classify", json={"examples": [{"x": 1.0}]})
+        assert "signature method_name to be tensorflow/serving/classify" in reply.json()["error"]
+        assert reply.headers["access-control-allow-origin"] == "*"
+        page = http.get("/metrics").text
+    assert ':tensorflow:serving:request_count{model_name="default",status="INVALID_ARGUMENT"} 1' in page
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/tensorflow.serving.PredictionService/Predict")(b"x" * 2000, timeout=20)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_page_of_metrics_needs_a_rest_port(start, half, tmp_path) -> None:
+    monitoring = tmp_path / "monitoring.txt"
+    monitoring.write_text("prometheus_config { enable: true }")
+    server = start(f"--port={free_port()}", "--host=127.0.0.1", f"--model_base_path={half}",
+                   f"--monitoring_config_file={monitoring}")  # fmt: skip
+    server.wait_for(f"--monitoring_config_file={monitoring}: there is no page of metrics without --rest_api_port")
+    server.wait_for("Running gRPC ModelServer")
+
+
 def test_sigint_while_waiting_for_a_model(start, tmp_path) -> None:
     server = start("--port", str(free_port()), "--host=127.0.0.1", f"--model_base_path={tmp_path / 'nothing'}")
     server.wait_for("Could not find base path")
