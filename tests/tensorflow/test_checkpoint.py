@@ -194,6 +194,16 @@ def test_a_later_run_counts_the_earlier_ones_checkpoints(session: Any, tmp_path:
     assert steps_in(tmp_path) == [2, 3, 4, 5, 6]
 
 
+def test_checkpoints_that_a_dead_writer_forgot_are_dropped_first(session: Any, tmp_path: Path) -> None:
+    save(session, tmp_path, 1, 2, keep=2)
+    state = (tmp_path / "checkpoint").read_bytes()
+    save(session, tmp_path, 3, keep=3)
+    (tmp_path / "checkpoint").write_bytes(state)  # killed after 3 was written, before the state file named it
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "model.ckpt-2")
+    save(session, tmp_path, 4, keep=3)
+    assert steps_in(tmp_path) == [1, 2, 4]
+
+
 def test_a_moved_folder_is_still_a_checkpoint(session: Any, tmp_path: Path) -> None:
     save(session, tmp_path / "a", 3)
     shutil.move(tmp_path / "a", tmp_path / "b")

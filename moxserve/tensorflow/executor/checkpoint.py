@@ -109,6 +109,18 @@ def _named_in_state(folder: str) -> list[str]:
     return [p if is_complete(p) else os.path.join(folder, os.path.basename(p)) for p in named]
 
 
+def _forgotten(folder: str, named: Sequence[str]) -> list[str]:
+    """Checkpoints of ours beside those that the state file names: their writer died before it named or removed them.
+
+    First in line to be dropped. A folder without a state file is not ours, and nothing in it is.
+    """
+    if not named:
+        return []
+    found = glob.glob(os.path.join(glob.escape(folder), f"{_BASENAME}-*.index"))
+    prefixes = {f.removesuffix(".index") for f in found} - set(named)
+    return sorted((p for p in prefixes if is_complete(p)), key=step_in_name)
+
+
 def _open(prefix: str) -> Any:
     try:
         return tf1.train.NewCheckpointReader(prefix)
@@ -270,7 +282,8 @@ class Checkpointer:
         self._folder = folder
         self._keep = keep
         self._saver = tf1.train.Saver(max_to_keep=None, save_relative_paths=True)
-        self._kept = [p for p in _named_in_state(folder) if is_complete(p)]
+        named = [p for p in _named_in_state(folder) if is_complete(p)]
+        self._kept = _forgotten(folder, named) + named
         _sweep(folder)
 
     def save(self, session: Any, global_step: int) -> str:
