@@ -306,6 +306,18 @@ def test_summaries_and_collections_of_the_evaluation_stay_out_of_training(run_in
     assert tags == {"own_TRAIN"}
 
 
+@pytest.mark.parametrize("every", [100, 0])
+def test_the_means_are_written_for_tensorboard(every: int, run_inter: Train, tmp_path: Path) -> None:
+    run_inter(max_number_of_steps=64, log_dir=str(tmp_path), save_summary_steps=every)
+    found = [
+        (event.step, value.tag, pytest.approx(value.simple_value, rel=1e-4))
+        for file in tmp_path.glob("eval/events.out.tfevents.*")
+        for event in tf1.train.summary_iterator(str(file))
+        for value in event.summary.value
+    ]
+    assert found == ([(step, "loss", eval_loss(weights_after(step))) for step in (32, 64)] if every else [])
+
+
 def test_evaluations_are_left_out_of_the_speed_of_training(run_inter: Train, console: Any) -> None:
     def slow_input_fn(mode: str) -> Any:
         x, y = input_fn(mode)
@@ -570,11 +582,18 @@ def test_inputs_that_cannot_be_evaluated(run_inter: Train) -> None:
         dataset = tf1.data.Dataset.from_tensor_slices((X, Y))
         return (dataset if mode == "TRAIN" else dataset.take(0)).make_one_shot_iterator().get_next()
 
+    def unequal(mode: str) -> Any:
+        sizes = tf1.data.Dataset.from_tensor_slices([3, 2] if mode == "EVAL" else [3])
+        size = sizes.repeat(1 if mode == "EVAL" else None).make_one_shot_iterator().get_next()
+        return tf.ones([size]), tf.constant(1.0)
+
     def whole(loss: Any) -> Any:
         return InterHook({"loss": loss}, at=(0,))
 
     with pytest.raises(DataError, match="input_fn gave no rows in EVAL"):
         run_inter(input_fn=empty, model_fn=model_with(whole))
+    with pytest.raises(DataError, match=r"cannot be made a batch: .*\[3\].*\[2\]"):
+        run_inter(input_fn=unequal, model_fn=model_with(whole))
     with pytest.raises(UsageError, match="an input that ends"):
         run_inter(input_fn=lambda mode: input_fn("TRAIN"), model_fn=model_with(whole))
 

@@ -8,6 +8,7 @@ tensors that it asks for are those of its counterpart, which the second call of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from moxserve.tensorflow.executor.hooks import runs_inter_mode
 from moxserve.tensorflow.executor.inputs import InputSource, build_inputs
 from moxserve.tensorflow.executor.loop import Loop
 from moxserve.tensorflow.executor.participants import NEVER, Clock, InterStopped, Participant
-from moxserve.tensorflow.executor.reporters import EvalMeans
+from moxserve.tensorflow.executor.reporters import EvalMeans, add_scalars
 from moxserve.tensorflow.executor.settings import Functions, Settings
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.executor.stepper import Stepper
@@ -98,7 +99,9 @@ def _build(functions: Functions, settings: Settings, devices: Sequence[str], tra
     started = tf1.get_collection(tf1.GraphKeys.TABLE_INITIALIZERS)[known:]
     source.initializers[:0] = [op for op in started if op.type == "MakeIterator"]
     branch = build_branch(functions.model_fn, mode, [list(source.tensors)], devices, after=train)
-    return InterBranch(branch, source, settings.batch_size)
+    writes = settings.log_dir is not None and settings.summary_every is not None
+    folder = os.path.join(str(settings.log_dir), mode.lower()) if writes else None
+    return InterBranch(branch, source, settings.batch_size, folder)
 
 
 @contextmanager
@@ -124,22 +127,25 @@ def _contained(mode: str) -> Iterator[None]:
 
 
 class InterBranch(Participant):
-    """The branch of the intermediate mode. It takes part in training only to learn about the session and the clock.
+    """The branch of the intermediate mode. It takes part in training to learn about the session, the clock and the end.
 
     Args:
         branch: the model in the intermediate mode.
         source: its input.
         batch_size: rows of a step of the run.
+        folder: of the event files that the means are written to, None for none.
 
     Attributes:
         stopped: asked between the steps of an evaluation; True breaks it off.
     """
 
-    def __init__(self, branch: Branch, source: InputSource, batch_size: int) -> None:
+    def __init__(self, branch: Branch, source: InputSource, batch_size: int, folder: str | None) -> None:
         self.branch = branch
         self.stopped: Callable[[], bool] = lambda: False
         self._source = source
         self._batch_size = batch_size
+        self._folder = folder
+        self._writer: Any = None
         self._step_op = tf.group(*branch.inputs, name=f"{branch.mode.lower()}_step")
         first = branch.inputs[0]
         self._rows = None if first.shape.rank in (0, None) else tf.shape(first)[0]
@@ -213,6 +219,11 @@ class InterBranch(Participant):
         """Remember the clock of the training, whose stopwatch an evaluation holds."""
         self._clock = clock
 
+    def finish(self, ok: bool) -> None:
+        """Flush and close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
     # -- running
 
     def run(self, info: Mapping[str, Any], n_steps: int) -> dict[str, float]:
@@ -239,7 +250,11 @@ class InterBranch(Participant):
                 hint="leave .repeat() out of input_fn in this mode, or say how many steps",
             )
         with self._clock.aside():
-            return self._means(info, n_steps or NEVER)
+            means = self._means(info, n_steps or NEVER)
+            if self._folder is not None:
+                self._writer = self._writer or tf1.summary.FileWriter(self._folder)
+                add_scalars(self._writer, means, self._clock.global_step)
+        return means
 
     def _means(self, info: Mapping[str, Any], n_steps: int) -> dict[str, float]:
         means = EvalMeans(info, self._rows)

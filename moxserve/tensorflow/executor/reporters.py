@@ -24,6 +24,7 @@ __all__ = [
     "OutputCollector",
     "SampleRows",
     "SummaryWriter",
+    "add_scalars",
     "log_line",
     "write_scalars",
 ]
@@ -128,7 +129,7 @@ class SummaryWriter(Participant):
 
     def scalars(self, values: Mapping[str, float], global_step: int) -> None:
         """Write plain numbers."""
-        _add_scalars(self._writer, values, global_step)
+        add_scalars(self._writer, values, global_step)
 
     def finish(self, ok: bool) -> None:
         """Flush and close the event file."""
@@ -136,7 +137,8 @@ class SummaryWriter(Participant):
             self._writer.close()
 
 
-def _add_scalars(writer: Any, values: Mapping[str, float], global_step: int) -> None:
+def add_scalars(writer: Any, values: Mapping[str, float], global_step: int) -> None:
+    """Write plain numbers to an open event file."""
     entries = [tf1.Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
     if entries:
         writer.add_summary(tf1.Summary(value=entries), global_step)
@@ -146,7 +148,7 @@ def write_scalars(folder: str, values: Mapping[str, float], global_step: int) ->
     """Write plain numbers as an event file of their own."""
     with tf1.Graph().as_default():  # FileWriter refuses a default graph that somebody left in eager mode
         writer = tf1.summary.FileWriter(folder)
-    _add_scalars(writer, values, global_step)
+    add_scalars(writer, values, global_step)
     writer.close()
 
 
