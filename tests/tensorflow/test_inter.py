@@ -592,7 +592,7 @@ def test_inputs_that_cannot_be_evaluated(run_inter: Train) -> None:
 
     with pytest.raises(DataError, match="input_fn gave no rows in EVAL"):
         run_inter(input_fn=empty, model_fn=model_with(whole))
-    with pytest.raises(DataError, match=r"cannot be made a batch: .*\[3\].*\[2\]"):
+    with pytest.raises(DataError, match=r"cannot be made a batch: .*\[[23]\].*\[[23]\]"):
         run_inter(input_fn=unequal, model_fn=model_with(whole))
     with pytest.raises(UsageError, match="an input that ends"):
         run_inter(input_fn=lambda mode: input_fn("TRAIN"), model_fn=model_with(whole))

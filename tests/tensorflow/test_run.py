@@ -378,7 +378,7 @@ def test_samples_of_different_shapes_are_explained(train: Train) -> None:
     def model_fn(inputs: list[Any], mode: str) -> mox.ModelSpec:
         return mox.ModelSpec(loss=tf1.get_variable("w", []) * tf.reduce_sum(inputs[0]))
 
-    with pytest.raises(DataError, match=r"cannot be made a batch: .*\[3\].*\[2\]") as caught:
+    with pytest.raises(DataError, match=r"cannot be made a batch: .*\[[23]\].*\[[23]\]") as caught:
         train(input_fn=input_fn, model_fn=model_fn)
     assert "auto_batch=False" in str(caught.value)
 
