@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from moxserve.config.models import PluginConfig, path_role
 from moxserve.config.pipeline import FOLDERS, VERSION, PipelineConfig
+from moxserve.config.tree import scalar
 from moxserve.registry import is_target
 
 __all__ = ["config_hash", "to_data", "to_yaml"]
@@ -65,7 +66,14 @@ def _list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
 
 
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    # PyYAML quotes what YAML 1.1 takes for something else; we read YAML 1.2, where 1e3 and 0o7 are numbers, too.
+    plain = scalar(value) == value
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else "'")
+
+
 _Dumper.add_representer(list, _list)
+_Dumper.add_representer(str, _text)
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:

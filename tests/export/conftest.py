@@ -44,7 +44,8 @@ def save_checkpoint() -> Callable[..., str]:
             global_step = tf1.train.get_or_create_global_step()
             placeholders = [tf1.placeholder(tf.dtypes.as_dtype(s.dtype.enum), s.shape) for s in inputs]
             model_fn(placeholders, "TRAIN")
-            session.run([tf1.global_variables_initializer(), global_step.assign(step)])
+            session.run(tf1.global_variables_initializer())
+            session.run(global_step.assign(step))
             for variable in tf1.global_variables():
                 if variable.op.name in (values or {}):
                     variable.load(np.asarray(values[variable.op.name], variable.dtype.as_numpy_dtype), session)
