@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,13 @@ def printed(console: Any, prefix: str = "[VALIDATION METRICS]") -> list[tuple[in
     return [(int(m.group(1)), m.group(2)) for line in console.lines if (m := pattern.fullmatch(line))]
 
 
+def scalars(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """What a folder's event files hold, by step."""
+    files = [str(file) for file in folder.glob("events.out.tfevents.*")]
+    events = [event for file in files for event in tf1.train.summary_iterator(file) if event.summary.value]
+    return sorted(((e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in events), key=lambda e: e[0])
+
+
 # -- what is evaluated, and when
 
 
@@ -156,6 +164,26 @@ def test_samples_in_eval_bounds_the_evaluation_and_the_end_of_the_input_does_too
         assert fifty.got[position]["rows"] == pytest.approx((3 * 32 * 32 + 4 * 4) / 100)
     assert all_rows.got == fifty.got
     assert [hook.began for hook in hooks] == [1, 1, 1, 0, 0, 0]
+
+
+def test_a_hook_may_evaluate_before_and_after_training(run_inter: Train, tmp_path: Path) -> None:
+    class Around(InterHook):
+        def after_create_session(self, session: Any, coord: Any) -> None:
+            self.got.append(self.run_inter())
+
+        def end(self, session: Any) -> None:
+            self.got.append(self.run_inter())
+
+    hooks: list[InterHook] = []
+
+    def make(loss: Any) -> Any:
+        hooks.append(Around({"loss": loss}))
+        return hooks[-1]
+
+    run_inter(model_fn=model_with(make), max_number_of_steps=3, log_dir=str(tmp_path))
+    expected = [{"loss": pytest.approx(eval_loss(weights_after(steps)), rel=1e-4)} for steps in (0, 3)]
+    assert hooks[0].got == expected
+    assert scalars(tmp_path / "eval") == [(0, expected[0]), (3, expected[1])]
 
 
 def test_the_step_is_that_of_this_run(run_inter: Train, console: Any, tmp_path: Path) -> None:
@@ -229,8 +257,8 @@ def normalised_model(library: str, hook: Callable[[Any], Any]) -> Callable[..., 
         else:
             h = tf.keras.layers.BatchNormalization(momentum=0.9, name="bn")(x, training=training)
         w = tf1.get_variable("w", [3], initializer=tf1.random_normal_initializer())
+        h = tf1.layers.dropout(h, 0.2, training=training)
         loss = tf.reduce_mean(tf.square(tf.linalg.matvec(h, w) - y))
-        tf1.summary.scalar("own", loss)
         return mox.ModelSpec(loss=loss, log_info={"loss": loss}, hooks=[hook(loss)] if hook else [])
 
     return model_fn
@@ -240,12 +268,17 @@ def normalised_model(library: str, hook: Callable[[Any], Any]) -> Callable[..., 
 def test_training_is_bit_identical_with_and_without_evaluations(
     library: str, run_inter: Train, tmp_path: Path, console: Any
 ) -> None:
+    def shuffled(mode: str) -> Any:
+        dataset = tf1.data.Dataset.from_tensor_slices((X, Y)).shuffle(200)
+        x, y = (dataset.repeat() if mode == "TRAIN" else dataset).make_one_shot_iterator().get_next()
+        return x + tf1.random_normal([3], stddev=0.1), y
+
     checkpoints = []
     for name, hook, mode in (("with", lambda loss: log_hook({"loss": loss}), "EVAL"), ("without", None, None)):
         with tf1.Graph().as_default():
             tf1.set_random_seed(5)
             result = run_inter(
-                model_fn=normalised_model(library, hook), inter_mode=mode, max_number_of_steps=70,
+                input_fn=shuffled, model_fn=normalised_model(library, hook), inter_mode=mode, max_number_of_steps=70,
                 optimizer_fn=mox.get_optimizer_fn("momentum", learning_rate=0.05), log_dir=str(tmp_path / name),
             )  # fmt: skip
         checkpoints.append(tf1.train.NewCheckpointReader(result.checkpoint))
@@ -309,13 +342,8 @@ def test_summaries_and_collections_of_the_evaluation_stay_out_of_training(run_in
 @pytest.mark.parametrize("every", [100, 0])
 def test_the_means_are_written_for_tensorboard(every: int, run_inter: Train, tmp_path: Path) -> None:
     run_inter(max_number_of_steps=64, log_dir=str(tmp_path), save_summary_steps=every)
-    found = [
-        (event.step, value.tag, pytest.approx(value.simple_value, rel=1e-4))
-        for file in tmp_path.glob("eval/events.out.tfevents.*")
-        for event in tf1.train.summary_iterator(str(file))
-        for value in event.summary.value
-    ]
-    assert found == ([(step, "loss", eval_loss(weights_after(step))) for step in (32, 64)] if every else [])
+    expected = [(n, {"loss": pytest.approx(eval_loss(weights_after(n)), rel=1e-4)}) for n in (32, 64)]
+    assert scalars(tmp_path / "eval") == (expected if every else [])
 
 
 def test_evaluations_are_left_out_of_the_speed_of_training(run_inter: Train, console: Any) -> None:
@@ -330,16 +358,18 @@ def test_evaluations_are_left_out_of_the_speed_of_training(run_inter: Train, con
         return log_hook({"loss": loss}, samples_in_train=BATCH * 5, samples_in_eval=BATCH)
 
     result = run_inter(input_fn=slow_input_fn, model_fn=model_with(make), max_number_of_steps=11, log_every_n_steps=10)
-    assert len(printed(console)) == 2  # each waits for 32 rows of 10 ms or more, on eight threads at most
-    assert result.step_s < 2 * 32 * 0.01 / 8 / 10
+    assert len(printed(console)) == 2
+    waited = 2 * 32 * WAIT_S / 8  # at least: two evaluations of 32 rows, on eight threads at most
+    assert result.step_s < waited / 10
     rates = re.findall(r"step: 10\(.*sample/sec: (\d+\.\d+)", console.text)
-    assert float(rates[0]) > 10 * BATCH / (2 * 32 * 0.01 / 8)
+    assert float(rates[0]) > 10 * BATCH / waited
+
+
+WAIT_S = 0.03
 
 
 def _wait(value: np.ndarray) -> np.ndarray:
-    import time
-
-    time.sleep(0.01)
+    time.sleep(WAIT_S)
     return value
 
 
@@ -447,6 +477,9 @@ def test_a_signal_breaks_an_evaluation_off_and_the_checkpoint_is_written(
         def after_run(self, run_context: Any, run_values: Any) -> None:
             after.append(self.run_inter(1 << 40))
 
+        def end(self, session: Any) -> None:
+            after.append(self.run_inter(1 << 40))
+
     def interrupting_input_fn(mode: str) -> Any:
         x, y = input_fn("TRAIN")
         if mode == "EVAL":
@@ -463,6 +496,7 @@ def test_a_signal_breaks_an_evaluation_off_and_the_checkpoint_is_written(
     ):
         run_inter(input_fn=interrupting_input_fn, model_fn=model_with(make), log_dir=str(tmp_path))
     assert after == []
+    assert "a signal came: the evaluation is broken off after" in console.text
     assert signal.getsignal(signal.SIGTERM) is old
 
 

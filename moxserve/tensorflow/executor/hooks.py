@@ -71,7 +71,8 @@ class AggregativeSessionRunHook(tf1.train.SessionRunHook):
         return step
 
     def run_inter(self, n_steps: int = 0) -> dict[str, float]:
-        """Run the intermediate mode, from the start of its input; no variable changes. Call it in `after_run`.
+        """Run the intermediate mode, from the start of its input; no variable changes. Call it in `after_run`
+        or `end`, or in `after_create_session` to know where training starts.
 
         Args:
             n_steps: how many steps; 0 to the end of the input. The input may end before.

@@ -45,7 +45,7 @@ _CURE = "run(inter_mode=mox.ModeKeys.EVAL)"
 
 
 def build_inter(
-    functions: Functions, settings: Settings, devices: Sequence[str], train: Branch, source: InputSource
+    functions: Functions, settings: Settings, devices: Sequence[str], train: Branch, clock: Clock
 ) -> InterBranch | None:
     """Build the branch of `settings.inter_mode` into the current graph, and give it to the hooks that run it.
 
@@ -54,7 +54,7 @@ def build_inter(
         settings: of the run.
         devices: device strings, as for `train`.
         train: the branch of the run's own mode.
-        source: the input of `train`.
+        clock: of the run.
 
     Returns:
         None where there is nothing to run: no `inter_mode`, no hook that runs it, or a run that does not train.
@@ -86,7 +86,8 @@ def build_inter(
         return None
     with _contained(mode):
         inter = _build(functions, settings, devices, train)
-    inter.bind(hooks, forbidden={tensor.op.name for tensor in source.tensors})
+    inter.clock = clock
+    inter.bind(hooks, forbidden={tensor.op.name for tensor in train.inputs})
     return inter
 
 
@@ -127,7 +128,7 @@ def _contained(mode: str) -> Iterator[None]:
 
 
 class InterBranch(Participant):
-    """The branch of the intermediate mode. It takes part in training to learn about the session, the clock and the end.
+    """The branch of the intermediate mode. It takes part in training only to learn about the session.
 
     Args:
         branch: the model in the intermediate mode.
@@ -136,11 +137,13 @@ class InterBranch(Participant):
         folder: of the event files that the means are written to, None for none.
 
     Attributes:
+        clock: of the run, whose stopwatch an evaluation holds.
         stopped: asked between the steps of an evaluation; True breaks it off.
     """
 
     def __init__(self, branch: Branch, source: InputSource, batch_size: int, folder: str | None) -> None:
         self.branch = branch
+        self.clock = Clock()
         self.stopped: Callable[[], bool] = lambda: False
         self._source = source
         self._batch_size = batch_size
@@ -150,7 +153,6 @@ class InterBranch(Participant):
         first = branch.inputs[0]
         self._rows = None if first.shape.rank in (0, None) else tf.shape(first)[0]
         self._session: Any = None
-        self._clock = Clock()
 
     # -- who asks for what
 
@@ -215,12 +217,8 @@ class InterBranch(Participant):
         self._session = session
         self._stepper = Stepper(session, self._step_op, Clock(counts_globally=False))
 
-    def train_start(self, clock: Clock) -> None:
-        """Remember the clock of the training, whose stopwatch an evaluation holds."""
-        self._clock = clock
-
-    def finish(self, ok: bool) -> None:
-        """Flush and close the event file."""
+    def close(self) -> None:
+        """Flush and close the event file; not at `finish`, because a hook may evaluate in its `end`."""
         if self._writer is not None:
             self._writer.close()
 
@@ -243,24 +241,32 @@ class InterBranch(Participant):
             InterStopped: a signal came.
         """
         if self._session is None:
-            raise ModelSpecError("run_inter() was called before the session was there", hint="call it in after_run")
+            raise ModelSpecError(
+                "run_inter() was called before the session was there", hint="call it in after_run or end"
+            )
         if n_steps < 0 or (n_steps == 0 and self._source.endless):
             raise UsageError(
                 f"run_inter(n_steps={n_steps!r}): expected a number of steps, or 0 for an input that ends",
                 hint="leave .repeat() out of input_fn in this mode, or say how many steps",
             )
-        with self._clock.aside():
+        with self.clock.aside():
             means = self._means(info, n_steps or NEVER)
-            if self._folder is not None:
-                self._writer = self._writer or tf1.summary.FileWriter(self._folder)
-                add_scalars(self._writer, means, self._clock.global_step)
+            self._write(means)
         return means
+
+    def _write(self, means: Mapping[str, float]) -> None:
+        if self._folder is None:
+            return
+        if self._writer is None:  # named apart from a run of EVAL, which writes here and may do so in the same second
+            self._writer = tf1.summary.FileWriter(self._folder, filename_suffix=".inter")
+        add_scalars(self._writer, means, self.clock.global_step)
 
     def _means(self, info: Mapping[str, Any], n_steps: int) -> dict[str, float]:
         means = EvalMeans(info, self._rows)
         self._source.start(self._session)
         clock = self._stepper.clock = Clock(counts_globally=False, steps_per_epoch=n_steps)
         if Loop(self._stepper, [means], clock, self.stopped).run() == "signal":
+            tf1.logging.warning("a signal came: the evaluation is broken off after %d steps", clock.run_step)
             raise InterStopped
         if not clock.run_step:
             raise DataError(

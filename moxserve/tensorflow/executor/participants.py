@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -214,16 +214,17 @@ class HookParticipant(Participant):
 
     def step_args(self, context: StepContext) -> Any:
         """Call `hook.before_run`."""
-        return self.hook.before_run(context)
+        with suppress(InterStopped):
+            return self.hook.before_run(context)
+        return None
 
     def step_values(self, context: StepContext, values: Any) -> None:
         """Call `hook.after_run`; a signal in an evaluation ends the hook's work, and the loop sees the signal next."""
-        try:
+        with suppress(InterStopped):
             self.hook.after_run(context, values)
-        except InterStopped:
-            return
 
     def finish(self, ok: bool) -> None:
         """Call `hook.end`, as MonitoredSession does: not after an error."""
         if ok and self._session is not None:
-            self.hook.end(self._session)
+            with suppress(InterStopped):
+                self.hook.end(self._session)

@@ -180,7 +180,7 @@ class _Job:
         inputs = [list(self.source.tensors)]
         self.branch: Branch = build_branch(self.functions.model_fn, settings.mode, inputs, self.topology.devices)
         self.step_op = self._step_op()
-        self.inter = build_inter(self.functions, settings, self.topology.devices, self.branch, self.source)
+        self.inter = build_inter(self.functions, settings, self.topology.devices, self.branch, self.clock)
         self.participants = self._participants()
 
     def _step_op(self) -> Any:
@@ -285,6 +285,8 @@ class _Job:
             self._sample_unstepped(session)
             return reason, guard.signum if reason == "signal" else 0
         finally:
+            if self.inter is not None:
+                self.inter.close()
             coordinator.request_stop()
             session.close()  # unblocks threads that wait in a queue
             coordinator.join(threads, stop_grace_period_secs=5, ignore_live_threads=True)
