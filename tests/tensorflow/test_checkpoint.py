@@ -204,6 +204,18 @@ def test_checkpoints_that_a_dead_writer_forgot_are_dropped_first(session: Any, t
     assert steps_in(tmp_path) == [1, 2, 4]
 
 
+def test_tensorflow_itself_finds_the_checkpoint_of_a_relative_folder(
+    session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(session, Path("runs/a"), 1, 2)
+    assert tf1.train.latest_checkpoint("runs/a") == "runs/a/model.ckpt-2"
+    assert tf1.train.get_checkpoint_state("runs/a").all_model_checkpoint_paths == [
+        "runs/a/model.ckpt-1",
+        "runs/a/model.ckpt-2",
+    ]
+
+
 def test_a_moved_folder_is_still_a_checkpoint(session: Any, tmp_path: Path) -> None:
     save(session, tmp_path / "a", 3)
     shutil.move(tmp_path / "a", tmp_path / "b")

@@ -107,6 +107,8 @@ def test_a_signal_saves_ends_the_hooks_and_says_so(
     assert process.returncode == code
     assert out.split() == ["end"]
     assert "Traceback" not in err
+    assert f"stopped by {signal.Signals(signum).name} after step" in err
+    assert "run it again to go on from there" in err
     saved = latest_checkpoint(tmp_path)
     assert saved is not None
     assert step_in_name(saved) > 10

@@ -312,12 +312,15 @@ class Checkpointer:
         return prefix
 
     def _write_state(self) -> None:
-        state = tf1.train.generate_checkpoint_state_proto(
-            self._folder,
+        from google.protobuf import text_format
+        from tensorflow.python.training.checkpoint_state_pb2 import CheckpointState
+
+        # Names relative to the folder, which may be moved. TensorFlow's own function for this takes a relative path for
+        # one from the current directory.
+        state = CheckpointState(
             model_checkpoint_path=os.path.basename(self._kept[-1]),
             all_model_checkpoint_paths=[os.path.basename(p) for p in self._kept],
         )
-        from google.protobuf import text_format
 
         atomic_write(os.path.join(self._folder, _STATE), text_format.MessageToString(state))
 

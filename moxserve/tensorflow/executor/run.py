@@ -332,7 +332,9 @@ class _Job:
         state = f"checkpoint {saved} is written" if saved else "nothing was saved"
         hint = "run it again to go on from there" if saved else "with log_dir a checkpoint would be written"
         step = self.clock.global_step if self.training else self.clock.run_step
-        return InterruptedRunError(f"stopped by {name} after step {step}; {state}", signum, hint=hint)
+        message = f"stopped by {name} after step {step}; {state}"
+        tf1.logging.warning("%s; %s", message, hint)  # a script that does not catch the error ends without a word
+        return InterruptedRunError(message, signum, hint=hint)
 
     def _result(self, reason: str) -> RunResult:
         written = self.writer.prefix if self.writer is not None else None
