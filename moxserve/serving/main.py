@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import logging
 import os
 import socket
@@ -17,7 +18,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from moxserve.errors import Unavailable, UsageError
+from moxserve.errors import MissingExtraError, Unavailable, UsageError
 from moxserve.serving import backends, warmup
 from moxserve.serving.dataplane import DataPlane
 from moxserve.serving.grpc.server import GrpcServer
@@ -86,9 +87,11 @@ class Server:
 
         Raises:
             UsageError: an address makes no sense.
+            MissingExtraError: a package that these options need is not installed.
             Unavailable: an address cannot be bound, or `stop` was called meanwhile.
             UnknownError: a model did not become available.
         """
+        _require_packages(self.options)
         for flag, address in (("--port", self.options.grpc_address), ("--rest_api_port", self.options.rest_address)):
             if address:
                 # Loading may take minutes: a port that is taken is told before, not after.
@@ -171,6 +174,16 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _require_packages(options: ServerOptions) -> None:
+    # As with the addresses: told before the models are loaded, not after.
+    for wanted, module, package, what in (
+        (options.rest_address, "uvicorn", "uvicorn", "the REST API"),
+        (options.grpc.health, "grpc_health", "grpcio-health-checking", "the health service"),
+    ):
+        if wanted and importlib.util.find_spec(module) is None:
+            raise MissingExtraError(package, "serve", what)
 
 
 def split_address(address: str) -> tuple[str, int]:

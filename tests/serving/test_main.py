@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from moxserve.errors import Unavailable, UsageError
+from moxserve.errors import MissingExtraError, Unavailable, UsageError
 from moxserve.protocol import messages
 from moxserve.protocol.tensors import from_proto, to_proto
 from moxserve.serving.flags import FLAGS
@@ -104,6 +105,18 @@ def test_health(linear_base, serve) -> None:
         for service in ("", "ModelService", "PredictionService"):
             reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize(("module", "told"), [("uvicorn", "the REST API"), ("grpc_health", "the health service")])
+def test_packages_that_are_missing_are_told_before_loading(
+    linear_base, options: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog, module: str, told: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    server = Server(options(linear_base, grpc=GrpcOptions(health=True)))
+    with pytest.raises(MissingExtraError, match=rf"{told} needs .*\n.*moxserve\[serve\]"):
+        server.start()
+    assert "Loading servable" not in caplog.text
+    assert server.grpc_port == 0
 
 
 def test_stop_lets_requests_finish_on_both_transports(slow_base, options: Callable[..., Any]) -> None:
