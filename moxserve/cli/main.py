@@ -121,4 +121,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         # The reader of our output is gone (`moxserve ... | head`): nothing to tell, and nothing to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # A full disk, a read-only folder: no fault of the program, and the system's words say it all.
+        if verbose:
+            raise
+        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(error, err=True)
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -53,6 +54,16 @@ def test_errors_become_one_line_and_a_status(error, status, monkeypatch, capsys)
     assert caught.value.code == status
     expected = f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else "")
     assert capsys.readouterr().err == expected
+
+
+def test_what_the_system_refuses_is_one_line(run_moxserve) -> None:
+    if not os.path.isdir("/proc/self"):
+        pytest.skip("no /proc, where nobody may make a directory")
+    done = run_moxserve("data", "digits", "--out", "/proc/digits")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: [Errno ")
+    assert "/proc" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_verbose_shows_the_traceback(monkeypatch) -> None:
