@@ -69,6 +69,7 @@ __all__ = [
     "VerificationError",
     "VersionExistsError",
     "did_you_mean",
+    "first_line",
     "serving_error",
     "status_name",
 ]
@@ -403,3 +404,14 @@ class InterruptedRunError(MoxserveError, SystemExit):
         super().__init__(message, hint=hint)
         self.signum = signum
         self.code = 128 + signum
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says in one line; of TensorFlow's long messages the line that tells the cause."""
+    text = str(getattr(error, "message", None) or error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if type(error).__module__.startswith("tensorflow"):
+        # "Graph execution error:", where the node was made, "Node: ...", the cause, "[[{{node ...}}]]", and
+        # a "Hint:" on memory that TensorFlow also gives when the disk is full.
+        lines = [line for line in lines if not line.startswith(("[[", "Hint:"))][-1:]
+    return lines[0] if lines else "no message"

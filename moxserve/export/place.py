@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from moxserve.errors import ExportError, MoxserveError
+from moxserve.errors import ExportError, MoxserveError, first_line
 
 __all__ = ["place"]
 
@@ -37,8 +37,7 @@ def place(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         if _is_tensorflow_error(error) or isinstance(error, OSError):
-            text = str(getattr(error, "message", "") or error).strip()
-            wrapped = ExportError(f"{what}: {type(error).__name__}: {text}")
+            wrapped = ExportError(f"{what}: {type(error).__name__}: {first_line(error)}")
             setattr(wrapped, _PLACED, True)
             raise wrapped from error
         if getattr(error, _PLACED, False):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from moxserve.config.models import PluginConfig
 from moxserve.config.pipeline import LoadedPipeline
-from moxserve.errors import ConfigError, InterruptedRunError, MissingExtraError, MoxserveError
+from moxserve.errors import ConfigError, InterruptedRunError, MissingExtraError, MoxserveError, first_line
 from moxserve.pipeline.slots import ParameterError
 
 __all__ = ["StageError", "Talk", "first_line", "silent", "stage"]
@@ -73,15 +73,6 @@ def stage(
 
 def _is_tensorflow(error: BaseException) -> bool:
     return type(error).__module__.startswith("tensorflow")
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says in one line; of TensorFlow's long messages the line that tells the cause."""
-    lines = [line.strip() for line in str(getattr(error, "message", error)).splitlines() if line.strip()]
-    if _is_tensorflow(error):
-        # "Graph execution error:", where the node was made, "Node: ...", the cause, "[[{{node ...}}]]"
-        lines = [line for line in lines if not line.startswith("[[")][-1:]
-    return lines[0] if lines else "no message"
 
 
 def _place(error: Exception) -> str:

@@ -97,6 +97,22 @@ def test_a_bad_checkpoint_leaves_nothing(damage: str, half_job: ExportJob, expor
     assert not os.path.exists(half_job.base_dir)
 
 
+def test_tensorflows_long_messages_become_the_line_that_tells_the_cause() -> None:
+    import tensorflow as tf
+
+    from moxserve.export.place import place
+
+    message = (
+        "Graph execution error:\n\nDetected at node 'save/SaveV2' defined at (most recent call last):\n"
+        "Node: 'save/SaveV2'\nvariables.data; No space left on device\n\t [[{{node save/SaveV2}}]]\n"
+        "Hint: If you want to see a list of allocated tensors when OOM happens, add this option.\n"
+    )
+    with pytest.raises(ExportError) as caught, place("writing the SavedModel"):
+        raise tf.errors.ResourceExhaustedError(None, None, message)
+    expected = "writing the SavedModel: ResourceExhaustedError: variables.data; No space left on device"
+    assert caught.value.message == expected
+
+
 def test_a_file_in_the_place_of_the_base_directory_is_told(half_job: ExportJob, export: Any) -> None:
     Path(half_job.base_dir).write_text("a file")
     with pytest.raises(ExportError, match=r"publishing the version: .*exists"):
