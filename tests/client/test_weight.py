@@ -9,7 +9,7 @@ import sys
 import pytest
 
 HEAVY = [
-    "tensorflow", "pandas", "locust", "rich", "gevent", "PIL", "click", "pydantic", "yaml", "starlette", "uvicorn",
+    "tensorflow", "pandas", "locust", "rich", "gevent", "PIL", "click", "pydantic", "yaml", "uvicorn",
     "onnxruntime", "sklearn", "keras",
 ]  # fmt: skip
 

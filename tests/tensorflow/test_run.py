@@ -468,3 +468,13 @@ def test_metrics_of_an_empty_evaluation_are_nan(train: Train, linear: Any, tmp_p
     result = mox.run(empty, None, linear.model_fn, run_mode="EVAL", batch_size=4, log_dir=str(tmp_path))
     assert result.local_steps == 0
     assert math.isnan(result.metrics["loss"])
+
+
+def test_evaluation_summaries_lie_beside_those_of_training(linear: Any, train: Any, tmp_path: Path) -> None:
+    trained = train(log_dir=str(tmp_path / "run"), max_number_of_steps=2)
+    common = {"input_fn": linear.input_fn, "model_fn": linear.model_fn, "run_mode": "EVAL", "batch_size": 10}
+    mox.run(**common, log_dir=str(tmp_path / "run"), max_number_of_steps=1)
+    mox.run(**common, log_dir=str(tmp_path / "apart"), checkpoint_path=trained.checkpoint, max_number_of_steps=1)
+    assert list((tmp_path / "run" / "eval").glob("events.out.tfevents.*"))
+    assert list((tmp_path / "apart").glob("events.out.tfevents.*"))
+    assert not (tmp_path / "apart" / "eval").exists()

@@ -365,8 +365,11 @@ class _Job:
         values = means.means
         text = "\t".join(f"{name}: {value:.3f}" for name, value in values.items())
         tf1.logging.info("evaluated %d steps (global step: %d)\t%s", self.clock.run_step, self.clock.global_step, text)
-        if self.settings.log_dir is not None and self.clock.run_step:
-            reporters.write_scalars(os.path.join(self.settings.log_dir, "eval"), values, self.clock.global_step)
+        folder = self.settings.log_dir
+        if folder is not None and self.clock.run_step:
+            # Apart from the curves of the training run whose folder this is; TensorBoard shows the two side by side.
+            folder = os.path.join(folder, "eval") if self.resume is not None else folder
+            reporters.write_scalars(folder, values, self.clock.global_step)
         return values
 
     def _export(self, checkpoint: str | None) -> Any:
