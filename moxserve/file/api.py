@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 from moxserve.errors import DataError, UsageError
-from moxserve.file.atomic import atomic_write
+from moxserve.file.atomic import atomic_open, atomic_write
 
 Url = str | bytes | os.PathLike[str]
 
@@ -233,7 +233,7 @@ def rename(src_url: Url, dst_url: Url) -> None:
 
 
 def copy(src_url: Url, dst_url: Url, client_id: str | None = None) -> None:
-    """Copy one file.
+    """Copy one file; the target is replaced at once, when all of it is there.
 
     Raises:
         MoxFileNotExistsException: the source is not there.
@@ -243,7 +243,11 @@ def copy(src_url: Url, dst_url: Url, client_id: str | None = None) -> None:
     if os.path.isdir(src):
         raise IsADirectoryError(f"{src!r} is a directory; copy_parallel copies directories")
     try:
-        shutil.copyfile(src, dst)
+        if os.path.exists(dst) and not os.path.isfile(dst):
+            shutil.copyfile(src, dst)  # a device is written to, not replaced; a directory is refused
+            return
+        with open(src, "rb") as data, atomic_open(dst) as out:
+            shutil.copyfileobj(data, out, 1 << 20)
     except FileNotFoundError:
         raise _missing(src if not os.path.exists(src) else os.path.dirname(dst)) from None
 

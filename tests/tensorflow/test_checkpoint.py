@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 import moxserve.tensorflow as mox
 from moxserve.errors import CheckpointError, UsageError
+from moxserve.tensorflow.executor import lock
 from moxserve.tensorflow.executor.checkpoint import Checkpointer, latest_checkpoint, restore
 from moxserve.tensorflow.executor.env import tf, tf1
 
@@ -269,3 +272,27 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(session: Any, tm
     with pytest.raises(CheckpointError, match="cannot write checkpoint"):
         writer.save(session, 2)
     assert latest_checkpoint(tmp_path) == str(tmp_path / "model.ckpt-1")
+
+
+def test_one_training_at_a_time_in_a_folder(train: Train, tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UsageError, match=f"process {holder.pid} is training into it"):
+        train(log_dir=str(tmp_path))
+    holder.kill()
+    holder.communicate()
+    train(log_dir=str(tmp_path))  # the lock went with its process
+    with lock.held(str(tmp_path)), pytest.raises(UsageError, match="another run of this process"):
+        train(log_dir=str(tmp_path))
+
+
+HOLD = """
+import sys
+from moxserve.tensorflow.executor import lock
+with lock.held(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from moxserve.errors import CheckpointError, UsageError
+from moxserve.errors import CheckpointError, UsageError, first_line
 from moxserve.file import atomic_write
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.train_op import matches
@@ -306,7 +306,7 @@ class Checkpointer:
             dropped, self._kept = self._kept[: -self._keep], self._kept[-self._keep :]
             self._write_state()
         except (tf.errors.OpError, OSError) as error:
-            raise CheckpointError(f"cannot write checkpoint {prefix!r}: {error}") from error
+            raise CheckpointError(f"cannot write checkpoint {prefix!r}: {first_line(error)}") from error
         for old in dropped:
             _remove(old)
         return prefix

@@ -6,6 +6,7 @@ result, and the export call after it. Each is a method of `_Job`, in this order.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 from moxserve.errors import CheckpointError, InterruptedRunError, UsageError
 from moxserve.tensorflow.executor import checkpoint as checkpoints
-from moxserve.tensorflow.executor import reporters
+from moxserve.tensorflow.executor import lock, reporters
 from moxserve.tensorflow.executor.branch import Branch, build_branch
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf, tf1
@@ -146,6 +147,21 @@ class _Job:
 
     def execute(self) -> RunResult:
         """Build, open, loop, close, export."""
+        with contextlib.ExitStack() as stack:
+            if self._checkpoint_dir is not None:
+                stack.enter_context(lock.held(self._checkpoint_dir))
+            reason, signum = self._run()
+        if signum:
+            raise self._interrupted(signum)
+        return self._result(reason)
+
+    @property
+    def _checkpoint_dir(self) -> str | None:
+        """Where this run writes checkpoints; None if it does not."""
+        return self.settings.log_dir if self.training and self.topology.is_chief else None
+
+    def _run(self) -> tuple[str, int]:
+        """Build, open and loop; tells why the run ended, and the signal that ended it (0 for none)."""
         graph = tf1.Graph()
         graph.seed = tf1.get_default_graph().seed  # a script's tf.set_random_seed was for the graph it knew
         with graph.as_default():
@@ -157,10 +173,7 @@ class _Job:
             graph.finalize()
             with tf1.Session(graph=graph, config=self.topology.session_config()) as session:
                 self._initialise(session, initial, variables)
-                reason, signum = self._run_loop(session)
-        if signum:
-            raise self._interrupted(signum)
-        return self._result(reason)
+                return self._run_loop(session)
 
     # -- graph
 
@@ -204,10 +217,11 @@ class _Job:
         listed += [p for p in (self.samples, self.console, self.means) if p is not None]
         if self.functions.output_fn is not None:
             listed.append(reporters.OutputCollector(spec.output_info, self.functions.output_fn, settings.output_every))
-        if self.training and settings.log_dir is not None and self.topology.is_chief:
+        folder = self._checkpoint_dir
+        if folder is not None:
             if settings.summary_every is not None:
-                listed.append(reporters.SummaryWriter(settings.log_dir, settings.summary_every, spec.log_info))
-            self.writer = reporters.CheckpointWriter(checkpoints.Checkpointer(settings.log_dir), settings.save_every)
+                listed.append(reporters.SummaryWriter(folder, settings.summary_every, spec.log_info))
+            self.writer = reporters.CheckpointWriter(checkpoints.Checkpointer(folder), settings.save_every)
             listed.append(self.writer)
         # A hook that runs the intermediate mode has nothing to do in a run without one.
         hooks = [hook for hook in spec.hooks if self.inter is not None or not runs_inter_mode(hook)]
