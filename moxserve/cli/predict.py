@@ -48,7 +48,7 @@ Examples:
 )
 @click.option("--local", "local_dir", metavar="DIR", help="Run the model of this directory here, without a server.")
 @click.option("--model", metavar="NAME[:VERSION|@LABEL]", help="Which model; with --local its name is the folder's.")
-@click.option("--input", "source", required=True, metavar="PATH", help="The data set.")
+@click.option("--input", "source", required=True, metavar="PATH", type=click.Path(exists=True), help="The data set.")
 @click.option("--output", required=True, metavar="FILE", help="JSONL file to write; appears when it is complete.")
 @click.option("--signature", default="serving_default", show_default=True, help="Key of the signature.")
 @click.option("--outputs", metavar="A,B", help="Write only these outputs.")

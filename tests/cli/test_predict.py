@@ -180,3 +180,19 @@ def test_server_that_goes_away(toy_base, tmp_path, free_port) -> None:
     assert err.startswith("error: nobody answers at ")
     assert f"rows; '{tmp_path / 'o.jsonl'}' was not written)" in err
     assert [p.name for p in tmp_path.iterdir()] == ["r.jsonl"]
+
+
+def test_a_data_set_that_is_not_there_is_told_before_anybody_is_asked(run_moxserve, tmp_path) -> None:
+    done = run_moxserve(
+        "predict",
+        "--grpc",
+        "127.0.0.1:1",
+        "--model",
+        "m",
+        "--input",
+        tmp_path / "nope",
+        "--output",
+        tmp_path / "o.jsonl",
+    )
+    assert done.returncode == 2
+    assert f"Path '{tmp_path / 'nope'}' does not exist" in done.stderr
