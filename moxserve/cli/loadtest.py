@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moxserve.cli.address import address_options, server_target
+
 if TYPE_CHECKING:
     from moxserve_loadtests.limits import Limit
     from moxserve_loadtests.results import LoadResult
@@ -39,22 +41,7 @@ speaks of failures.
 
 
 @click.command(epilog=_EPILOG)
-@click.option(
-    "--grpc",
-    "grpc_address",
-    metavar="HOST:PORT",
-    envvar="MOXSERVE_GRPC",
-    show_envvar=True,
-    help="gRPC address of the server.",
-)
-@click.option(
-    "--rest",
-    "rest_url",
-    metavar="URL",
-    envvar="MOXSERVE_REST",
-    show_envvar=True,
-    help="REST address, http://HOST:PORT.",
-)
+@address_options
 @click.option("--model", required=True, metavar="NAME[:VERSION|@LABEL]", help="Which model.")
 @click.option("--signature", default="serving_default", show_default=True, help="Key of the signature.")
 @click.option("--users", type=click.IntRange(1), default=8, show_default=True,
@@ -114,10 +101,7 @@ def loadtest(
 def _target(grpc_address: str | None, rest_url: str | None) -> str:
     if bool(grpc_address) == bool(rest_url):
         raise click.UsageError(f"Give one of --grpc HOST:PORT, --rest URL; got {'both' if rest_url else 'none'}.")
-    if rest_url:
-        return rest_url if "://" in rest_url else f"http://{rest_url}"
-    address = grpc_address or ""
-    return address if "://" in address or address.startswith("unix:") else f"grpc://{address}"
+    return server_target(grpc_address, rest_url)
 
 
 def _check_report(report: str | None) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moxserve.cli.address import address_options, server_target
+
 if TYPE_CHECKING:
     from moxserve.client import Client
     from moxserve.predict import PredictJob, PredictSummary
@@ -30,22 +32,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.option(
-    "--grpc",
-    "grpc_address",
-    metavar="HOST:PORT",
-    envvar="MOXSERVE_GRPC",
-    show_envvar=True,
-    help="gRPC address of the server.",
-)
-@click.option(
-    "--rest",
-    "rest_url",
-    metavar="URL",
-    envvar="MOXSERVE_REST",
-    show_envvar=True,
-    help="REST address, http://HOST:PORT.",
-)
+@address_options
 @click.option("--local", "local_dir", metavar="DIR", help="Run the model of this directory here, without a server.")
 @click.option("--model", metavar="NAME[:VERSION|@LABEL]", help="Which model; with --local its name is the folder's.")
 @click.option("--input", "source", required=True, metavar="PATH", type=click.Path(exists=True), help="The data set.")
@@ -125,10 +112,7 @@ def _target(
         return f"local:{local_dir}", model or os.path.basename(os.path.abspath(local_dir))
     if not model:
         raise click.UsageError("Missing option '--model': which model of the server?")
-    if rest_url:
-        return (rest_url if "://" in rest_url else f"http://{rest_url}"), model
-    address = grpc_address or ""
-    return (address if "://" in address or address.startswith("unix:") else f"grpc://{address}"), model
+    return server_target(grpc_address, rest_url), model
 
 
 @contextlib.contextmanager

@@ -26,7 +26,15 @@ from moxserve.file.api import (
     walk,
     write,
 )
-from moxserve.file.atomic import atomic_open, atomic_write, fsync_directory, publish_directory, staging_directory, sweep
+from moxserve.file.atomic import (
+    atomic_open,
+    atomic_write,
+    fsync_directory,
+    fsync_path,
+    publish_directory,
+    staging_directory,
+    sweep,
+)
 
 __all__ = [
     "File",
@@ -39,6 +47,7 @@ __all__ = [
     "copy_parallel",
     "exists",
     "fsync_directory",
+    "fsync_path",
     "get_size",
     "glob",
     "is_directory",

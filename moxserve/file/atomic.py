@@ -26,6 +26,7 @@ __all__ = [
     "atomic_open",
     "atomic_write",
     "fsync_directory",
+    "fsync_path",
     "publish_directory",
     "staging_directory",
     "sweep",
@@ -63,7 +64,8 @@ def _host() -> str:
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]
 
 
-def _fsync_path(path: str) -> None:
+def fsync_path(path: str) -> None:
+    """Flush what was written to a file, or the entries of a directory, to disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -73,7 +75,7 @@ def _fsync_path(path: str) -> None:
 
 def fsync_directory(path: str) -> None:
     """Flush a directory's entries, so that a rename in it survives a power cut."""
-    _fsync_path(path)
+    fsync_path(path)
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
@@ -147,8 +149,8 @@ def publish_directory(staged: str, final: str) -> None:
     """
     for folder, _, files in os.walk(staged):
         for name in files:
-            _fsync_path(os.path.join(folder, name))
-        _fsync_path(folder)
+            fsync_path(os.path.join(folder, name))
+        fsync_path(folder)
     try:
         os.rename(staged, final)
     except OSError as error:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from moxserve.errors import CheckpointError, UsageError, first_line
-from moxserve.file import atomic_write
+from moxserve.file import atomic_write, fsync_directory, fsync_path, sweep
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.train_op import matches
 
@@ -269,16 +269,10 @@ class Checkpointer:
     Args:
         folder: made if missing; leavings of writers that died are removed.
         keep: how many checkpoints stay.
-
-    Raises:
-        UsageError: the folder cannot be made.
     """
 
     def __init__(self, folder: str, keep: int = 5) -> None:
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"log_dir={folder!r} cannot be a folder for checkpoints: {error}") from error
+        os.makedirs(folder, exist_ok=True)
         self._folder = folder
         self._keep = keep
         self._saver = tf1.train.Saver(max_to_keep=None, save_relative_paths=True)
@@ -300,8 +294,8 @@ class Checkpointer:
         try:
             self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
             for path in (f"{prefix}.index", *glob.glob(f"{glob.escape(prefix)}.data-*-of-*")):
-                _flush(path)
-            _flush(self._folder)
+                fsync_path(path)
+            fsync_directory(self._folder)
             self._kept = [p for p in self._kept if p != prefix] + [prefix]
             dropped, self._kept = self._kept[: -self._keep], self._kept[-self._keep :]
             self._write_state()
@@ -325,14 +319,6 @@ class Checkpointer:
         atomic_write(os.path.join(self._folder, _STATE), text_format.MessageToString(state))
 
 
-def _flush(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _remove(prefix: str) -> None:
     """Remove a checkpoint, index first: without an index nobody takes the rest for one."""
     for path in (f"{prefix}.index", f"{prefix}.meta", *glob.glob(f"{glob.escape(prefix)}.data-*-of-*")):
@@ -342,8 +328,6 @@ def _remove(prefix: str) -> None:
 
 def _sweep(folder: str) -> None:
     """Remove what writers that died in the middle of a checkpoint left behind."""
-    from moxserve.file import sweep
-
     sweep(folder)
     for path in glob.glob(os.path.join(glob.escape(folder), f"{_BASENAME}-*")):
         if ".tempstate" in os.path.basename(path):
