@@ -157,6 +157,7 @@ def serve_until_signal(options: Any) -> None:
     except Exception:
         if not asked.is_set():
             raise
+        logger.debug("the start ended because the server was told to stop", exc_info=True)
     while not server.wait(0.5):
         pass
 
