@@ -1,7 +1,8 @@
-"""Take the wire descriptors out of the installed tensorflow-serving-api (`python -m moxserve.protocol.extract`).
+"""Take the wire descriptors out of the installed client packages (`python -m moxserve.protocol.extract`).
 
-A development tool: it imports TensorFlow. The result, `descriptors.binpb`, is a FileDescriptorSet with every file that
-the listed roots need, options and comments left as the wheel has them. A test keeps file and wheel equal.
+They are tensorflow-serving-api and, for the Open Inference Protocol, tritonclient. A development tool: it imports
+TensorFlow. The result, `descriptors.binpb`, is a FileDescriptorSet with every file that the listed roots need, options
+and comments left as the wheels have them. A test keeps file and wheels equal.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ ROOTS = (
     "tensorflow.core.framework.tensor_pb2",
     "tensorflow.core.protobuf.meta_graph_pb2",
     "tensorflow.core.protobuf.saved_model_pb2",
+    "tritonclient.grpc.service_pb2",
 )
 
 

@@ -1,6 +1,8 @@
-"""The protobuf messages of TensorFlow Serving, made from descriptors in a private pool.
+"""The protobuf messages of TensorFlow Serving and of the Open Inference Protocol, from descriptors in a private pool.
 
 Names are resolved on first use: `messages.PredictRequest()`, `messages.SignatureDefMap()`, `messages.TensorProto()`.
+Those of the Open Inference Protocol, of which some have the same short name, by their full one:
+`messages.by_full_name("inference.ModelInferRequest")`.
 The pool is our own, so these classes live beside TensorFlow's and tensorflow-serving-api's in one process; a message
 crosses from one pool to the other as bytes only. Full names are the original ones, so the bytes are the same.
 """
