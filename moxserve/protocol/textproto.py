@@ -1,7 +1,7 @@
-"""Configuration files in protobuf text format, and the two messages that no Python package carries.
+"""Configuration files in protobuf text format, and the messages that no Python package carries.
 
-`MonitoringConfig` and `SSLConfig` of the original are not in the tensorflow-serving-api wheel; their few fields are
-declared here, under their own names.
+`MonitoringConfig`, `SSLConfig` and `BatchingParameters` of the original are not in the tensorflow-serving-api wheel;
+their few fields are declared here, under their own names.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 
 from moxserve import file
 from moxserve.errors import ConfigError, ConfigProblem, UsageError
 from moxserve.protocol import messages
 
-__all__ = ["monitoring_config", "read_text", "ssl_config"]
+__all__ = ["batching_parameters", "monitoring_config", "read_text", "ssl_config"]
 
 _PACKAGE = "tensorflow.serving"
 _FIELDS = {
@@ -26,6 +26,18 @@ _FIELDS = {
         ("server_cert", "TYPE_STRING"),
         ("custom_ca", "TYPE_STRING"),
         ("client_verify", "TYPE_BOOL"),
+    ),
+    # Scalars in a message of their own, `max_batch_size { value: 8 }`, so that 0 differs from nothing.
+    "BatchingParameters": (
+        ("max_batch_size", "Int64Value"),
+        ("batch_timeout_micros", "Int64Value"),
+        ("max_enqueued_batches", "Int64Value"),
+        ("num_batch_threads", "Int64Value"),
+        ("thread_pool_name", "StringValue"),
+        ("allowed_batch_sizes", "repeated TYPE_INT64"),
+        ("pad_variable_length_inputs", "TYPE_BOOL"),
+        ("max_execution_batch_size", "Int64Value"),
+        ("enable_large_batch_splitting", "BoolValue"),
     ),
 }
 
@@ -40,23 +52,35 @@ def ssl_config() -> Any:
     return _classes()["SSLConfig"]()
 
 
+def batching_parameters() -> Any:
+    """Return an empty `BatchingParameters` message; `moxserve.serving.batching.params` tells its fields."""
+    return _classes()["BatchingParameters"]()
+
+
 @cache
 def _classes() -> dict[str, Any]:
+    wrappers = descriptor_pb2.FileDescriptorProto.FromString(wrappers_pb2.DESCRIPTOR.serialized_pb)
     file_proto = descriptor_pb2.FileDescriptorProto(
-        name="moxserve/server_config.proto", package=_PACKAGE, syntax="proto3"
+        name="moxserve/server_config.proto", package=_PACKAGE, syntax="proto3", dependency=[wrappers.name]
     )
-    field_proto = descriptor_pb2.FieldDescriptorProto
     for message, fields in _FIELDS.items():
         declared = file_proto.message_type.add(name=message)
         for number, (name, kind) in enumerate(fields, 1):
-            entry = declared.field.add(name=name, number=number, label=field_proto.LABEL_OPTIONAL)
-            if kind in _FIELDS:
-                entry.type, entry.type_name = field_proto.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
-            else:
-                entry.type = getattr(field_proto, kind)
+            _declare(declared.field.add(name=name, number=number), kind)
     pool = descriptor_pool.DescriptorPool()
+    pool.Add(wrappers)
     pool.Add(file_proto)
     return {m: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{m}")) for m in _FIELDS}
+
+
+def _declare(entry: Any, kind: str) -> None:
+    repeated, kind = kind.startswith("repeated "), kind.removeprefix("repeated ")
+    entry.label = entry.LABEL_REPEATED if repeated else entry.LABEL_OPTIONAL
+    if kind.startswith("TYPE_"):
+        entry.type = getattr(entry, kind)
+        return
+    entry.type = entry.TYPE_MESSAGE
+    entry.type_name = f".{_PACKAGE}.{kind}" if kind in _FIELDS else f".google.protobuf.{kind}"
 
 
 def read_text(path: str, message: Any, what: str) -> Any:
