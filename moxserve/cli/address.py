@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["address_options", "server_target"]
+__all__ = ["address_options", "grpc_option", "server_target"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,15 +22,19 @@ def address_options(command: F) -> F:
         show_envvar=True,
         help="REST address, http://HOST:PORT.",
     )
-    grpc = click.option(
+    return grpc_option(rest(command))
+
+
+def grpc_option(command: F) -> F:
+    """Add only `--grpc` (as `grpc_address`), to a command that REST has nothing for."""
+    return click.option(
         "--grpc",
         "grpc_address",
         metavar="HOST:PORT",
         envvar="MOXSERVE_GRPC",
         show_envvar=True,
         help="gRPC address of the server.",
-    )
-    return grpc(rest(command))
+    )(command)
 
 
 def server_target(grpc_address: str | None, rest_url: str | None) -> str:

@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "data": ("moxserve.cli.data:data", "Write sample data sets."),
     "export": ("moxserve.cli.export:export", "Turn a checkpoint into a verified, versioned artifact."),
     "loadtest": ("moxserve.cli.loadtest:loadtest", "Load a running server and check limits."),
+    "models": ("moxserve.cli.models:models", "Show and change what a running server serves."),
     "pipeline": ("moxserve.cli.pipeline:pipeline", "Run, check and show training pipelines."),
     "plugins": ("moxserve.cli.plugins:plugins", "List and show plugins."),
     "predict": ("moxserve.cli.predict:predict", "Predict a data set against a server or a local model."),

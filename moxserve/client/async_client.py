@@ -12,6 +12,7 @@ from moxserve.client.calls import (
     UNSET,
     Array,
     Call,
+    ListedModel,
     ModelMetadata,
     Reply,
     Retry,
@@ -111,6 +112,14 @@ class AsyncClient:
     async def status(self, model: str | ModelRef, *, timeout_s: Timeout = UNSET) -> list[VersionStatus]:
         """Fetch the states of a model's versions, as `Client.status`."""
         return await self._drive(self._flows.status(model, timeout_s))
+
+    async def models(self, *, timeout_s: Timeout = UNSET) -> list[ListedModel]:
+        """Fetch the models of a server, as `Client.models`."""
+        return await self._drive(self._flows.models(timeout_s))
+
+    async def reload(self, config: Any, *, timeout_s: Timeout = UNSET) -> None:
+        """Have a server serve other models, as `Client.reload`."""
+        await self._drive(self._flows.reload(config, timeout_s))
 
     async def wait_ready(self, model: str | ModelRef, timeout_s: float | None = 60.0) -> int:
         """Wait until a version of a model can answer, as `Client.wait_ready`."""

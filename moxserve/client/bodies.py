@@ -19,13 +19,23 @@ from urllib.parse import quote
 
 import numpy as np
 
-from moxserve.client.calls import Array, ModelMetadata, PredictCall, PredictReply, StatusReply, VersionStatus
+from moxserve.client.calls import (
+    Array,
+    ListedModel,
+    ListReply,
+    ModelMetadata,
+    PredictCall,
+    PredictReply,
+    StatusReply,
+    VersionStatus,
+)
 from moxserve.errors import ClientError, InvalidArgument, UsageError
 from moxserve.protocol.tensors import to_array
 from moxserve.types import DTYPES, ModelRef, Signature, TensorSpec, dtype_of
 
 __all__ = [
     "decode_json",
+    "decode_list",
     "decode_metadata",
     "decode_predict",
     "decode_status",
@@ -268,6 +278,23 @@ def decode_status(answer: Any) -> StatusReply:
         return StatusReply([_version_status(entry) for entry in answer["model_version_status"]])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ClientError(f"a status of unknown form ({error!r}): {str(answer)[:80]}") from None
+
+
+def decode_list(answer: Any) -> ListReply:
+    """Read a list of models, in the form of `moxserve.protocol.status`.
+
+    Raises:
+        ClientError: it has another form.
+    """
+    try:
+        return ListReply([_listed_model(model) for model in answer["models"]])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ClientError(f"a list of models of unknown form ({error!r}): {str(answer)[:80]}") from None
+
+
+def _listed_model(model: Mapping[str, Any]) -> ListedModel:
+    labels = {label: int(version) for label, version in model["labels"].items()}
+    return ListedModel(model["name"], labels, [_version_status(entry) for entry in model["versions"]])
 
 
 def _version_status(entry: Mapping[str, Any]) -> VersionStatus:

@@ -17,10 +17,15 @@ __all__ = [
     "UNSET",
     "Array",
     "Call",
+    "ListCall",
+    "ListReply",
+    "ListedModel",
     "MetadataCall",
     "ModelMetadata",
     "PredictCall",
     "PredictReply",
+    "ReloadCall",
+    "ReloadReply",
     "Reply",
     "Retry",
     "StatusCall",
@@ -83,6 +88,26 @@ class StatusCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ListCall:
+    """Ask which models there are."""
+
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadCall:
+    """Tell the server to serve other models.
+
+    Attributes:
+        config: serialized ModelServerConfig message.
+        timeout_s: seconds until the caller gives up; None is no limit.
+    """
+
+    config: bytes
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PredictReply:
     """A model's outputs.
 
@@ -138,8 +163,35 @@ class StatusReply:
     versions: Sequence[VersionStatus]
 
 
-Call = PredictCall | MetadataCall | StatusCall
-Reply = PredictReply | ModelMetadata | StatusReply
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """One of a server's models.
+
+    Attributes:
+        name: that requests use.
+        labels: label -> version; None when the transport does not tell (gRPC).
+        versions: states of its versions, highest first; None when the list does not tell them (gRPC).
+    """
+
+    name: str
+    labels: Mapping[str, int] | None = None
+    versions: Sequence[VersionStatus] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListReply:
+    """A server's models, in its order."""
+
+    models: Sequence[ListedModel]
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadReply:
+    """The new configuration is in effect."""
+
+
+Call = PredictCall | MetadataCall | StatusCall | ListCall | ReloadCall
+Reply = PredictReply | ModelMetadata | StatusReply | ListReply | ReloadReply
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from moxserve.client.calls import (
     UNSET,
     Array,
     Call,
+    ListedModel,
     ModelMetadata,
     Reply,
     Retry,
@@ -106,6 +107,30 @@ class Client:
             RequestError: the server refused; status `NOT_FOUND` when it has no such model.
         """
         return self._drive(self._flows.status(model, timeout_s))
+
+    def models(self, *, timeout_s: Timeout = UNSET) -> list[ListedModel]:
+        """Fetch the models of a server, each with the states of its versions.
+
+        Raises:
+            ServerUnreachableError: nobody answers.
+            RequestError: the server refused; status `UNIMPLEMENTED` when it lists no models, as TensorFlow Serving.
+        """
+        return self._drive(self._flows.models(timeout_s))
+
+    def reload(self, config: Any, *, timeout_s: Timeout = UNSET) -> None:
+        """Have a server serve other models; over gRPC only. Returns when the new ones answer.
+
+        Args:
+            config: a ModelServerConfig, as text or as a message. It is the whole truth: a model that it leaves out is
+                unloaded.
+            timeout_s: seconds for the change, the load of new models included; None is no limit.
+
+        Raises:
+            UsageError: the text is no ModelServerConfig, or this is no gRPC target.
+            ServerUnreachableError: nobody answers.
+            RequestError: the server refused the configuration, or one of its models failed to load.
+        """
+        self._drive(self._flows.reload(config, timeout_s))
 
     def wait_ready(self, model: str | ModelRef, timeout_s: float | None = 60.0) -> int:
         """Wait until a version of a model can answer.

@@ -23,10 +23,14 @@ from moxserve.client.calls import (
     UNSET,
     Array,
     Call,
+    ListCall,
+    ListedModel,
+    ListReply,
     MetadataCall,
     ModelMetadata,
     PredictCall,
     PredictReply,
+    ReloadCall,
     Retry,
     StatusCall,
     Timeout,
@@ -203,6 +207,30 @@ class Flows:
         reply = yield StatusCall(model_ref(model), self._deadline(timeout_s).left_s())
         return list(reply.versions)
 
+    def models(self, timeout_s: Timeout = UNSET) -> Flow[list[ListedModel]]:
+        """Ask for the models, and for the states of each where the list does not tell them."""
+        deadline = self._deadline(timeout_s)
+        try:
+            reply: ListReply = yield ListCall(deadline.left_s())
+        except RequestError as error:
+            raise _unlisted(error) from error
+        found = []
+        for model in reply.models:
+            if model.versions is None:
+                try:
+                    states = yield StatusCall(ModelRef(model.name), deadline.left_s())
+                    model = replace(model, versions=states.versions)
+                except RequestError as error:
+                    if error.status != "NOT_FOUND":
+                        raise
+                    model = replace(model, versions=())  # it left meanwhile, or has no version yet
+            found.append(model)
+        return found
+
+    def reload(self, config: Any, timeout_s: Timeout = UNSET) -> Flow[None]:
+        """Send a configuration once: a repetition could undo what another client has set meanwhile."""
+        yield ReloadCall(_config_bytes(config), self._deadline(timeout_s).left_s())
+
     def wait_ready(self, model: str | ModelRef, timeout_s: float | None = 60.0) -> Flow[int]:
         """Ask until a version can answer.
 
@@ -250,6 +278,32 @@ def _only_input(signature: Signature) -> str:
             hint=f"expected {signature}",
         )
     return next(iter(signature.inputs))
+
+
+def _unlisted(error: RequestError) -> RequestError:
+    """TensorFlow Serving lists nothing: over gRPC it has no such method, over REST it asks for a name."""
+    if error.status != "UNIMPLEMENTED" and "Missing model name" not in error.message:
+        return error
+    return RequestError(
+        f"{error.target} does not list its models",
+        status="UNIMPLEMENTED",
+        target=error.target,
+        hint="only moxserve does (REST /v1/models, gRPC RepositoryIndex); ask for models by name",
+    )
+
+
+def _config_bytes(config: Any) -> bytes:
+    if not isinstance(config, str):
+        data: bytes = config.SerializeToString()
+        return data
+    from google.protobuf import text_format
+
+    from moxserve.protocol import messages
+
+    try:
+        return _config_bytes(messages.parse_text(config, messages.ModelServerConfig()))
+    except text_format.ParseError as error:
+        raise UsageError(f"the text is no tensorflow.serving.ModelServerConfig: {error}") from None
 
 
 def _names(outputs: Sequence[str] | None) -> Sequence[str] | None:

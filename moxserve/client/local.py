@@ -13,16 +13,20 @@ from typing import Any, Protocol
 from moxserve.client.calls import (
     Array,
     Call,
+    ListCall,
+    ListedModel,
+    ListReply,
     MetadataCall,
     ModelMetadata,
     PredictCall,
     PredictReply,
+    ReloadCall,
     Reply,
     StatusReply,
     VersionStatus,
 )
 from moxserve.client.refusals import refused
-from moxserve.errors import RequestError, ServingError
+from moxserve.errors import RequestError, ServingError, UsageError
 from moxserve.types import ModelRef, Signature
 
 __all__ = ["LocalTransport"]
@@ -74,6 +78,10 @@ class LocalTransport:
             raise refused(self.target, error.status, error.message, error.hint) from error
 
     def _answer(self, call: Call) -> Reply:
+        if isinstance(call, ReloadCall):
+            raise UsageError(f"{self.target} is no server: it has no configuration to change", hint="use grpc://")
+        if isinstance(call, ListCall):
+            return ListReply([ListedModel(name) for name in self._names()])
         versions = self._versions(call.model)
         if isinstance(call, (PredictCall, MetadataCall)):
             version = self._pick(call.model, versions)
@@ -85,6 +93,12 @@ class LocalTransport:
         if call.model.version is not None:
             versions = {self._pick(call.model, versions): ""}
         return StatusReply([VersionStatus(version, "AVAILABLE") for version in sorted(versions, reverse=True)])
+
+    def _names(self) -> list[str]:
+        """Return the names under which models are found here."""
+        if os.path.exists(os.path.join(self._directory, "saved_model.pb")) or _numbered(self._directory):
+            return [os.path.basename(os.path.abspath(self._directory))]
+        return [name for name in sorted(os.listdir(self._directory)) if _numbered(os.path.join(self._directory, name))]
 
     def _versions(self, model: ModelRef) -> dict[int, str]:
         """Return version number -> directory."""

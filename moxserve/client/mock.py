@@ -8,10 +8,15 @@ from typing import Any
 from moxserve.client.calls import (
     Array,
     Call,
+    ListCall,
+    ListedModel,
+    ListReply,
     MetadataCall,
     ModelMetadata,
     PredictCall,
     PredictReply,
+    ReloadCall,
+    ReloadReply,
     Reply,
     StatusReply,
     VersionStatus,
@@ -58,6 +63,10 @@ class MockTransport:
             RequestError: another signature or version is asked for.
         """
         self.calls.append(call)
+        if isinstance(call, ReloadCall):
+            return ReloadReply()
+        if isinstance(call, ListCall):
+            return ListReply([ListedModel("mock")])
         if call.model.version not in (None, self._version):
             raise RequestError(f"mock has only version {self._version}", status="NOT_FOUND", target=self.target)
         if isinstance(call, MetadataCall):

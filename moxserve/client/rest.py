@@ -8,16 +8,17 @@ import httpx2
 
 from moxserve.client.bodies import (
     decode_json,
+    decode_list,
     decode_metadata,
     decode_predict,
     decode_status,
     encode_predict,
     model_path,
 )
-from moxserve.client.calls import Call, MetadataCall, PredictCall, Reply
+from moxserve.client.calls import Call, ListCall, MetadataCall, PredictCall, ReloadCall, Reply
 from moxserve.client.refusals import PORTS, nobody_answers, overdue, refused, unavailable
 from moxserve.client.transport import is_loopback
-from moxserve.errors import ClientError, MoxserveError, ServerUnreachableError
+from moxserve.errors import ClientError, MoxserveError, ServerUnreachableError, UsageError
 
 __all__ = ["AsyncRestTransport", "RestTransport"]
 
@@ -96,6 +97,12 @@ class AsyncRestTransport:
 
 
 def _request(base: str, call: Call, rows: bool) -> tuple[str, str, bytes | None]:
+    if isinstance(call, ListCall):
+        return "GET", f"{base}/v1/models", None
+    if isinstance(call, ReloadCall):
+        raise UsageError(
+            f"{base}: the REST API cannot change the configuration", hint=f"use the server's gRPC address ({PORTS})"
+        )
     path = base + model_path(call.model)
     if isinstance(call, PredictCall):
         return "POST", f"{path}:predict", encode_predict(call, rows=rows)
@@ -108,6 +115,8 @@ def _reply(target: str, call: Call, response: Any) -> Reply:
     answer = decode_json(response.content)
     if isinstance(call, PredictCall):
         return decode_predict(call, answer)
+    if isinstance(call, ListCall):
+        return decode_list(answer)
     return decode_metadata(answer, call.model) if isinstance(call, MetadataCall) else decode_status(answer)
 
 

@@ -16,10 +16,15 @@ import numpy as np
 from moxserve.client.calls import (
     Array,
     Call,
+    ListCall,
+    ListedModel,
+    ListReply,
     MetadataCall,
     ModelMetadata,
     PredictCall,
     PredictReply,
+    ReloadCall,
+    ReloadReply,
     Reply,
     StatusReply,
     VersionStatus,
@@ -68,6 +73,13 @@ def encode(call: Call) -> Exchange:
         _fill_spec(request.model_spec, call.model)
         payload = request.SerializeToString()
         return Exchange(f"{_SERVICE}PredictionService/GetModelMetadata", payload, _metadata_reply)
+    if isinstance(call, ReloadCall):
+        reload = messages.ReloadConfigRequest()
+        reload.config.MergeFromString(call.config)
+        payload = reload.SerializeToString()
+        return Exchange(f"{_SERVICE}ModelService/HandleReloadConfigRequest", payload, lambda _: ReloadReply())
+    if isinstance(call, ListCall):
+        return Exchange("/inference.GRPCInferenceService/RepositoryIndex", b"", _list_reply)
     request = messages.GetModelStatusRequest()
     _fill_spec(request.model_spec, call.model)
     return Exchange(f"{_SERVICE}ModelService/GetModelStatus", request.SerializeToString(), _status_reply)
@@ -165,6 +177,11 @@ def _metadata_reply(data: bytes) -> ModelMetadata:
 def _status_reply(data: bytes) -> StatusReply:
     response = messages.GetModelStatusResponse.FromString(data)
     return StatusReply([_version_status(status) for status in response.model_version_status])
+
+
+def _list_reply(data: bytes) -> ListReply:
+    names = (model.name for model in messages.by_full_name("inference.RepositoryIndexResponse").FromString(data).models)
+    return ListReply([ListedModel(name) for name in dict.fromkeys(names)])  # one entry a version there, once here
 
 
 def _version_status(status: Any) -> VersionStatus:
