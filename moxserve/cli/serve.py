@@ -5,15 +5,19 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import shlex
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from itertools import groupby
 from typing import Any
 
 import click
 
+from moxserve.errors import UsageError
 from moxserve.serving.flags import FLAGS, Flag
 
 __all__ = ["serve"]
@@ -21,6 +25,8 @@ __all__ = ["serve"]
 logger = logging.getLogger("moxserve.serve")
 
 _LOG_FORMAT = "%(asctime)s %(levelname).1s %(name)s] %(message)s"
+_DUPLICATE_S = 0.5
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Bool(click.ParamType[bool]):
@@ -95,11 +101,13 @@ def _run(ctx: click.Context, /, **values: Any) -> None:
     from moxserve.serving.options import from_flags
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=_LOG_FORMAT)
+    if values["engine"] != "moxserve":
+        _exec_engine(ctx, values)
     # TensorFlow's own notes on CPU features, missing GPUs and restored files would bury the server's log.
     logging.getLogger("tensorflow").setLevel(logging.WARNING)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _warn_unknown(ctx.args)
-    _warn_not_in_effect(ctx)
+    _warn_not_in_effect(_given(ctx))
     options = from_flags(values)
     options.models()
     serve_until_signal(options)
@@ -117,9 +125,52 @@ def _warn_unknown(arguments: list[str]) -> None:
         logger.warning("unknown flag --%s is ignored%s", name, hint)
 
 
-def _warn_not_in_effect(ctx: click.Context) -> None:
+def _given(ctx: click.Context) -> set[str]:
+    """Return the names of the flags on the command line."""
+    source = click.core.ParameterSource.COMMANDLINE
+    return {flag.name for flag in FLAGS if ctx.get_parameter_source(flag.name) is source}
+
+
+def _exec_engine(ctx: click.Context, values: Mapping[str, Any]) -> None:
+    """Become the C++ server; does not return.
+
+    Raises:
+        UsageError: there is no such engine or it is not installed, or a flag asks for what it cannot do.
+    """
+    from moxserve.deploy.engine import ENGINES, config_text, find_binary, translate
+    from moxserve.file import atomic_write
+    from moxserve.serving.options import from_flags
+
+    if values["engine"] not in ENGINES:
+        raise UsageError(f"--engine={values['engine']}: expected {' or '.join(ENGINES)}")
+    options = from_flags(values)
+    remote = any("://" in text for text in (values["model_base_path"], *values["model"]))
+    if not remote and not values["model_config_file"]:
+        options.models()  # what is wrong is told here, in our words; where files may lie is its own affair
+    given = _given(ctx)
+    translation = translate({name: values[name] for name in given}, ctx.args)
+    binary = find_binary()
+    for warning in translation.warnings:
+        logger.warning("%s", warning)
+    models = translation.models
+    if len(models) == 1:
+        ((name, base_path),) = models.items()
+        named = [f"--model_name={name}", f"--model_base_path={base_path}"]
+    elif models:
+        # Not removed again: the server that this process becomes may read it at any time.
+        path = os.path.join(tempfile.mkdtemp(prefix="moxserve-engine-"), "models.config")
+        atomic_write(path, config_text(models))
+        named = [f"--model_config_file={path}"]
+    else:
+        named = []
+    logger.info("becoming %s", shlex.join([binary, *named, *translation.arguments]))
+    logging.shutdown()
+    os.execv(binary, [binary, *named, *translation.arguments])
+
+
+def _warn_not_in_effect(given: Collection[str]) -> None:
     for flag in FLAGS:
-        if ctx.get_parameter_source(flag.name) is not click.core.ParameterSource.COMMANDLINE:
+        if flag.name not in given:
             continue
         if flag.state == "later":
             logger.warning(
@@ -130,7 +181,7 @@ def _warn_not_in_effect(ctx: click.Context) -> None:
 
 
 def serve_until_signal(options: Any) -> None:
-    """Run a server until SIGTERM or SIGINT, then let its requests finish; a second signal ends it at once.
+    """Run a server until SIGTERM, SIGINT or SIGHUP, then let its requests finish; a second signal ends it at once.
 
     Args:
         options: ServerOptions.
@@ -141,33 +192,72 @@ def serve_until_signal(options: Any) -> None:
     from moxserve.serving.main import Server
 
     server = Server(options)
-    asked = threading.Event()
-
-    def ask(signum: int, frame: object) -> None:  # noqa: ARG001 - the signature of a handler
-        if asked.is_set():
-            os._exit(128 + signum)
-        asked.set()
-        # Not here: a handler interrupts whatever holds a lock that stopping needs.
-        threading.Thread(target=_stop, args=(server, signum), name="moxserve-stop").start()
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, ask)
+    opened = threading.Event()
+    asked = on_stop_signals(lambda signum: _stop(server, signum, opened=opened.is_set()))
     try:
         server.start()
+        opened.set()
     except Exception:
         if not asked.is_set():
             raise
         logger.debug("the start ended because the server was told to stop", exc_info=True)
     while not server.wait(0.5):
         pass
+    # From here on Python would let a signal that comes once more kill the process.
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
-def _stop(server: Any, signum: int) -> None:
-    logger.info("%s: no new requests are taken; those in flight may finish", signal.Signals(signum).name)
+def on_stop_signals(stop: Callable[[int], None]) -> threading.Event:
+    """Have a function called, in a thread of its own, when the process is told to stop.
+
+    A second signal ends the process at once, but for one that comes right after the first: a terminal sends Ctrl-C to
+    every process of a group and a parent passes it on to its children, so each of those gets it twice.
+
+    Args:
+        stop: called with the number of the first signal.
+
+    Returns:
+        Set when the first signal came.
+    """
+    asked = threading.Event()
+    first_at = 0.0
+
+    def ask(signum: int, frame: object) -> None:  # noqa: ARG001 - the signature of a handler
+        nonlocal first_at
+        now = time.monotonic()
+        if asked.is_set():
+            if now - first_at > _DUPLICATE_S:
+                os._exit(128 + signum)
+            return
+        first_at = now
+        asked.set()
+        # Not here: a handler interrupts whatever holds a lock that stopping needs.
+        threading.Thread(target=stop, args=(signum,), name="moxserve-stop").start()
+
+    for signum in STOP_SIGNALS:
+        # What was started with nohup is to outlive its terminal.
+        if signal.getsignal(signum) is not signal.SIG_IGN or signum == signal.SIGTERM:
+            signal.signal(signum, ask)
+    return asked
+
+
+def _stop(server: Any, signum: int, *, opened: bool) -> None:
+    name = signal.Signals(signum).name
+    if opened:
+        logger.info("%s: no new requests are taken; those in flight may finish", name)
+    else:
+        logger.info("%s: the start is broken off; no port was open yet", name)
+    grace_s = server.options.shutdown_grace_s
+    began = time.monotonic()
     if server.stop():
-        logger.info("all requests finished, all models are unloaded")
+        logger.info("all requests finished, all models are unloaded" if opened else "all models are unloaded")
         return
-    logger.warning("some requests or loads did not finish within the grace period; they are cut off")
+    if opened and time.monotonic() - began >= grace_s:
+        logger.warning("some requests did not finish within --shutdown_grace_seconds=%g; they are cut off", grace_s)
+    else:
+        # A load cannot be ended apart and is not waited for.
+        logger.warning("a model was being loaded; that is cut off")
     logging.shutdown()
     # Threads that still work would keep the interpreter from ending.
     os._exit(0)

@@ -38,9 +38,10 @@ class Flag:
     repeats: bool = False
 
 
-_MODEL, _NET, _LOAD, _TF, _REFUSED, _LATER, _IGNORED = (
+_MODEL, _NET, _PROCESS, _LOAD, _TF, _REFUSED, _LATER, _IGNORED = (
     "Models",
     "Addresses and transports",
+    "Processes",
     "Versions, loading and warmup",
     "TensorFlow",
     "Not in this version: the server does not start with them",
@@ -103,6 +104,10 @@ FLAGS: tuple[Flag, ...] = (
         "Answer gRPC Predict with tensor_content instead of the typed fields: faster to write and to read.",
     ),
     Flag("shutdown_grace_seconds", "float", 25.0, _NET, "How long SIGTERM lets requests finish.", ours=True),
+    Flag(
+        "engine", "str", "moxserve", _PROCESS,
+        "moxserve, or tensorflow_model_server: the C++ server on PATH, with these flags.", ours=True,
+    ),
     Flag("file_system_poll_wait_seconds", "int", 1, _LOAD, "Time between two looks for versions; 0 looks once."),
     Flag("max_num_load_retries", "int", 5, _LOAD, "Attempts to load a version after a first failed one."),
     Flag("load_retry_interval_micros", "int", 60_000_000, _LOAD, "Pause between two attempts."),

