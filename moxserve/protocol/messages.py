@@ -16,7 +16,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-__all__ = ["by_full_name", "enum_name", "enum_value", "message_to_json_dict", "parse_text", "pool"]
+__all__ = ["by_full_name", "descriptor_files", "enum_name", "enum_value", "message_to_json_dict", "parse_text", "pool"]
 
 _PACKAGES = (
     "tensorflow.serving",
@@ -41,11 +41,16 @@ def pool() -> Any:
 @cache
 def _make_pool() -> Any:
     private = descriptor_pool.DescriptorPool()
+    for file in descriptor_files():
+        private.Add(file)
+    return private
+
+
+def descriptor_files() -> list[Any]:
+    """Return the FileDescriptorProtos of all wire messages, dependencies first."""
     path = os.path.join(os.path.dirname(__file__), "descriptors.binpb")
     with open(path, "rb") as f:
-        for file in descriptor_pb2.FileDescriptorSet.FromString(f.read()).file:
-            private.Add(file)
-    return private
+        return list(descriptor_pb2.FileDescriptorSet.FromString(f.read()).file)
 
 
 @cache

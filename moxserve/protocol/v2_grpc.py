@@ -10,6 +10,7 @@ protobuf would copy each of them twice.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -34,11 +35,11 @@ from moxserve.protocol.v2 import (
 )
 from moxserve.types import DType
 
-__all__ = ["infer_request", "infer_response", "message", "parse"]
+__all__ = ["from_record", "infer_request", "infer_response", "message", "parse", "stream_error", "stream_response"]
 
 # Below this many bytes protobuf's copies cost less than looking for the tensors does.
 _LARGE_BYTES = 16_384
-_RAW_INPUTS, _RAW_OUTPUTS = 7, 6
+_RAW_INPUTS, _RAW_OUTPUTS, _STREAMED_RESPONSE = 7, 6, 2
 _LENGTH_DELIMITED = 2
 _CONTENTS: Mapping[str, str] = {
     "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
@@ -67,6 +68,14 @@ def parse(name: str, data: bytes) -> Any:
         return messages.by_full_name(f"inference.{name}").FromString(data)
     except DecodeError as error:
         raise InvalidArgument(f"the {len(data)} bytes of the request are no {name}: {error}") from None
+
+
+def from_record(name: str, record: Mapping[str, Any]) -> bytes:
+    """Write a message of the protocol, such as `ModelMetadataResponse`, that is given in its JSON form."""
+    from google.protobuf import json_format
+
+    data: bytes = json_format.ParseDict(record, message(name)).SerializeToString()
+    return data
 
 
 # Requests
@@ -197,6 +206,9 @@ def infer_response(answer: InferAnswer) -> bytes:
     response = message(
         "ModelInferResponse", model_name=answer.model, model_version=str(answer.version), id=answer.request.id
     )
+    if answer.request.parameters.get("triton_enable_empty_final_response"):
+        # Every answer is the last one to its request; whoever asks is told.
+        response.parameters["triton_final_response"].bool_param = True
     for name, array in answer.outputs.items():
         datatype = datatype_of(array, f"output {name!r}")
         output = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
@@ -204,6 +216,19 @@ def infer_response(answer: InferAnswer) -> bytes:
             _fill_contents(output, array)
     head = response.SerializeToString()
     return head if not answer.request.binary else b"".join([head, *_raw_parts(answer.outputs.values())])
+
+
+def stream_response(response: bytes) -> bytes:
+    """Write a ModelStreamInferResponse around a ModelInferResponse."""
+    return b"".join([_field_head(_STREAMED_RESPONSE, len(response)), response])
+
+
+def stream_error(request: bytes, reason: str) -> bytes:
+    """Write a ModelStreamInferResponse that tells why a request failed, with the request's id if it can be read."""
+    response = message("ModelStreamInferResponse", error_message=reason)
+    with contextlib.suppress(InvalidArgument):
+        response.infer_response.id = parse("ModelInferRequest", request).id
+    return response.SerializeToString()
 
 
 def _fill_contents(output: Any, array: np.ndarray) -> None:
