@@ -13,8 +13,9 @@ import re
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from moxserve.errors import MoxserveError, status_name
 
@@ -70,6 +71,16 @@ class Counter:
                 return next(iter(self._values.values()), 0)
             return self._values.get(labels, 0)
 
+    def cells(self) -> list[list[Any]]:
+        """Return what was counted, as JSON can hold it: `[labels, number]` each."""
+        with self._lock:
+            return [[list(labels), value] for labels, value in self._values.items()]
+
+    def absorb(self, cells: Sequence[Sequence[Any]]) -> None:
+        """Add what another one of these has counted; see `cells`."""
+        for labels, value in cells:
+            self.add(tuple(labels), value)
+
     def lines(self, name: str) -> Iterator[str]:
         """Write the samples.
 
@@ -120,6 +131,19 @@ class Histogram:
                 cell = self._cells[labels] = _Cell([0] * (len(self._limits) + 1))
             cell.counts[bucket] += 1
             cell.total += value
+
+    def cells(self) -> list[list[Any]]:
+        """Return what was counted, as JSON can hold it: `[labels, numbers in the buckets, sum]` each."""
+        with self._lock:
+            return [[list(labels), list(cell.counts), cell.total] for labels, cell in self._cells.items()]
+
+    def absorb(self, cells: Sequence[Sequence[Any]]) -> None:
+        """Add what another one of these, with the same limits, has counted; see `cells`."""
+        with self._lock:
+            for labels, counts, total in cells:
+                cell = self._cells.setdefault(tuple(labels), _Cell([0] * (len(self._limits) + 1)))
+                cell.counts = [mine + more for mine, more in zip(cell.counts, counts, strict=True)]
+                cell.total += total
 
     def lines(self, name: str) -> Iterator[str]:
         """Write the samples; see `Counter.lines`."""
@@ -260,6 +284,15 @@ class ServingMetrics:
             lines.append(f"# TYPE {name} {metric.kind}")
             lines.extend(metric.lines(name))
         return ("\n".join(lines) + "\n").encode()
+
+    def counts(self) -> dict[str, list[list[Any]]]:
+        """Return all that was counted, as JSON can hold it: name -> cells."""
+        return {metric.name: metric.cells() for metric in self._all()}
+
+    def absorb(self, counts: Mapping[str, Sequence[Sequence[Any]]]) -> None:
+        """Add what another server process has counted; see `counts`."""
+        for metric in self._all():
+            metric.absorb(counts.get(metric.name, ()))
 
     def first_value(self, name: str) -> int:
         """Return the number of a counter's first labels; 0 when there is no such counter or nothing was counted.

@@ -10,7 +10,9 @@ from typing import Any
 
 from moxserve import file
 from moxserve.errors import FailedPrecondition, InvalidArgument, UsageError
+from moxserve.protocol import messages
 from moxserve.serving.backends.base import LoadOptions
+from moxserve.serving.cpus import SHARED_BY, cpus
 from moxserve.serving.flags import FLAGS
 from moxserve.serving.grpc.options import GrpcOptions, parse_channel_arguments, read_tls
 from moxserve.serving.manager import ManagerOptions
@@ -73,6 +75,9 @@ class ServerOptions:
                 "At least one of server_options.grpc_port or server_options.grpc_socket_path must be set.",
                 hint="give --port or --grpc_socket_path",
             )
+        if self.config.start is not None:
+            message = messages.ModelServerConfig.FromString(self.config.start)
+            return None if message.WhichOneof("config") is None else model_configs(message)
         if self.config.file:
             return _models_of_file(self.config)
         if not self.model_base_path and not self.more_models:
@@ -131,7 +136,7 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
                 f"({flag.help.rstrip('.')}), and a server without it would not be what you asked for",
                 hint="end TLS in a proxy before it",
             )
-    threads = 4 * (os.cpu_count() or 1)
+    threads = 4 * cpus()
     rest_port = values["rest_api_port"]
     for name in ("port", "rest_api_port"):
         if not 0 <= values[name] <= 65535:
@@ -220,7 +225,8 @@ def _load_options(values: Mapping[str, Any]) -> LoadOptions:
             "separately. You cannot configure all."
         )
     if intra <= 0 and inter <= 0:
-        intra = inter = session
+        # One of several processes takes its part of the machine; alone, TensorFlow decides.
+        intra = inter = session if session > 0 or SHARED_BY not in os.environ else cpus()
     return LoadOptions(
         tags=tuple(tag.strip() for tag in values["saved_model_tags"].split(",") if tag.strip()),
         intra_op_threads=max(0, intra),

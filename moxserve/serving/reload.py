@@ -18,7 +18,7 @@ from moxserve.errors import DeadlineExceeded, FailedPrecondition, MoxserveError,
 from moxserve.serving.manager import Manager
 from moxserve.serving.model_config import ModelConfig, check_labels, model_configs, read_config_file
 
-__all__ = ["ReloadOptions", "Reloader"]
+__all__ = ["ConfigFile", "ReloadOptions", "Reloader"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,75 @@ class ReloadOptions:
         poll_interval_s: how often; 0 or less for never.
         wait_s: how long a new model may have no version to load before the change is refused.
         allow_unavailable: let new labels lead to versions that are not there yet.
+        start: ModelServerConfig message to start with, whatever the file says by now; None takes the file.
     """
 
     file: str = ""
     poll_interval_s: float = 0.0
     wait_s: float = 10.0
     allow_unavailable: bool = False
+    start: bytes | None = None
+
+
+class ConfigFile:
+    """Reads the file again and again, and passes it on.
+
+    Args:
+        options: the file, and how often it is read.
+        reload: puts a ModelServerConfig message in effect; raises to refuse.
+    """
+
+    def __init__(self, options: ReloadOptions, reload: Callable[[Any], None]) -> None:
+        self._options = options
+        self._reload = reload
+        self._stopping = threading.Event()
+        self._told = ("", -math.inf)
+        self._failed: tuple[bytes, float] = (b"", -math.inf)
+
+    def start(self) -> None:
+        """Begin, if that is asked for."""
+        if self._options.file and self._options.poll_interval_s > 0:
+            threading.Thread(target=self._run, name="moxserve-config", daemon=True).start()
+
+    def stop(self) -> None:
+        """Read it no more."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._poll()
+            except Exception:
+                # Without this thread the file would never be read again.
+                logger.exception("reading %s again failed", self._options.file)
+            self._stopping.wait(self._options.poll_interval_s)
+
+    def _poll(self) -> None:
+        try:
+            message = read_config_file(self._options.file)
+        except MoxserveError as error:
+            self._tell(f"Failed to read ModelServerConfig file: {error.message}")
+            return
+        content = message.SerializeToString(deterministic=True)
+        before, at = self._failed
+        if content == before and time.monotonic() < at + _REMIND_S:
+            return  # it would only load the same broken model again
+        try:
+            self._reload(message)
+        except MoxserveError as error:
+            if isinstance(error, UnknownError):
+                self._failed = content, time.monotonic()
+            if not self._stopping.is_set():
+                self._tell(f"PollFilesystemAndReloadConfig failed to ReloadConfig: {error.message}")
+            return
+        self._told = ("", -math.inf)
+
+    def _tell(self, text: str) -> None:
+        """Log a lasting condition: when it changes, and again from time to time."""
+        before, at = self._told
+        if text != before or time.monotonic() >= at + _REMIND_S:
+            logger.error("%s", text)
+            self._told = (text, time.monotonic())
 
 
 class Reloader:
@@ -62,9 +125,8 @@ class Reloader:
         self._changed = changed
         self._listed = listed
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._told = ("", -math.inf)
-        self._failed: tuple[bytes, float] = (b"", -math.inf)
+        self._before: list[ModelConfig] | None = None
+        self._file = ConfigFile(options, self.reload)
 
     def reload(self, message: Any, timeout_s: float | None = None) -> None:
         """Serve what a ModelServerConfig message tells from now on. Returns when its new models answer.
@@ -115,58 +177,37 @@ class Reloader:
             allow_unavailable=self._options.allow_unavailable,
         )  # fmt: skip
         self._manager.reconfigure(wanted, wait_s, accept)
-        self._listed = True
+        self._listed, self._before = True, served
         if wanted != served:
             self._changed(wanted)
         _log_change(served, wanted)
 
-    # The file
+    def undo(self) -> None:
+        """Serve again what was served before the last change; nothing when there was none.
+
+        Raises:
+            NotFound: a model of then has no version to load any more.
+            UnknownError: a model of then failed to load.
+            Unavailable: the server is being stopped.
+        """
+        with self._lock:
+            before, self._before = self._before, None
+            if before is None:
+                return
+            now = self._manager.configs()
+            self._manager.reconfigure(before, self._options.wait_s)
+            if before != now:
+                self._changed(before)
+            _log_change(now, before)
 
     def start(self) -> None:
         """Begin to read the file again and again, if that is asked for."""
-        if self._options.file and self._options.poll_interval_s > 0:
-            threading.Thread(target=self._run, name="moxserve-config", daemon=True).start()
+        self._file.start()
 
     def stop(self) -> None:
         """Refuse changes from now on, and end one that is waiting."""
-        self._stopping.set()
+        self._file.stop()
         self._manager.freeze()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._poll()
-            except Exception:
-                # Without this thread the file would never be read again.
-                logger.exception("reading %s again failed", self._options.file)
-            self._stopping.wait(self._options.poll_interval_s)
-
-    def _poll(self) -> None:
-        try:
-            message = read_config_file(self._options.file)
-        except MoxserveError as error:
-            self._tell(f"Failed to read ModelServerConfig file: {error.message}")
-            return
-        content = message.SerializeToString(deterministic=True)
-        before, at = self._failed
-        if content == before and time.monotonic() < at + _REMIND_S:
-            return  # it would only load the same broken model again
-        try:
-            self.reload(message)
-        except MoxserveError as error:
-            if isinstance(error, UnknownError):
-                self._failed = content, time.monotonic()
-            if not self._stopping.is_set():
-                self._tell(f"PollFilesystemAndReloadConfig failed to ReloadConfig: {error.message}")
-            return
-        self._told = ("", -math.inf)
-
-    def _tell(self, text: str) -> None:
-        """Log a lasting condition: when it changes, and again from time to time."""
-        before, at = self._told
-        if text != before or time.monotonic() >= at + _REMIND_S:
-            logger.error("%s", text)
-            self._told = (text, time.monotonic())
 
 
 def _log_change(served: Sequence[ModelConfig], wanted: Sequence[ModelConfig]) -> None:

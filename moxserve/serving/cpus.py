@@ -1,0 +1,17 @@
+"""How many CPUs a server process may count on, for all that sizes itself by them."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["SHARED_BY", "cpus"]
+
+# Set by the supervisor of several server processes: how many of them share the machine.
+SHARED_BY = "MOXSERVE_PROCESSES"
+
+
+def cpus() -> int:
+    """Return this process's part of the CPUs that it may run on; at least 1."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sharers = os.environ.get(SHARED_BY, "")
+    return max(1, available // max(1, int(sharers) if sharers.isdecimal() else 1))
