@@ -165,7 +165,7 @@ def _print_json(job: ExportJob, result: ExportResult) -> None:
     from moxserve.export.manifest import read_manifest
 
     manifest = read_manifest(result.path)
-    verification = manifest.variants[0].verification.model_dump() if manifest is not None else None
+    verification = manifest.variants[0].verification if manifest is not None else None
     echo_json(
         {
             "path": os.path.abspath(result.path),
@@ -176,7 +176,7 @@ def _print_json(job: ExportJob, result: ExportResult) -> None:
             "size_bytes": result.size_bytes,
             "max_abs_error": result.max_abs_error,
             "verified_rows": result.verified_rows,
-            "verification": verification,
+            "verification": verification.model_dump() if verification is not None else None,
             "warmup_records": result.warmup_records,
             "seconds": result.seconds,
             "notes": list(result.notes),

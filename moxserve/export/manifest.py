@@ -31,6 +31,8 @@ __all__ = [
     "SignatureEntry",
     "Source",
     "TensorEntry",
+    "TensorNames",
+    "Tolerance",
     "Variant",
     "Verification",
     "Warmup",
@@ -102,6 +104,13 @@ class SignatureEntry(_Entry):
         )
 
 
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"expected paths below the version directory, got {name!r}")
+    return name
+
+
 class Source(_Entry):
     """The checkpoint that the artifact was made of."""
 
@@ -156,20 +165,63 @@ class Warmup(_Entry):
     signatures: tuple[str, ...] = ()
 
 
+class Tolerance(_Entry):
+    """How far the answers of a variant may be from those of the SavedModel; what is None is not asked.
+
+    Attributes:
+        atol: absolute, for each element; with `rtol`.
+        rtol: relative, for each element: `|got - expected| <= atol + rtol * |expected|`.
+        rel_l2: for each output, `||got - expected|| / ||expected||`.
+        agreement: share of rows of each output of rank 2 or more whose largest entry is at the same place, 0 to 1.
+    """
+
+    atol: float | None = Field(default=None, ge=0)
+    rtol: float | None = Field(default=None, ge=0)
+    rel_l2: float | None = Field(default=None, ge=0)
+    agreement: float | None = Field(default=None, ge=0, le=1)
+
+
+class TensorNames(_Entry):
+    """What the tensors of a signature are called inside a variant.
+
+    Attributes:
+        inputs: alias -> name of the variant's input.
+        outputs: alias -> name of the variant's output.
+    """
+
+    inputs: dict[str, str] = Field(default_factory=dict)
+    outputs: dict[str, str] = Field(default_factory=dict)
+
+
 class Variant(_Entry):
     """One form of the model inside the version; further forms come beside the SavedModel, each verified.
 
     Attributes:
-        name: such as `saved_model`.
-        format: what loads it.
+        name: such as `saved_model` or `onnx_int8`.
+        format: what loads it: `saved_model`, `onnx`, `openvino` or `tflite`.
         path: directory or file relative to the version; `.` is the version directory itself.
-        verification: against the source.
+        verification: against the source; None when nobody has compared it yet.
+        precision: of the arithmetic; `bfloat16` lets OpenVINO compute in bfloat16. Empty is float32.
+        tolerance: how near its answers must be to the SavedModel's before a server takes it by itself; None takes what
+            its precision allows.
+        signatures: the signatures that it serves, with the names of their tensors in it; those that it does not serve
+            are served by the SavedModel. Empty: the server finds out by the names.
+        enabled: false keeps servers from taking it by themselves.
     """
 
     name: str
     format: str
     path: str = "."
-    verification: Verification
+    verification: Verification | None = None
+    precision: Literal["", "float32", "bfloat16", "float16", "int8"] = ""
+    tolerance: Tolerance | None = None
+    signatures: dict[str, TensorNames] = Field(default_factory=dict)
+    enabled: bool = True
+
+    @field_validator("path")
+    @classmethod
+    def _stay_inside(cls, value: str) -> str:
+        return _inside(value)
 
 
 class Manifest(_Entry):
@@ -203,9 +255,7 @@ class Manifest(_Entry):
     @classmethod
     def _stay_inside(cls, value: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for name in value:
-            path = PurePosixPath(name)
-            if not name or path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"expected paths below the version directory, got {name!r}")
+            _inside(name)
         return value
 
     def signature_map(self) -> Mapping[str, Signature]:

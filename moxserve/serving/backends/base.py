@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,7 +11,20 @@ import numpy as np
 from moxserve.serving.backends.calls import CallSignature
 from moxserve.types import Signature
 
-__all__ = ["Backend", "LoadOptions"]
+__all__ = ["Backend", "LoadOptions", "TfliteOptions"]
+
+
+@dataclass(frozen=True)
+class TfliteOptions:
+    """How TFLite models run.
+
+    Attributes:
+        pools: requests at once; 0 takes one a CPU.
+        interpreters_per_pool: above 1, a large batch is cut into pieces, and so many of them run at once.
+    """
+
+    pools: int = 0
+    interpreters_per_pool: int = 1
 
 
 @dataclass(frozen=True)
@@ -23,12 +36,28 @@ class LoadOptions:
         intra_op_threads: threads inside one operation; 0 lets the runtime decide.
         inter_op_threads: operations at once; 0 lets the runtime decide.
         gpu_memory_fraction: share of a GPU's memory to take at once; 0 lets the runtime decide.
+        platform: the model's platform in the configuration: `onnx`, `openvino` or `tflite` hold it to that runtime;
+            `tensorflow`, which every configuration of tensorflow_model_server says, and nothing hold it to none.
+        backend: `auto` for the fastest form of the model in its directory, or the runtime that is to serve it:
+            `tensorflow`, `onnx`, `openvino`, `tflite`.
+        prefer_tflite: serve `model.tflite` where the version directory has one.
+        tflite: how TFLite models run.
+        session_config: a serialized ConfigProto to begin with; the options above then overwrite its fields.
+        mixed_precision: `bfloat16` has TensorFlow compute in it where that is safe; empty for not.
+        freeze: turn the variables of a SavedModel into constants where no signature can change them.
     """
 
     tags: tuple[str, ...] = ("serve",)
     intra_op_threads: int = 0
     inter_op_threads: int = 0
     gpu_memory_fraction: float = 0.0
+    platform: str = ""
+    backend: str = "auto"
+    prefer_tflite: bool = False
+    tflite: TfliteOptions = field(default_factory=TfliteOptions)
+    session_config: bytes = b""
+    mixed_precision: str = ""
+    freeze: bool = False
 
 
 @runtime_checkable
@@ -37,12 +66,14 @@ class Backend(Protocol):
 
     Attributes:
         platform: name of the runtime, such as `tensorflow`.
+        variant: name of the form of the model that runs, such as `saved_model` or `onnx_int8`.
         signatures: what can be called, by key.
         calls: the same, with defaults of inputs and the rules of a request.
         signature_defs: SignatureDefMap message of `moxserve.protocol.messages`, for GetModelMetadata.
     """
 
     platform: str
+    variant: str
     signatures: Mapping[str, Signature]
     calls: Mapping[str, CallSignature]
     signature_defs: Any

@@ -14,7 +14,9 @@ from moxserve.errors import InvalidArgument
 from moxserve.protocol.tensors import from_proto
 from moxserve.types import Signature
 
-__all__ = ["CallSignature"]
+__all__ = ["CallSignature", "checked"]
+
+_CPP_NAMES = {"float32": "float", "float64": "double", "float16": "half", "object": "string"}
 
 
 class CallSignature:
@@ -95,6 +97,26 @@ class CallSignature:
                 raise InvalidArgument(f"duplicate output tensor alias: {alias}")
             seen.add(alias)
         return tuple(sorted(seen))
+
+
+def checked(array: np.ndarray, dtype: np.dtype[Any], index: int, alias: str) -> np.ndarray:
+    """Refuse an array of the wrong element type; shapes are the model's business.
+
+    Args:
+        array: as it came.
+        dtype: that the model wants; `object` for strings.
+        index: place of the input among those of the signature.
+        alias: its name.
+
+    Raises:
+        InvalidArgument: with the text of tensorflow_model_server, and which input.
+    """
+    if array.dtype == dtype:
+        return array
+    if dtype.kind == "O" and array.dtype.kind in "SU":
+        return array.astype(object)
+    expected, came = (_CPP_NAMES.get(d.name, d.name) for d in (dtype, array.dtype))
+    raise InvalidArgument(f"Expects arg[{index}] to be {expected} but {came} is provided (input {alias!r})")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -28,7 +28,8 @@ from moxserve.errors import (
 from moxserve.protocol import messages
 from moxserve.protocol.metadata import signatures_from_map
 from moxserve.serving.backends.base import LoadOptions
-from moxserve.serving.backends.calls import CallSignature
+from moxserve.serving.backends.calls import CallSignature, checked
+from moxserve.serving.backends.saved_signatures import no_such_tags
 from moxserve.types import Signature
 
 __all__ = ["SavedModelBackend"]
@@ -68,6 +69,7 @@ class SavedModelBackend:
     """
 
     platform = "tensorflow"
+    variant = "saved_model"
 
     def __init__(self, path: str, options: LoadOptions) -> None:
         tf = _import_tensorflow()
@@ -122,7 +124,7 @@ class SavedModelBackend:
         program = self._programs.get((call.signature.name, names)) or self._compile(call, names)
         if call.defaults:
             inputs = {**call.defaults, **inputs}
-        arguments = [_checked(inputs[alias], dtype, i, alias) for i, (alias, dtype) in enumerate(program.feeds)]
+        arguments = [checked(inputs[alias], dtype, i, alias) for i, (alias, dtype) in enumerate(program.feeds)]
         try:
             values = program.call(*arguments)
         except self._tf.errors.OpError as error:
@@ -233,11 +235,7 @@ def _load_meta_graph(tf: Any, session: Any, path: str, tags: Sequence[str]) -> A
         except RuntimeError as error:
             if "MetaGraphDef associated with tags" not in str(error):
                 raise UnknownError(f"{path}: {error}") from error
-            wanted = "{ " + " ".join(tags) + " }"
-            raise NotFound(
-                f"Could not find meta graph def matching supplied tags: {wanted}. To inspect available tag-sets in the "
-                f"SavedModel, please use the SavedModel CLI: `saved_model_cli`; path: {path}"
-            ) from error
+            raise no_such_tags(path, tags) from error
         except (OSError, DecodeError) as error:
             raise DataLoss(f"{path}: saved_model.pb cannot be read: {error}") from error
 
@@ -248,19 +246,6 @@ def _signature_map(meta_graph: Any) -> Any:
     for name, definition in meta_graph.signature_def.items():
         signature_map.signature_def[name].ParseFromString(definition.SerializeToString())
     return signature_map
-
-
-_CPP_NAMES = {"float32": "float", "float64": "double", "float16": "half", "object": "string"}
-
-
-def _checked(array: np.ndarray, dtype: np.dtype[Any], index: int, alias: str) -> np.ndarray:
-    """Refuse an array of the wrong element type with the text of the C++ server; shapes are the graph's business."""
-    if array.dtype == dtype:
-        return array
-    if dtype.kind == "O" and array.dtype.kind in "SU":
-        return array.astype(object)
-    expected, came = (_CPP_NAMES.get(d.name, d.name) for d in (dtype, array.dtype))
-    raise InvalidArgument(f"Expects arg[{index}] to be {expected} but {came} is provided (input {alias!r})")
 
 
 def _as_array(value: Any) -> np.ndarray:

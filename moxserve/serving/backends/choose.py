@@ -1,0 +1,284 @@
+"""Chooses among the forms of a model in one version directory: the fastest that answers as it should, on this machine.
+
+The SavedModel is what the others are held against; where there is none, or it is not to be used, the most precise form
+is. Each variant is loaded, asked the version's warmup records (or made-up inputs), compared within its tolerance, and
+timed for a part of a second. The fastest serves; one that raises, differs or lacks its package is left out with a line
+in the log. The decision is remembered (`decisions`). A version that holds one form only is not measured at all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moxserve.errors import MissingExtraError, MoxserveError, NotFound, ServingError
+from moxserve.export.manifest import TensorNames, Variant, Verification
+from moxserve.serving.backends.base import Backend
+from moxserve.serving.backends.decisions import Decision, DecisionFile
+from moxserve.serving.backends.graph import DoesNotFitError
+from moxserve.serving.backends.measure import difference, runs_per_second
+from moxserve.serving.backends.samples import Sample, made_up, recorded
+
+__all__ = ["SAVED_MODEL", "Candidate", "Candidates", "choose"]
+
+logger = logging.getLogger(__name__)
+
+SAVED_MODEL = "saved_model"
+_BUDGET_S = 1.0
+_LEAST_S = 0.15
+# A variant that is hardly faster is not worth it: the SavedModel serves all signatures and needs no trust.
+_GAIN = 1.1
+_PRECISIONS = ("float32", "", "bfloat16", "float16", "int8")
+
+Outputs = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A form of the model that may serve.
+
+    Attributes:
+        variant: what is known of it.
+        load: loads it, to serve only these signatures, or, with None, all that it can.
+    """
+
+    variant: Variant
+    load: Callable[[Sequence[str] | None], Backend]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The forms of one version.
+
+    Attributes:
+        version_dir: the version.
+        reference: what the others are held against.
+        others: the rest.
+        facts: whatever else the decision depends on.
+    """
+
+    version_dir: str
+    reference: Candidate
+    others: Sequence[Candidate]
+    facts: Mapping[str, object]
+
+    def named(self, name: str) -> Candidate | None:
+        """Return the candidate of a name."""
+        return next((c for c in (self.reference, *self.others) if c.variant.name == name), None)
+
+
+@dataclass
+class _Reference:
+    """The loaded reference: what it answers to each sample, and how fast."""
+
+    backend: Backend | None
+    samples: list[Sample] = field(default_factory=list)
+    answers: list[Outputs] = field(default_factory=list)
+    timed: Sample | None = None
+
+
+def choose(candidates: Candidates) -> Backend:
+    """Load the fastest form of a version that answers as it should.
+
+    Raises:
+        MissingExtraError: no form can be loaded for want of a package.
+        ServingError: the reference cannot be loaded, and nothing else can stand in for it.
+    """
+    decisions = DecisionFile(candidates.version_dir, candidates.facts)
+    with decisions.locked():
+        remembered = _from_memory(candidates, decisions.decision)
+        if remembered is not None:
+            return remembered
+        return _measured(candidates, decisions)
+
+
+def _from_memory(candidates: Candidates, decision: Decision) -> Backend | None:
+    for name in decision.order:
+        candidate = candidates.named(name)
+        if candidate is None:
+            return None
+        try:
+            backend = candidate.load(decision.signatures.get(name))
+        except MoxserveError as error:
+            logger.warning("%s: variant %s does not load any more: %s", candidates.version_dir, name, error)
+            continue
+        logger.info("%s is served by %s, as measured before on this machine", candidates.version_dir, name)
+        return backend
+    return None
+
+
+def _measured(candidates: Candidates, decisions: DecisionFile) -> Backend:
+    decision = decisions.decision
+    decision.order, decision.figures, decision.refused, decision.signatures = [], {}, {}, {}
+    reference = _load_reference(candidates)
+    budget_s = max(_LEAST_S, _BUDGET_S / (1 + len(candidates.others)))
+    best, best_name = reference.backend, candidates.reference.variant.name
+    try:
+        if reference.backend is not None and reference.timed is not None:
+            decision.figures[best_name] = runs_per_second(reference.backend, reference.timed, budget_s) * _GAIN
+        for candidate in candidates.others:
+            backend = _try(candidate, reference, decisions, budget_s)
+            if backend is None:
+                continue
+            name = candidate.variant.name
+            if best is None or decision.figures[name] > decision.figures.get(best_name, 0.0):
+                best, backend, best_name = backend, best, name
+            if backend is not None and backend is not reference.backend:
+                backend.close()
+    except BaseException:
+        for backend in {id(b): b for b in (best, reference.backend) if b is not None}.values():
+            backend.close()
+        raise
+    if best is None:
+        raise _nothing(candidates, decision)
+    _conclude(candidates, decisions, best_name)
+    if reference.backend is not None and reference.backend is not best:
+        reference.backend.close()
+    return best
+
+
+def _conclude(candidates: Candidates, decisions: DecisionFile, best: str) -> None:
+    decision, reference = decisions.decision, candidates.reference.variant.name
+    if reference in decision.figures:
+        decision.figures[reference] /= _GAIN
+    slower = sorted((n for n in decision.figures if n != best), key=lambda n: -decision.figures[n])
+    decision.order = [best, *(name for name in slower if name in decision.signatures), reference]
+    decision.order = list(dict.fromkeys(decision.order))
+    decisions.save()
+    told = ", ".join(f"{name} {decision.figures[name]:.0f}" for name in [best, *slower] if name in decision.figures)
+    logger.info("%s is served by %s (requests a second: %s)", candidates.version_dir, best, told or "not measured")
+
+
+def _nothing(candidates: Candidates, decision: Decision) -> MoxserveError:
+    reasons = "; ".join(f"{name}: {why}" for name, why in decision.refused.items())
+    return NotFound(f"{candidates.version_dir}: no variant of this model can be served here. {reasons}")
+
+
+def _load_reference(candidates: Candidates) -> _Reference:
+    try:
+        backend = candidates.reference.load(None)
+    except MissingExtraError as error:
+        name = candidates.reference.variant.name
+        logger.warning("%s: %s cannot be loaded: %s", candidates.version_dir, name, error.message)
+        return _Reference(None, recorded(candidates.version_dir))
+    found = _Reference(backend)
+    try:
+        _answer_samples(found, recorded(candidates.version_dir))
+    except BaseException:
+        backend.close()
+        raise
+    return found
+
+
+def _answer_samples(reference: _Reference, samples: list[Sample]) -> None:
+    backend = reference.backend
+    if backend is None:
+        return
+    covered = {sample.signature for sample in samples}
+    ways = [[sample] for sample in samples]
+    ways += [list(made_up(signature)) for key, signature in backend.signatures.items() if key not in covered]
+    for way in ways:
+        for sample in way:
+            try:
+                answer = backend.run(sample.signature, sample.inputs)
+            except ServingError as error:
+                logger.debug("signature %s does not take a sample: %s", sample.signature, error.message)
+                continue
+            reference.samples.append(sample)
+            reference.answers.append(answer)
+            break
+    main = "serving_default" if "serving_default" in backend.signatures else ""
+    first = next((s for s in reference.samples if s.signature == main), None)
+    reference.timed = _one_row(backend, first or next(iter(reference.samples), None))
+
+
+def _one_row(backend: Backend, sample: Sample | None) -> Sample | None:
+    """Return the same request with its first row only, which is what most requests are; or as it is, if that fails."""
+    if sample is None:
+        return None
+    rows = {array.shape[0] if array.ndim else 0 for array in sample.inputs.values()}
+    if len(rows) != 1 or rows.pop() <= 1:
+        return sample
+    short = Sample(sample.signature, {alias: array[:1] for alias, array in sample.inputs.items()})
+    try:
+        backend.run(short.signature, short.inputs)
+    except ServingError:
+        return sample
+    return short
+
+
+def _try(candidate: Candidate, reference: _Reference, decisions: DecisionFile, budget_s: float) -> Backend | None:
+    """Load, compare and time a variant; None when it must not serve."""
+    name, decision = candidate.variant.name, decisions.decision
+    if decisions.dangerous(name):
+        _refuse(decision, name, "the process ended twice while it was tried")
+        return None
+    backend = None
+    try:
+        with decisions.trying(name):
+            backend = candidate.load(None)
+            served, reason = _compare(candidate.variant, backend, reference)
+            if not served:
+                backend.close()
+                _refuse(decision, name, reason)
+                return None
+            if set(served) != set(getattr(backend, "served", backend.signatures)):
+                backend.close()
+                backend = candidate.load(served)
+            timed = reference.timed or next((s for s in reference.samples if s.signature in served), None)
+            if timed is not None and timed.signature not in served:
+                timed = next(s for s in reference.samples if s.signature in served)
+            decision.figures[name] = runs_per_second(backend, timed, budget_s) if timed is not None else 0.0
+    except (MoxserveError, DoesNotFitError) as error:
+        if backend is not None:
+            backend.close()
+        _refuse(decision, name, error.message)
+        return None
+    decision.signatures[name] = sorted(served)
+    return backend
+
+
+def _refuse(decision: Decision, name: str, why: str) -> None:
+    decision.refused[name] = why
+    decision.figures.pop(name, None)
+    logger.warning("variant %s is not served: %s", name, why)
+
+
+def _compare(variant: Variant, backend: Backend, reference: _Reference) -> tuple[list[str], str]:
+    """Return the signatures in which a variant answers as the reference does; and why not, when there are none."""
+    served = list(getattr(backend, "served", backend.signatures))
+    if reference.backend is None:
+        if isinstance(variant.verification, Verification):
+            return served, ""
+        return [], "there is nothing to compare it with here, and the manifest does not say that it was verified"
+    right: dict[str, bool] = {}
+    reason = "there are no warmup records for its signatures, and inputs for them cannot be made up"
+    for sample, answer in zip(reference.samples, reference.answers, strict=True):
+        if sample.signature not in served:
+            continue
+        why = difference(variant, backend.run(sample.signature, sample.inputs), answer)
+        right[sample.signature] = right.get(sample.signature, True) and not why
+        reason = f"signature {sample.signature!r} answers otherwise: {why}" if why else reason
+    if not all(right.values()):
+        return [], reason
+    return [key for key in served if key in right], reason
+
+
+def most_precise(variants: Sequence[Variant]) -> Variant:
+    """Return the variant that the others are held against when there is no SavedModel."""
+    return min(variants, key=lambda v: (_PRECISIONS.index(v.precision), v.name))
+
+
+def names_for(variant: Variant, keys: Sequence[str] | None, bound: Mapping[str, TensorNames]) -> dict[str, TensorNames]:
+    """Return the bound signatures, only those of `keys` when they are given.
+
+    Raises:
+        DoesNotFitError: none is left.
+    """
+    kept = {key: names for key, names in bound.items() if keys is None or key in keys}
+    if not kept:
+        raise DoesNotFitError(f"variant {variant.name} serves none of {', '.join(keys or ())}")
+    return kept

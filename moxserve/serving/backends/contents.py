@@ -1,0 +1,84 @@
+"""What a version directory holds, told without loading any of it, and without a runtime.
+
+    BASE/<version>/
+      saved_model.pb (or .pbtxt), variables/, assets/      a SavedModel
+      model.onnx  |  model.xml + model.bin  |  model.tflite    the same model, or the only one, in another format
+      variants/<name>/model.onnx | model.xml + model.bin | model.tflite    further forms of it
+      assets.extra/moxserve.json                           the manifest; its `variants` say more of each form
+
+The manifest need not name a variant for it to be found; it tells what the files do not: precision, tolerance, which
+signatures it serves, and what their tensors are called in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moxserve.errors import DataError, DataLoss
+from moxserve.export.manifest import Variant, read_manifest
+from moxserve.types import Signature
+
+__all__ = ["FORMATS", "GRAPH_FILES", "MODEL_FILES", "VARIANTS_DIR", "Contents", "look"]
+
+GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
+MODEL_FILES = {"model.onnx": "onnx", "model.xml": "openvino", "model.tflite": "tflite"}
+VARIANTS_DIR = "variants"
+FORMATS = frozenset(MODEL_FILES.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a version directory holds.
+
+    Attributes:
+        path: the directory.
+        graph: name of the file with the SavedModel's graph; empty when there is no SavedModel.
+        variants: the other forms of the model, by name.
+        signatures: of the manifest, by key; empty without one.
+    """
+
+    path: str
+    graph: str
+    variants: tuple[Variant, ...]
+    signatures: Mapping[str, Signature]
+
+    def of(self, format_name: str) -> tuple[Variant, ...]:
+        """Return the variants of a format."""
+        return tuple(v for v in self.variants if v.format == format_name)
+
+    def __str__(self) -> str:
+        held = (["a SavedModel"] if self.graph else []) + [f"{v.name} ({v.format})" for v in self.variants]
+        return ", ".join(held) or "no model"
+
+
+def look(version_dir: str) -> Contents:
+    """Look into a version directory.
+
+    Raises:
+        DataLoss: its manifest cannot be read.
+    """
+    try:
+        manifest = read_manifest(version_dir)
+    except DataError as error:
+        raise DataLoss(error.message) from None
+    declared = [v for v in manifest.variants if v.format in FORMATS] if manifest else []
+    paths = {os.path.normpath(v.path) for v in declared}
+    found = [v for v in _found(version_dir) if v.path not in paths]
+    graph = next((name for name in GRAPH_FILES if os.path.isfile(os.path.join(version_dir, name))), "")
+    signatures = manifest.signature_map() if manifest else {}
+    return Contents(version_dir, graph, tuple(sorted((*declared, *found), key=lambda v: v.name)), signatures)
+
+
+def _found(version_dir: str) -> list[Variant]:
+    """Return the variants that lie where variants lie, each named after its directory, or its format at the top."""
+    folder = os.path.join(version_dir, VARIANTS_DIR)
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    places = [("", "")] + [(name, os.path.join(VARIANTS_DIR, name)) for name in names]
+    return [
+        Variant(name=name or format_name, format=format_name, path=os.path.join(place, model))
+        for name, place in places
+        for model, format_name in MODEL_FILES.items()
+        if os.path.isfile(os.path.join(version_dir, place, model))
+    ]

@@ -1,0 +1,154 @@
+"""Which runtime loads a version directory: what the options ask for, out of what the directory holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from moxserve.errors import FailedPrecondition, NotFound
+from moxserve.export.manifest import Variant
+from moxserve.protocol.metadata import signatures_from_map
+from moxserve.serving.backends.base import Backend, LoadOptions
+from moxserve.serving.backends.choose import SAVED_MODEL, Candidate, Candidates, choose, most_precise, names_for
+from moxserve.serving.backends.contents import FORMATS, Contents, look
+from moxserve.serving.backends.graph import DoesNotFitError, Graph, GraphBackend, bind, own_signature, signature_map_of
+from moxserve.serving.backends.saved_signatures import read_signature_map
+from moxserve.serving.backends.variants import INIT_OP, VariantBackend
+
+__all__ = ["load_version"]
+
+_TENSORFLOW = "tensorflow"
+_TFLITE_FILE = "model.tflite"
+
+
+def load_version(path: str, options: LoadOptions) -> Backend:
+    """Load a version; see `moxserve.serving.backends.load`."""
+    contents = look(path)
+    formats = _formats(options)
+    if options.prefer_tflite and formats & {SAVED_MODEL, "tflite"}:
+        preferred = next((v for v in contents.variants if v.path == _TFLITE_FILE), None)
+        if preferred is not None:
+            return _load_alone(path, preferred, options)
+    variants = [v for v in contents.variants if v.format in formats and v.enabled]
+    if contents.graph and SAVED_MODEL in formats:
+        if not variants:
+            return _load_saved_model(path, options)
+        reference = Candidate(Variant(name=SAVED_MODEL, format=SAVED_MODEL), lambda _: _load_saved_model(path, options))
+        return _choose(contents, options, reference, variants)
+    if not variants:
+        if formats >= FORMATS or SAVED_MODEL in formats:
+            return _load_saved_model(path, options)  # which says what is wrong with the directory
+        raise NotFound(
+            f"{path} holds nothing that {' or '.join(sorted(formats))} could serve; it holds {contents}",
+        )
+    if len(variants) == 1:
+        try:
+            return _load_variant(contents, variants[0], options, None)
+        except DoesNotFitError as error:
+            raise FailedPrecondition(f"{path}: {variants[0].path} cannot stand in for the model: {error}") from None
+    first = most_precise(variants)
+    return _choose(contents, options, _candidate(contents, first, options), [v for v in variants if v is not first])
+
+
+def _formats(options: LoadOptions) -> frozenset[str]:
+    """Return the formats that may serve; `saved_model` among them when TensorFlow may."""
+    if options.platform not in ("", _TENSORFLOW):
+        return frozenset((options.platform,))
+    if options.backend == "auto":
+        return FORMATS | {SAVED_MODEL}
+    return frozenset((SAVED_MODEL if options.backend == _TENSORFLOW else options.backend,))
+
+
+def _choose(
+    contents: Contents, options: LoadOptions, reference: Candidate, variants: Sequence[Variant]
+) -> Backend:  # fmt: skip
+    facts = {
+        "options": repr(replace(options, session_config=b"")),
+        "session": options.session_config.hex(),
+        "candidates": sorted(v.name for v in variants),
+    }
+    others = [_candidate(contents, variant, options) for variant in variants]
+    return choose(Candidates(contents.path, reference, others, facts))
+
+
+def _candidate(contents: Contents, variant: Variant, options: LoadOptions) -> Candidate:
+    return Candidate(variant, lambda keys: _load_variant(contents, variant, options, keys))
+
+
+def _load_saved_model(path: str, options: LoadOptions) -> Backend:
+    from moxserve.serving.backends.savedmodel import SavedModelBackend
+
+    return SavedModelBackend(path, options)
+
+
+def _load_variant(contents: Contents, variant: Variant, options: LoadOptions, keys: Sequence[str] | None) -> Backend:
+    """Load a variant behind the SavedModel's signatures, or its own where there is no SavedModel.
+
+    Args:
+        contents: of the version.
+        variant: to load.
+        options: how.
+        keys: signatures that it is to serve; None for all that it can.
+
+    Raises:
+        MissingExtraError: its runtime is not installed.
+        ServingError: it cannot be loaded.
+        DoesNotFitError: it cannot stand in for the model.
+    """
+    if contents.graph:
+        signature_map = read_signature_map(contents.path, contents.graph, options.tags)
+    elif variant.signatures and contents.signatures:
+        signature_map = signature_map_of(contents.signatures)
+    else:
+        return _load_alone(contents.path, variant, options)
+    known = {key: s for key, s in signatures_from_map(signature_map).items() if key != INIT_OP}
+    graph = _load_graph(contents.path, variant, options)
+
+    def serve() -> Backend:
+        names = names_for(variant, keys, bind(graph, known, variant.signatures))
+        backend = GraphBackend(graph, signature_map, names, variant.name)
+        if not contents.graph or SAVED_MODEL not in _formats(options) or set(names) == set(known):
+            return backend
+        return VariantBackend(backend, signature_map, lambda: _load_saved_model(contents.path, options))
+
+    return _or_close(graph, serve)
+
+
+def _load_alone(path: str, variant: Variant, options: LoadOptions) -> Backend:
+    """Load a variant that is the model itself: its own names are the aliases."""
+    graph = _load_graph(path, variant, options)
+
+    def serve() -> Backend:
+        from moxserve.serving.backends.tflite import TfliteGraph, tflite_backend
+
+        if isinstance(graph, TfliteGraph):
+            return tflite_backend(graph, variant.name)
+        own = own_signature(graph.inputs, graph.outputs)
+        signatures = {own.name: own}
+        return GraphBackend(graph, signature_map_of(signatures), bind(graph, signatures, {}), variant.name)
+
+    return _or_close(graph, serve)
+
+
+def _or_close(graph: Graph, serve: Callable[[], Backend]) -> Backend:
+    try:
+        return serve()
+    except BaseException:
+        graph.close()
+        raise
+
+
+def _load_graph(path: str, variant: Variant, options: LoadOptions) -> Graph:
+    file = os.path.join(path, variant.path)
+    if variant.format == "onnx":
+        from moxserve.serving.backends.onnx import OnnxGraph
+
+        return OnnxGraph(file, options.intra_op_threads, options.inter_op_threads)
+    if variant.format == "openvino":
+        from moxserve.serving.backends.openvino import OpenVinoGraph
+
+        return OpenVinoGraph(file, variant.precision, options.intra_op_threads)
+    from moxserve.serving.backends.tflite import TfliteGraph
+
+    return TfliteGraph(file, options.tflite, options.intra_op_threads)

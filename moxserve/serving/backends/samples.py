@@ -1,0 +1,105 @@
+"""Inputs to try a variant with: the version's own warmup records, or made-up ones that fit its signature."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from moxserve import file
+from moxserve.errors import MoxserveError
+from moxserve.protocol import messages
+from moxserve.protocol.examples import serialized_examples
+from moxserve.protocol.tensors import from_proto
+from moxserve.protocol.tfrecord import read_records
+from moxserve.types import Signature, TensorSpec
+
+__all__ = ["WARMUP_FILE", "Sample", "made_up", "recorded"]
+
+logger = logging.getLogger(__name__)
+
+WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
+_MAX_RECORDS = 32
+_MAX_EACH = 4
+_MAX_BYTES = 64 << 20
+_ROWS = 8
+_SIDE = 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A request to try.
+
+    Attributes:
+        signature: key.
+        inputs: by alias.
+    """
+
+    signature: str
+    inputs: Mapping[str, np.ndarray]
+
+
+def recorded(version_dir: str) -> list[Sample]:
+    """Return some of the warmup records, a few a signature; empty when there are none that can be read."""
+    path = os.path.join(version_dir, WARMUP_FILE)
+    if not file.exists(path):
+        return []
+    kept: dict[str, list[Sample]] = {}
+    left = _MAX_BYTES
+    try:
+        for payload in itertools.islice(read_records(path), _MAX_RECORDS):
+            left -= len(payload)
+            for sample in _samples(payload):
+                if left > 0 and len(kept.setdefault(sample.signature, [])) < _MAX_EACH:
+                    kept[sample.signature].append(sample)
+    except (MoxserveError, DecodeError, OSError) as error:
+        # Replaying them will fail the load with the right status; here it only matters that they are of no use.
+        logger.debug("%s: warmup records are not used to compare variants: %s", path, error)
+        return []
+    return [sample for samples in kept.values() for sample in samples]
+
+
+def _samples(payload: bytes) -> Iterator[Sample]:
+    log = messages.PredictionLog.FromString(payload)
+    kind = log.WhichOneof("log_type")
+    if kind == "predict_log":
+        request = log.predict_log.request
+        inputs = {alias: from_proto(proto) for alias, proto in request.inputs.items()}
+        yield Sample(request.model_spec.signature_name or "serving_default", inputs)
+    elif kind in ("classify_log", "regress_log"):
+        request = getattr(log, kind).request
+        name = request.model_spec.signature_name or "serving_default"
+        yield Sample(name, {"inputs": serialized_examples(request.input)})
+
+
+def made_up(signature: Signature) -> Iterator[Sample]:
+    """Make requests that fit a signature: random ones, then zeros for models that do not take random ones.
+
+    Gives nothing for a signature with strings, which only mean something when somebody wrote them.
+    """
+    if any(spec.dtype.name == "string" for spec in signature.inputs.values()):
+        return
+    random = np.random.default_rng(20240229)
+    yield Sample(signature.name, {a: _random(s, random) for a, s in signature.inputs.items()})
+    yield Sample(signature.name, {a: np.zeros(_shape(s), s.dtype.numpy) for a, s in signature.inputs.items()})
+
+
+def _shape(spec: TensorSpec) -> tuple[int, ...]:
+    if spec.shape is None:
+        return (_ROWS,)
+    return tuple((_SIDE if i else _ROWS) if size is None else size for i, size in enumerate(spec.shape))
+
+
+def _random(spec: TensorSpec, random: np.random.Generator) -> np.ndarray:
+    shape, dtype = _shape(spec), spec.dtype.numpy
+    if dtype.kind in "fVc":
+        return np.asarray(random.random(shape) * 2 - 0.5).astype(dtype)
+    if spec.dtype.name == "uint8":
+        return random.integers(0, 256, shape).astype(dtype)
+    # Small ones: they may be indices into a table.
+    return random.integers(0, 2, shape).astype(dtype)
