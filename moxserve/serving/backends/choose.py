@@ -21,6 +21,7 @@ from moxserve.serving.backends.decisions import Decision, DecisionFile
 from moxserve.serving.backends.graph import DoesNotFitError
 from moxserve.serving.backends.measure import difference, runs_per_second
 from moxserve.serving.backends.samples import Sample, made_up, recorded
+from moxserve.serving.backends.variants import VariantBackend
 
 __all__ = ["SAVED_MODEL", "Candidate", "Candidates", "choose"]
 
@@ -113,40 +114,53 @@ def _from_memory(candidates: Candidates, decision: Decision) -> Backend | None:
 def _measured(candidates: Candidates, decisions: DecisionFile) -> Backend:
     decision = decisions.decision
     decision.order, decision.figures, decision.refused, decision.signatures = [], {}, {}, {}
-    reference = _load_reference(candidates)
     budget_s = max(_LEAST_S, _BUDGET_S / (1 + len(candidates.others)))
-    best, best_name = reference.backend, candidates.reference.variant.name
+    reference = _load_reference(candidates)
+    best = _Best(reference.backend, candidates.reference.variant.name, 0.0)
     try:
         if reference.backend is not None and reference.timed is not None:
-            decision.figures[best_name] = runs_per_second(reference.backend, reference.timed, budget_s) * _GAIN
+            figure = runs_per_second(reference.backend, reference.timed, budget_s)
+            decision.figures[best.name] = figure
+            best.figure = figure * _GAIN
         for candidate in candidates.others:
             backend = _try(candidate, reference, decisions, budget_s)
-            if backend is None:
-                continue
-            name = candidate.variant.name
-            if best is None or decision.figures[name] > decision.figures.get(best_name, 0.0):
-                best, backend, best_name = backend, best, name
-            if backend is not None and backend is not reference.backend:
-                backend.close()
+            if backend is not None:
+                best.offer(backend, candidate.variant.name, decision.figures[candidate.variant.name])
+        if best.backend is None:
+            raise _nothing(candidates, decision)
+        if best.backend is not reference.backend and reference.backend is not None:
+            reference.backend.close()
     except BaseException:
-        for backend in {id(b): b for b in (best, reference.backend) if b is not None}.values():
+        for backend in {id(b): b for b in (best.backend, reference.backend) if b is not None}.values():
             backend.close()
         raise
-    if best is None:
-        raise _nothing(candidates, decision)
-    _conclude(candidates, decisions, best_name)
-    if reference.backend is not None and reference.backend is not best:
-        reference.backend.close()
-    return best
+    _conclude(candidates, decisions, best.name)
+    return best.backend
+
+
+@dataclass
+class _Best:
+    """The best form so far; the first is the reference, which the caller closes."""
+
+    backend: Backend | None
+    name: str
+    figure: float
+    first: bool = True
+
+    def offer(self, backend: Backend, name: str, figure: float) -> None:
+        """Keep the better one of two, and free the other."""
+        if self.backend is not None and figure <= self.figure:
+            backend.close()
+            return
+        if self.backend is not None and not self.first:
+            self.backend.close()
+        self.backend, self.name, self.figure, self.first = backend, name, figure, False
 
 
 def _conclude(candidates: Candidates, decisions: DecisionFile, best: str) -> None:
     decision, reference = decisions.decision, candidates.reference.variant.name
-    if reference in decision.figures:
-        decision.figures[reference] /= _GAIN
     slower = sorted((n for n in decision.figures if n != best), key=lambda n: -decision.figures[n])
-    decision.order = [best, *(name for name in slower if name in decision.signatures), reference]
-    decision.order = list(dict.fromkeys(decision.order))
+    decision.order = list(dict.fromkeys([best, *slower, reference]))
     decisions.save()
     told = ", ".join(f"{name} {decision.figures[name]:.0f}" for name in [best, *slower] if name in decision.figures)
     logger.info("%s is served by %s (requests a second: %s)", candidates.version_dir, best, told or "not measured")
@@ -225,20 +239,32 @@ def _try(candidate: Candidate, reference: _Reference, decisions: DecisionFile, b
                 backend.close()
                 _refuse(decision, name, reason)
                 return None
-            if set(served) != set(getattr(backend, "served", backend.signatures)):
+            if set(served) != set(_served(backend)):
                 backend.close()
                 backend = candidate.load(served)
-            timed = reference.timed or next((s for s in reference.samples if s.signature in served), None)
-            if timed is not None and timed.signature not in served:
-                timed = next(s for s in reference.samples if s.signature in served)
+            timed = _timed(backend, reference, served)
             decision.figures[name] = runs_per_second(backend, timed, budget_s) if timed is not None else 0.0
-    except (MoxserveError, DoesNotFitError) as error:
+    except MoxserveError as error:
         if backend is not None:
             backend.close()
         _refuse(decision, name, error.message)
         return None
     decision.signatures[name] = sorted(served)
     return backend
+
+
+def _served(backend: Backend) -> Sequence[str]:
+    """Return the signatures that a variant serves itself."""
+    return backend.served if isinstance(backend, VariantBackend) else tuple(backend.signatures)
+
+
+def _timed(backend: Backend, reference: _Reference, served: Sequence[str]) -> Sample | None:
+    """Return the request to time a variant with: the reference's, if the variant serves its signature."""
+    if reference.timed is not None and reference.timed.signature in served:
+        return reference.timed
+    recorded_ones = [sample for sample in reference.samples if sample.signature in served]
+    made = (sample for key in served for sample in made_up(backend.signatures[key]))
+    return _one_row(backend, next(iter(recorded_ones), None) or next(made, None))
 
 
 def _refuse(decision: Decision, name: str, why: str) -> None:
@@ -249,7 +275,7 @@ def _refuse(decision: Decision, name: str, why: str) -> None:
 
 def _compare(variant: Variant, backend: Backend, reference: _Reference) -> tuple[list[str], str]:
     """Return the signatures in which a variant answers as the reference does; and why not, when there are none."""
-    served = list(getattr(backend, "served", backend.signatures))
+    served = list(_served(backend))
     if reference.backend is None:
         if isinstance(variant.verification, Verification):
             return served, ""
