@@ -5,6 +5,8 @@ Reading (TensorFlow's framework/tensor.cc):
   * `tensor_content`, when not empty, must have exactly the right size and beats the typed fields;
   * typed fields: fewer values than elements repeat the last one, none give zeros or empty strings, surplus is ignored;
   * half and bfloat16 travel as 16-bit patterns in `half_val`; small integers in `int_val` and wrap.
+A few bytes may thus ask for a tensor of any size. One value that stands for all is not copied: the array is a read-only
+view of that value with strides of 0. And no more than 64 MiB are filled up; beyond that the values must be sent.
 Writing: raw little-endian `tensor_content` by default (fast both ways), or the typed fields, which some clients read
 directly. Strings are arrays of `bytes` objects.
 """
@@ -12,7 +14,7 @@ directly. Strings are arrays of `bytes` objects.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,11 @@ from moxserve.errors import InvalidArgument
 from moxserve.protocol import messages
 from moxserve.types import DType, dtype_by_enum, dtype_of
 
-__all__ = ["from_proto", "to_array", "to_proto"]
+__all__ = ["filled", "from_proto", "to_array", "to_proto"]
 
-_MAX_FILLED_BYTES = 2**31
+_MAX_FILLED_BYTES = 64 << 20
+# What a string takes in TensorFlow's memory, however short it is.
+_STRING_BYTES = 24
 
 
 def to_array(value: Any) -> np.ndarray:
@@ -96,15 +100,6 @@ def _typed_values(array: np.ndarray, dtype: DType) -> Any:
     return flat.tolist()
 
 
-def _shape_of(proto: Any) -> tuple[int, ...]:
-    if proto.tensor_shape.unknown_rank:
-        return ()
-    shape = tuple(d.size for d in proto.tensor_shape.dim)
-    if any(d < 0 for d in shape):
-        raise InvalidArgument(f"a tensor of shape {list(shape)} has a negative dimension")
-    return shape
-
-
 def from_proto(proto: Any) -> np.ndarray:
     """Decode a TensorProto; the array may share memory with it and may be read-only.
 
@@ -112,7 +107,8 @@ def from_proto(proto: Any) -> np.ndarray:
         proto: a TensorProto of any pool.
 
     Returns:
-        An array of the proto's shape; strings as an object array of bytes.
+        An array of the proto's shape; strings as an object array of bytes. Not contiguous where one value stands for
+        all.
 
     Raises:
         InvalidArgument: dtype unset or unknown, negative dimension, content of the wrong size, or a shape far larger
@@ -122,66 +118,95 @@ def from_proto(proto: Any) -> np.ndarray:
         raise InvalidArgument("a tensor without a dtype")
     dtype = dtype_by_enum(proto.dtype)
     shape = _shape_of(proto)
-    count = math.prod(shape)
+    try:
+        return _values(proto, dtype, shape)
+    except (ValueError, OverflowError) as error:
+        # NumPy takes fewer dimensions than a message, and no product of them beyond 64 bits.
+        raise InvalidArgument(f"a tensor of shape {str(list(shape))[:80]} cannot be held: {error}") from None
+
+
+def _values(proto: Any, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
     content = proto.tensor_content
     if dtype.name == "string":
-        values = _split_strings(content, count) if content else list(proto.string_val)
-        return _string_array(values, shape, count)
-    if content:
-        expected = count * dtype.numpy.itemsize
-        if len(content) != expected:
-            raise InvalidArgument(
-                f"tensor_content has {len(content)} bytes; {dtype.name}{list(shape)} needs {expected}"
-            )
-        return np.frombuffer(content, dtype=dtype.numpy).reshape(shape)
-    return _from_typed(getattr(proto, dtype.proto_field), dtype, count).reshape(shape)
+        return filled(_strings(_split_strings(content, math.prod(shape)) if content else proto.string_val), shape)
+    if not content:
+        return filled(_typed(getattr(proto, dtype.proto_field), dtype), shape)
+    expected = math.prod(shape) * dtype.numpy.itemsize
+    if len(content) != expected:
+        raise InvalidArgument(f"tensor_content has {len(content)} bytes; {dtype.name}{list(shape)} needs {expected}")
+    return np.frombuffer(content, dtype=dtype.numpy).reshape(shape)
 
 
-def _from_typed(values: Any, dtype: DType, count: int) -> np.ndarray:
+def _shape_of(proto: Any) -> tuple[int, ...]:
+    if proto.tensor_shape.unknown_rank:
+        return ()
+    shape = tuple(d.size for d in proto.tensor_shape.dim)
+    if any(d < 0 for d in shape):
+        raise InvalidArgument(f"a tensor of shape {list(shape)} has a negative dimension")
+    return shape
+
+
+def _typed(values: Any, dtype: DType) -> np.ndarray:
+    """Return the values of a typed field."""
     if dtype.proto_field == "half_val":
-        found = np.array(values, dtype=np.int32).astype(np.uint16).view(dtype.numpy)
-    elif dtype.name in ("complex64", "complex128"):
-        part = np.float32 if dtype.name == "complex64" else np.float64
-        pairs = np.array(values, dtype=part)
-        found = pairs[: pairs.size // 2 * 2].view(dtype.numpy)
-    elif dtype.proto_field == "int_val":
-        found = np.array(values, dtype=np.int32).astype(dtype.numpy)
-    else:
-        found = np.array(values, dtype=dtype.numpy)
-    return _fill(found, count, lambda n: np.zeros(n, dtype=dtype.numpy))
+        return np.array(values, dtype=np.int32).astype(np.uint16).view(dtype.numpy)
+    if dtype.name in ("complex64", "complex128"):
+        pairs = np.array(values, dtype=np.float32 if dtype.name == "complex64" else np.float64)
+        return pairs[: pairs.size // 2 * 2].view(dtype.numpy)
+    if dtype.proto_field == "int_val":
+        return np.array(values, dtype=np.int32).astype(dtype.numpy)
+    return np.array(values, dtype=dtype.numpy)
 
 
-def _check_filled(count: int, itemsize: int) -> None:
-    """Refuse to make a huge tensor of a few bytes; what no message could carry, nobody means."""
+def _strings(values: Any) -> np.ndarray:
+    flat = np.empty(len(values), dtype=object)
+    flat[:] = list(values)
+    return flat
+
+
+def filled(found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Give the values of a typed field their shape: too few are filled up, too many are cut off.
+
+    Args:
+        found: 1-D values.
+        shape: what the tensor says; no dimension is negative.
+
+    Returns:
+        An array of the shape; a read-only view with strides of 0 where one value stands for all.
+
+    Raises:
+        InvalidArgument: far more values are missing than anyone would leave out.
+    """
+    count = math.prod(shape)
+    if found.size >= count:
+        return found[:count].reshape(shape)
+    itemsize = _STRING_BYTES if found.dtype == object else found.dtype.itemsize
     if count * itemsize > _MAX_FILLED_BYTES:
         raise InvalidArgument(
-            f"a tensor of {count} elements is too large: its message holds fewer values, and filling them up would "
-            f"take more than {_MAX_FILLED_BYTES} bytes"
+            f"a tensor of {count} elements is too large for the {found.size} values that its message holds: filling "
+            f"them up would take more than {_MAX_FILLED_BYTES} bytes"
         )
-
-
-def _fill(found: np.ndarray, count: int, zeros: Callable[[int], np.ndarray]) -> np.ndarray:
-    if found.size == count:
-        return found
-    if found.size > count:
-        return found[:count]
-    _check_filled(count, found.dtype.itemsize)
+    if found.size > 1:
+        return np.concatenate([found, np.repeat(found[-1:], count - found.size)]).reshape(shape)
     if found.size == 0:
-        return zeros(count)
-    return np.concatenate([found, np.repeat(found[-1:], count - found.size)])
-
-
-def _string_array(values: list[bytes], shape: tuple[int, ...], count: int) -> np.ndarray:
-    if len(values) < count:
-        _check_filled(count, np.dtype(object).itemsize)
-    flat = np.empty(count, dtype=object)
-    filler = values[-1] if values else b""
-    flat[:] = (values + [filler] * max(0, count - len(values)))[:count]
-    return flat.reshape(shape)
+        found = np.array([b""], dtype=object) if found.dtype == object else np.zeros(1, found.dtype)
+    return np.broadcast_to(found.reshape(()), shape)
 
 
 def _split_strings(content: bytes, count: int) -> list[bytes]:
     """Read TensorFlow's layout of string content: all lengths as varints, then the bytes."""
+    lengths, at = _lengths(content, count)
+    if at + sum(lengths) != len(content):
+        raise InvalidArgument(f"tensor_content has {len(content)} bytes; its {count} strings need {at + sum(lengths)}")
+    ends = list(accumulate(lengths, initial=at))
+    return [content[begin:end] for begin, end in pairwise(ends)]
+
+
+def _lengths(content: bytes, count: int) -> tuple[list[int], int]:
+    """Return the lengths and where the bytes after them begin."""
+    if count <= len(content) and content[:count].isascii():
+        # All of them are varints of one byte.
+        return list(content[:count]), count
     lengths, at = [], 0
     for _ in range(count):
         length = shift = 0
@@ -195,10 +220,4 @@ def _split_strings(content: bytes, count: int) -> list[bytes]:
             if byte < 0x80:
                 break
         lengths.append(length)
-    if at + sum(lengths) != len(content):
-        raise InvalidArgument(f"tensor_content has {len(content)} bytes; its {count} strings need {at + sum(lengths)}")
-    out = []
-    for length in lengths:
-        out.append(content[at : at + length])
-        at += length
-    return out
+    return lengths, at
