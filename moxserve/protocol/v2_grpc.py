@@ -33,6 +33,7 @@ from moxserve.protocol.v2 import (
     shaped,
     to_raw,
 )
+from moxserve.protocol.wire import keep_large_buffers, tag
 from moxserve.types import DType
 
 __all__ = ["from_record", "infer_request", "infer_response", "message", "parse", "stream_error", "stream_response"]
@@ -169,8 +170,8 @@ def _without_raw(data: bytes) -> tuple[bytes, list[memoryview] | None]:
     raw: list[memoryview] = []
     at, size = 0, len(data)
     while at < size:
-        tag = data[at]
-        if tag & 0x87 != _LENGTH_DELIMITED:
+        field = data[at]
+        if field & 0x87 != _LENGTH_DELIMITED:
             return data, None
         length = shift = 0
         start = at + 1
@@ -186,7 +187,7 @@ def _without_raw(data: bytes) -> tuple[bytes, list[memoryview] | None]:
         end = start + length
         if end > size:
             return data, None
-        if tag >> 3 == _RAW_INPUTS:
+        if field >> 3 == _RAW_INPUTS:
             raw.append(view[start:end])
         else:
             head.append(view[at:end])
@@ -220,7 +221,7 @@ def infer_response(answer: InferAnswer) -> bytes:
 
 def stream_response(response: bytes) -> bytes:
     """Write a ModelStreamInferResponse around a ModelInferResponse."""
-    return b"".join([_field_head(_STREAMED_RESPONSE, len(response)), response])
+    return b"".join([tag(_STREAMED_RESPONSE, len(response)), response])
 
 
 def stream_error(request: bytes, reason: str) -> bytes:
@@ -244,15 +245,7 @@ def _raw_parts(arrays: Iterable[np.ndarray]) -> list[bytes | memoryview]:
     parts: list[bytes | memoryview] = []
     for array in arrays:
         data = to_raw(array)
-        parts += [_field_head(_RAW_OUTPUTS, len(data)), data]
+        if len(data) > _LARGE_BYTES:
+            keep_large_buffers()
+        parts += [tag(_RAW_OUTPUTS, len(data)), data]
     return parts
-
-
-def _field_head(field: int, length: int) -> bytes:
-    """Return what stands before the bytes of a length-delimited field."""
-    head = bytearray((field << 3 | _LENGTH_DELIMITED,))
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head)
