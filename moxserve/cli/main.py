@@ -22,6 +22,7 @@ __all__ = ["LazyGroup", "cli", "main"]
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "data": ("moxserve.cli.data:data", "Write sample data sets."),
+    "deploy": ("moxserve.cli.deploy:deploy", "Write manifests: KServe, Kubernetes, docker-compose."),
     "export": ("moxserve.cli.export:export", "Turn a checkpoint into a verified, versioned artifact."),
     "loadtest": ("moxserve.cli.loadtest:loadtest", "Load a running server and check limits."),
     "models": ("moxserve.cli.models:models", "Show and change what a running server serves."),

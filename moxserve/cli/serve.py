@@ -107,7 +107,7 @@ def _run(ctx: click.Context, /, **values: Any) -> None:
     logging.getLogger("tensorflow").setLevel(logging.WARNING)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _warn_unknown(ctx.args)
-    _warn_not_in_effect(_given(ctx))
+    _warn_not_in_effect(given_flags(ctx))
     options = from_flags(values)
     options.models()
     serve_until_signal(options)
@@ -125,10 +125,10 @@ def _warn_unknown(arguments: list[str]) -> None:
         logger.warning("unknown flag --%s is ignored%s", name, hint)
 
 
-def _given(ctx: click.Context) -> set[str]:
-    """Return the names of the flags on the command line."""
+def given_flags(ctx: click.Context) -> list[str]:
+    """Return the names of the flags on the command line, in the order of the table."""
     source = click.core.ParameterSource.COMMANDLINE
-    return {flag.name for flag in FLAGS if ctx.get_parameter_source(flag.name) is source}
+    return [flag.name for flag in FLAGS if ctx.get_parameter_source(flag.name) is source]
 
 
 def _exec_engine(ctx: click.Context, values: Mapping[str, Any]) -> None:
@@ -147,7 +147,7 @@ def _exec_engine(ctx: click.Context, values: Mapping[str, Any]) -> None:
     remote = any("://" in text for text in (values["model_base_path"], *values["model"]))
     if not remote and not values["model_config_file"]:
         options.models()  # what is wrong is told here, in our words; where files may lie is its own affair
-    given = _given(ctx)
+    given = given_flags(ctx)
     translation = translate({name: values[name] for name in given}, ctx.args)
     binary = find_binary()
     for warning in translation.warnings:
