@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
-
-import numpy as np
 
 from moxserve.client.calls import (
     Array,
@@ -32,17 +29,13 @@ from moxserve.client.calls import (
 from moxserve.errors import InvalidArgument, UsageError
 from moxserve.protocol import messages
 from moxserve.protocol.metadata import signatures_from_map
-from moxserve.protocol.tensors import from_proto, to_proto
-from moxserve.types import ModelRef, dtype_of
+from moxserve.protocol.predict_wire import write_predict_request
+from moxserve.protocol.tensors import from_proto
+from moxserve.types import ModelRef
 
 __all__ = ["Exchange", "encode"]
 
 _SERVICE = "/tensorflow.serving."
-_LARGE_BYTES = 100_000
-# The largest size that raises glibc's limit is 32 MiB with its header.
-_REUSED_BYTES = 32 * 1024 * 1024 - 65536
-# Field numbers: PredictRequest.inputs, its map entries, TensorProto.tensor_content.
-_INPUTS, _KEY, _VALUE, _TENSOR_CONTENT = 2, 1, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,65 +87,10 @@ def _fill_spec(spec: Any, model: ModelRef) -> None:
 
 
 def _predict_request(call: PredictCall) -> bytes:
-    head = messages.PredictRequest()
-    _fill_spec(head.model_spec, call.model)
-    head.model_spec.signature_name = call.signature_name
-    head.output_filter.extend(call.outputs or ())
-    parts: list[Any] = [head.SerializeToString()]
-    for alias, array in call.inputs.items():
-        tensor, size = _tensor_parts(alias, array)
-        key = alias.encode()
-        key_part = _tag(_KEY, len(key)) + key
-        value_head = _tag(_VALUE, size)
-        parts += [_tag(_INPUTS, len(key_part) + len(value_head) + size), key_part, value_head, *tensor]
-        if size > _LARGE_BYTES:
-            _keep_large_buffers()
-    return b"".join(parts)
-
-
-@cache
-def _keep_large_buffers() -> None:
-    """Have the C library reuse the memory of large messages instead of returning it after each one.
-
-    glibc maps every allocation over 128 KiB anew, and the kernel then clears each of its pages, which cost a third of a
-    request of 600 KB. Freeing one larger block raises that limit for good; its pages are never touched, so it is free.
-    """
-    np.empty(_REUSED_BYTES, np.uint8)
-
-
-def _tensor_parts(alias: str, array: Array) -> tuple[list[Any], int]:
-    """Return the pieces of a serialized TensorProto and their length in bytes; the content is not copied."""
     try:
-        dtype = dtype_of(array)
-        if dtype.name == "string":
-            whole = to_proto(array).SerializeToString()
-            return [whole], len(whole)
+        return write_predict_request(call.model, call.signature_name, call.inputs, call.outputs or ())
     except InvalidArgument as error:
-        raise UsageError(f"input {alias!r}: {error.message}") from None
-    proto = messages.TensorProto(dtype=dtype.enum)
-    dims = proto.tensor_shape.dim
-    for size in array.shape:
-        dims.add().size = size
-    head = proto.SerializeToString()
-    if array.size == 0:
-        return [head], len(head)
-    flat = np.ascontiguousarray(array, dtype=dtype.numpy.newbyteorder("<")).reshape(-1).view(np.uint8)
-    tag = _tag(_TENSOR_CONTENT, flat.nbytes)
-    return [head, tag, flat.data], len(head) + len(tag) + flat.nbytes
-
-
-def _tag(field: int, length: int) -> bytes:
-    """Return the head of a length-delimited field."""
-    return _varint(field << 3 | 2) + _varint(length)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+        raise UsageError(error.message) from None
 
 
 def _predict_reply(data: bytes) -> PredictReply:
