@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = ["Counter", "Histogram", "ServingMetrics", "status_of"]
 
 _SERVING = "/tensorflow/serving/"
 _SAVED_MODEL = "/tensorflow/cc/saved_model/"
+_BATCHING = _SERVING + "batching_session/"
 _MICROS = 1e6
 _MAX_STRANGERS = 1000
 _MAX_NAME = 256
@@ -34,6 +35,8 @@ def _exponential(first: float, factor: float, count: int) -> tuple[float, ...]:
 
 _LATENCIES_US = _exponential(10, 1.8, 33)
 _EXAMPLES = _exponential(1, 2, 15)
+_QUEUING_US = _exponential(100, 1.2, 52)
+_BATCH_SIZES = _exponential(1, 2, 14)
 
 Labels = tuple[str, ...]
 
@@ -192,6 +195,11 @@ class ServingMetrics:
         warmup_records: recorded requests that were read.
         load_attempts: loads of a version, by how they ended: success or fail.
         load_latency: sum of the times of those that succeeded, without warmup.
+        queuing_latency: of each request, or part of one, from its place in a batch until that is run.
+        wrapped_runs: batches run.
+        input_batch_sizes: rows of each input of each request.
+        processed_batch_sizes: rows of each batch, with those that fill it up.
+        padding_sizes: how many of those there are, by the rows of the batch.
     """
 
     request_count: Counter = field(default_factory=lambda: Counter(_SERVING + "request_count", "model_name", "status"))
@@ -217,6 +225,19 @@ class ServingMetrics:
         default_factory=lambda: Counter(_SAVED_MODEL + "load_attempt_count", "model_path", "status")
     )
     load_latency: Counter = field(default_factory=lambda: Counter(_SAVED_MODEL + "load_latency", "model_path"))
+    queuing_latency: Histogram = field(
+        default_factory=lambda: Histogram(_BATCHING + "queuing_latency", _QUEUING_US, "thread_pool_name")
+    )
+    wrapped_runs: Counter = field(default_factory=lambda: Counter(_BATCHING + "wrapped_run_count"))
+    input_batch_sizes: Histogram = field(
+        default_factory=lambda: Histogram(_BATCHING + "input_batch_size", _BATCH_SIZES)
+    )
+    processed_batch_sizes: Histogram = field(
+        default_factory=lambda: Histogram(_BATCHING + "processed_batch_size", _BATCH_SIZES)
+    )
+    padding_sizes: Histogram = field(
+        default_factory=lambda: Histogram(_BATCHING + "padding_size", _BATCH_SIZES, "execution_batch_size")
+    )
     _names: set[str] = field(default_factory=set)
 
     def request(self, model: str, status: str, *, api: str, entrypoint: str, seconds: float) -> None:
@@ -275,6 +296,26 @@ class ServingMetrics:
         """Count a replay of recorded requests, `records` of which were read."""
         self.warmup_latency.observe((path, status), seconds * _MICROS)
         self.warmup_records.add((path, status), records)
+
+    def queued(self, seconds: float) -> None:
+        """Count the time that a request waited in a batch. As in the original, the pool's name is empty."""
+        self.queuing_latency.observe(("",), seconds * _MICROS)
+
+    def batch(self, sizes: Iterable[int], rows: int, padding: int | None) -> None:
+        """Count a batch that is run.
+
+        Args:
+            sizes: rows of each input of each request in it.
+            rows: of the batch.
+            padding: how many of them fill it up; None where batches are not filled up, so that not every number of
+                rows that ever occurs becomes a label.
+        """
+        self.wrapped_runs.add(())
+        for size in sizes:
+            self.input_batch_sizes.observe((), size)
+        self.processed_batch_sizes.observe((), rows)
+        if padding is not None:
+            self.padding_sizes.observe((str(rows),), padding)
 
     def page(self) -> bytes:
         """Write the page in Prometheus' text format, sorted by name."""
