@@ -82,6 +82,17 @@ FLAGS: tuple[Flag, ...] = (
         "allow_version_labels_for_unavailable_models", "bool", False, _MODEL,
         "Let new labels lead to versions that are not loaded yet.",
     ),
+    Flag(
+        "backend", "str", "auto", _MODEL,
+        "What runs a model: auto (the fastest right form that its directory holds), tensorflow, onnx, openvino or "
+        "tflite; MODEL=BACKEND for one model, and again for more.", ours=True, repeats=True,
+    ),
+    Flag("prefer_tflite_model", "bool", False, _MODEL, "Serve model.tflite where a version directory has one."),
+    Flag("num_tflite_pools", "int", 0, _MODEL, "Requests at once on a TFLite model; 0 takes one a CPU."),
+    Flag(
+        "num_tflite_interpreters_per_pool", "int", 1, _MODEL,
+        "Above 1, large batches for a TFLite model are cut into pieces that run side by side, so many at once.",
+    ),
     Flag("saved_model_tags", "str", "serve", _MODEL, "Tag set of the MetaGraph to serve, separated by commas."),
     Flag(
         "enable_signature_method_name_check", "bool", False, _MODEL,
@@ -105,6 +116,10 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("shutdown_grace_seconds", "float", 25.0, _NET, "How long SIGTERM lets requests finish.", ours=True),
     Flag(
+        "num_processes", "int", 1, _PROCESS,
+        "Server processes behind the same ports, for machines with more cores.", ours=True,
+    ),
+    Flag(
         "engine", "str", "moxserve", _PROCESS,
         "moxserve, or tensorflow_model_server: the C++ server on PATH, with these flags.", ours=True,
     ),
@@ -118,17 +133,24 @@ FLAGS: tuple[Flag, ...] = (
     Flag("tensorflow_intra_op_parallelism", "int", 0, _TF, "Threads inside one operation; 0 lets TensorFlow decide."),
     Flag("tensorflow_inter_op_parallelism", "int", 0, _TF, "Operations at once; 0 lets TensorFlow decide."),
     Flag("per_process_gpu_memory_fraction", "float", 0.0, _TF, "GPU memory to take at once; 0: TensorFlow decides."),
+    Flag(
+        "tensorflow_session_config_file", "str", "", _TF,
+        "ConfigProto in text for sessions; the four flags above overwrite its fields.",
+    ),
+    Flag("mixed_precision", "str", "", _TF, "bfloat16: let TensorFlow compute in it on CPUs that can."),
+    Flag(
+        "freeze_on_load", "bool", False, _TF,
+        "Turn variables that no signature can change into constants: faster, and more memory.", ours=True,
+    ),
+    Flag(
+        "platform_config_file", "str", "", _TF,
+        "PlatformConfigMap in text; replaces all flags on sessions, batching, warmup, tags and TFLite.",
+    ),
     _refused("use_alts_credentials", "bool", False, "Google's ALTS for gRPC."),
     _later("enable_batching", "bool", False, "Put requests together into batches."),
     _later("batching_parameters_file", "str", "", "Sizes and times of batching."),
     _later("enable_per_model_batching_parameters", "bool", False, "Batching parameters from each version directory."),
     _later("enable_profiler", "bool", True, "TensorFlow's profiler service."),
-    _later("prefer_tflite_model", "bool", False, "Serve model.tflite where there is one."),
-    _later("num_tflite_pools", "int", 0, "Interpreters for each TFLite model."),
-    _later("num_tflite_interpreters_per_pool", "int", 1, "Interpreters in a pool."),
-    _later("platform_config_file", "str", "", "PlatformConfigMap."),
-    _later("tensorflow_session_config_file", "str", "", "ConfigProto for sessions."),
-    _later("mixed_precision", "str", "", "bfloat16."),
     _later("num_unload_threads", "int", 0, "Unloads at once; each has a thread of its own here."),
     _ignored("flush_filesystem_caches", "bool", True, "Caches of TensorFlow's file systems."),
     _ignored("remove_unused_fields_from_bundle_metagraph", "bool", True, "Only signatures are kept here, always."),

@@ -70,7 +70,7 @@ class Server:
 
     def _load(self, name: str, version: int, path: str) -> Servable:
         with self.metrics.loading(path):
-            backend = backends.load(path, self.options.load)
+            backend = backends.load(path, self.options.load_options(name, self._manager.platform(name, path)))
         servable = Servable(name, version, path, backend)
         if self.options.warmup:
             try:

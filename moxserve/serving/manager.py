@@ -139,6 +139,18 @@ class Manager:
         with self._changed:
             return [model.config for model in self._models.values()]
 
+    def platform(self, name: str, version_dir: str) -> str:
+        """Return the platform that the configuration of a version says, also of a model that is only being staged.
+
+        Args:
+            name: of the model.
+            version_dir: the version's directory, below the base path of that model.
+        """
+        base = os.path.dirname(version_dir).rstrip("/")
+        with self._changed:
+            configs = [model.config for model in self._all_models()]
+        return next((c.platform for c in configs if c.name == name and c.base_path.rstrip("/") == base), "")
+
     def available(self, name: str) -> set[int]:
         """Return the versions of a model that answer requests."""
         with self._changed:

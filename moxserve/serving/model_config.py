@@ -4,7 +4,7 @@
       config {
         name: "half"
         base_path: "/models/half"
-        model_platform: "tensorflow"
+        model_platform: "tensorflow"                                 # or onnx, openvino, tflite
         model_version_policy { specific { versions: 123 versions: 124 } }   # or latest { num_versions: 2 }, or all {}
         version_labels { key: "stable" value: 123 }
         logging_config {                                             # see request_log
@@ -33,6 +33,7 @@ from moxserve.serving.policy import VersionPolicy
 __all__ = ["ModelConfig", "RequestLogging", "check_labels", "check_names", "model_configs", "read_config_file"]
 
 _PLATFORM = "tensorflow"
+_PLATFORMS = {_PLATFORM: _PLATFORM, "onnx": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "tflite": "tflite"}
 _TYPE_TENSORFLOW = 1
 _LOG_FORMAT = "tfrecord"
 
@@ -60,6 +61,7 @@ class ModelConfig:
         policy: which of them to serve.
         labels: label -> version, for requests that name a label.
         logging: which of its requests to write to files; None for none.
+        platform: `tensorflow`, or the runtime that it is held to: `onnx`, `openvino`, `tflite`.
     """
 
     name: str
@@ -67,6 +69,7 @@ class ModelConfig:
     policy: VersionPolicy = field(default_factory=VersionPolicy)
     labels: Mapping[str, int] = field(default_factory=dict)
     logging: RequestLogging | None = None
+    platform: str = _PLATFORM
 
 
 def read_config_file(path: str) -> Any:
@@ -79,12 +82,12 @@ def read_config_file(path: str) -> Any:
     return read_text(path, messages.ModelServerConfig(), "the model configuration")
 
 
-def model_configs(message: Any, served: Collection[str] = ()) -> list[ModelConfig]:
+def model_configs(message: Any, served: Collection[ModelConfig] = ()) -> list[ModelConfig]:
     """Check a ModelServerConfig message and return its models.
 
     Args:
         message: with a `model_config_list`.
-        served: names of the models that are served now; their platform must stay.
+        served: models that are served now; their platform must stay.
 
     Raises:
         InvalidArgument: a name, path or platform is wrong.
@@ -99,11 +102,13 @@ def model_configs(message: Any, served: Collection[str] = ()) -> list[ModelConfi
             raise InvalidArgument(
                 f"Expected model {config.name} to have an absolute path or URI; got base_path()={config.base_path}"
             )
+    before = {config.name: config.platform for config in served}
     for config in listed:
-        if config.name in served and config.model_platform not in ("", _PLATFORM):
+        asked = config.model_platform or _PLATFORM
+        if _PLATFORMS.get(asked, asked) != before.get(config.name, _PLATFORMS.get(asked, asked)):
             raise InvalidArgument(
-                f"Illegal to change a model's platform. For model {config.name} platform was {_PLATFORM} and new "
-                f"platform requested is {config.model_platform}"
+                f"Illegal to change a model's platform. For model {config.name} platform was {before[config.name]} "
+                f"and new platform requested is {asked}"
             )
     return [_model_config(config) for config in listed]
 
@@ -124,7 +129,10 @@ def check_names(names: Sequence[str]) -> None:
 def _model_config(config: Any) -> ModelConfig:
     _check_platform(config)
     file.exists(config.base_path)  # refuses a scheme that has no file engine; the path itself may appear later
-    return ModelConfig(config.name, config.base_path, _policy(config), dict(config.version_labels), _logging(config))
+    return ModelConfig(
+        config.name, config.base_path, _policy(config), dict(config.version_labels), _logging(config),
+        _PLATFORMS[config.model_platform or _PLATFORM],
+    )  # fmt: skip
 
 
 def _check_platform(config: Any) -> None:
@@ -140,7 +148,7 @@ def _check_platform(config: Any) -> None:
         )
     if kind not in (0, _TYPE_TENSORFLOW):
         raise InvalidArgument(f"ModelServerConfig::model_type choice {kind} not supported.")
-    if platform not in ("", _PLATFORM):
+    if platform and platform not in _PLATFORMS:
         raise InvalidArgument(f"Model {config.name} requests unsupported platform {platform}")
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moxserve import file
 from moxserve.errors import FailedPrecondition, InvalidArgument, UsageError
 from moxserve.protocol import messages
 from moxserve.serving.backends.base import LoadOptions
-from moxserve.serving.cpus import SHARED_BY, cpus
+from moxserve.serving.cpus import cpus
 from moxserve.serving.flags import FLAGS
 from moxserve.serving.grpc.options import GrpcOptions, parse_channel_arguments, read_tls
+from moxserve.serving.load_flags import load_options, model_backends
 from moxserve.serving.manager import ManagerOptions
 from moxserve.serving.model_config import ModelConfig, check_labels, check_names, model_configs, read_config_file
+from moxserve.serving.platform_config import read_platform_config
 from moxserve.serving.reload import ReloadOptions
 from moxserve.serving.rest.options import RestOptions, metrics_path
 
@@ -40,12 +42,14 @@ class ServerOptions:
         rest_address: `host:port` or `[host]:port` of the REST API; port 0 lets the system choose, empty is none.
         manager: how versions are found and loaded.
         load: how a version is loaded.
+        backends: model -> what runs it, where that is not as in `load`.
         grpc: threads and encoding.
         rest: threads and time limit.
         check_methods: whether a signature must say that it is of the method that a request asks for.
         warmup: whether recorded requests are replayed before a version is served.
         warmup_iterations: how often each is run.
         shutdown_grace_s: how long `stop` lets requests finish.
+        share_ports: whether other server processes listen at the same addresses.
     """
 
     model_name: str = "default"
@@ -57,12 +61,23 @@ class ServerOptions:
     rest_address: str = ""
     manager: ManagerOptions = field(default_factory=ManagerOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
+    backends: Mapping[str, str] = field(default_factory=dict)
     grpc: GrpcOptions = field(default_factory=GrpcOptions)
     rest: RestOptions = field(default_factory=RestOptions)
     check_methods: bool = False
     warmup: bool = True
     warmup_iterations: int = 1
     shutdown_grace_s: float = 25.0
+    share_ports: bool = False
+
+    def load_options(self, name: str, platform: str) -> LoadOptions:
+        """Return how the versions of a model are loaded.
+
+        Args:
+            name: of the model.
+            platform: of its configuration.
+        """
+        return replace(self.load, platform=platform, backend=self.backends.get(name, self.load.backend))
 
     def models(self) -> list[ModelConfig] | None:
         """Check the options and return the models to serve; None when the file names none yet.
@@ -136,6 +151,8 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
                 f"({flag.help.rstrip('.')}), and a server without it would not be what you asked for",
                 hint="end TLS in a proxy before it",
             )
+    platform = read_platform_config(values["platform_config_file"]) if values["platform_config_file"] else None
+    values = {**values, **(platform.flags if platform else {})}
     threads = 4 * cpus()
     rest_port = values["rest_api_port"]
     for name in ("port", "rest_api_port"):
@@ -168,7 +185,8 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
             load_retry_interval_s=values["load_retry_interval_micros"] / 1e6,
             load_threads=max(0, values["num_load_threads"]),
         ),
-        load=_load_options(values),
+        load=load_options(values, platform),
+        backends=model_backends(values["backend"]),
         grpc=GrpcOptions(
             max_threads=values["grpc_max_threads"] if values["grpc_max_threads"] > 0 else threads,
             tensor_content=values["enable_serialization_as_tensor_content"],
@@ -213,23 +231,3 @@ def _metrics_path(values: Mapping[str, Any]) -> str:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def _load_options(values: Mapping[str, Any]) -> LoadOptions:
-    session = values["tensorflow_session_parallelism"]
-    intra, inter = values["tensorflow_intra_op_parallelism"], values["tensorflow_inter_op_parallelism"]
-    if session > 0 and intra > 0 and inter > 0:
-        raise UsageError(
-            "Either configure server_options.tensorflow_session_parallelism or "
-            "(server_options.tensorflow_intra_op_parallelism, server_options.tensorflow_inter_op_parallelism) "
-            "separately. You cannot configure all."
-        )
-    if intra <= 0 and inter <= 0:
-        # One of several processes takes its part of the machine; alone, TensorFlow decides.
-        intra = inter = session if session > 0 or SHARED_BY not in os.environ else cpus()
-    return LoadOptions(
-        tags=tuple(tag.strip() for tag in values["saved_model_tags"].split(",") if tag.strip()),
-        intra_op_threads=max(0, intra),
-        inter_op_threads=max(0, inter),
-        gpu_memory_fraction=values["per_process_gpu_memory_fraction"],
-    )

@@ -164,7 +164,7 @@ class Reloader:
         if kind is None:
             return
         served = self._manager.configs()
-        wanted = model_configs(message, [config.name for config in served])
+        wanted = model_configs(message, served)
         stays = {config.name: config.base_path for config in served}
         elsewhere = {c.name for c in wanted if stays.get(c.name, c.base_path) != c.base_path}
 

@@ -242,8 +242,8 @@ def test_reloads_that_are_refused_change_nothing(linear, from_file, stubs, testd
         (listing(other, other), "INVALID_ARGUMENT", "Illegal to list model other multiple times in config list"),
         (listing(kept, entry("x", "rel/x")), "INVALID_ARGUMENT",
          "Expected model x to have an absolute path or URI; got base_path()=rel/x"),
-        (listing(other.replace('"tensorflow"', '"onnx"')), "INVALID_ARGUMENT",
-         "Model other requests unsupported platform onnx"),
+        (listing(other.replace('"tensorflow"', '"caffe"')), "INVALID_ARGUMENT",
+         "Model other requests unsupported platform caffe"),
         (listing(kept.replace('"tensorflow"', '"onnx"')), "INVALID_ARGUMENT",
          "Illegal to change a model's platform. For model m platform was tensorflow and new platform requested is "
          "onnx"),

@@ -85,7 +85,7 @@ def test_labels_and_the_old_way_to_name_the_platform() -> None:
          "model name is m"),
         ('config { name: "m" base_path: "/m" model_type: OTHER }',
          "ModelServerConfig::model_type choice 2 not supported."),
-        ('config { name: "m" base_path: "/m" model_platform: "onnx" }', "Model m requests unsupported platform onnx"),
+        ('config { name: "m" base_path: "/m" model_platform: "caffe" }', "Model m requests unsupported platform caffe"),
     ],
 )  # fmt: skip
 def test_lists_that_are_refused(text, message) -> None:
@@ -96,7 +96,7 @@ def test_lists_that_are_refused(text, message) -> None:
 def test_a_platform_must_stay() -> None:
     other = config('model_config_list { config { name: "m" base_path: "/m" model_platform: "onnx" } }')
     with pytest.raises(InvalidArgument) as caught:
-        model_configs(other, served=["m"])
+        model_configs(other, served=[ModelConfig("m", "/m")])
     assert caught.value.message == (
         "Illegal to change a model's platform. For model m platform was tensorflow and new platform requested is onnx"
     )

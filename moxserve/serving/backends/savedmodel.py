@@ -7,6 +7,7 @@ for runs. Variables of a version live in its own session and graph: closing them
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -23,16 +24,20 @@ from moxserve.errors import (
     NotFound,
     Unimplemented,
     UnknownError,
+    first_line,
     serving_error,
 )
 from moxserve.protocol import messages
 from moxserve.protocol.metadata import signatures_from_map
 from moxserve.serving.backends.base import LoadOptions
 from moxserve.serving.backends.calls import CallSignature, checked
+from moxserve.serving.backends.freeze import frozen_graph
 from moxserve.serving.backends.saved_signatures import no_such_tags
 from moxserve.types import Signature
 
 __all__ = ["SavedModelBackend"]
+
+logger = logging.getLogger(__name__)
 
 _INIT_OP = "__saved_model_init_op"
 _MAX_PROGRAMS = 256
@@ -62,6 +67,9 @@ class SavedModelBackend:
         path: the version directory.
         options: tags, threads, GPU memory.
 
+    Attributes:
+        frozen: whether its variables were turned into constants.
+
     Raises:
         MissingExtraError: TensorFlow is not installed.
         NotFound: the directory holds no SavedModel, or none with these tags.
@@ -76,7 +84,8 @@ class SavedModelBackend:
         _check_directory(path)
         self._tf = tf
         self._graph = tf.Graph()
-        self._session = tf.compat.v1.Session(graph=self._graph, config=_session_config(tf, options))
+        config = _session_config(tf, options)
+        self._session = tf.compat.v1.Session(graph=self._graph, config=config)
         try:
             meta_graph = _load_meta_graph(tf, self._session, path, options.tags)
             self.signature_defs = _signature_map(meta_graph)
@@ -84,6 +93,7 @@ class SavedModelBackend:
         except BaseException:
             self._session.close()
             raise
+        self.frozen = options.freeze and self._freeze(config)
         self.signatures: Mapping[str, Signature] = {
             name: signature for name, signature in signatures_from_map(self.signature_defs).items() if name != _INIT_OP
         }
@@ -93,6 +103,27 @@ class SavedModelBackend:
         }
         self._programs: dict[tuple[str, tuple[str, ...]], _Program] = {}
         self._lock = threading.Lock()
+
+    def _freeze(self, config: Any) -> bool:
+        """Go over to a graph without variables, if there may be one; tell whether that was done."""
+        found = [s for name, s in signatures_from_map(self.signature_defs).items() if name != _INIT_OP]
+        outputs = {spec.tensor for signature in found for spec in signature.outputs.values()}
+        inputs = {spec.tensor for signature in found for spec in signature.inputs.values()}
+        try:
+            graph_def = frozen_graph(self._tf, self._session, outputs, inputs)
+            if graph_def is None:
+                return False
+            graph = self._tf.Graph()
+            with graph.as_default():
+                self._tf.import_graph_def(graph_def, name="")
+            graph.finalize()
+        except (self._tf.errors.OpError, ValueError, KeyError) as error:
+            # Serving it as it is loses speed only.
+            logger.warning("the graph is not frozen: %s", first_line(error))
+            return False
+        self._session.close()
+        self._graph, self._session = graph, self._tf.compat.v1.Session(graph=graph, config=config)
+        return True
 
     def run(
         self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
@@ -206,11 +237,14 @@ def _check_directory(path: str) -> None:
 
 
 def _session_config(tf: Any, options: LoadOptions) -> Any:
-    config = tf.compat.v1.ConfigProto(
-        intra_op_parallelism_threads=options.intra_op_threads,
-        inter_op_parallelism_threads=options.inter_op_threads,
-    )
+    config = tf.compat.v1.ConfigProto.FromString(options.session_config)
+    config.intra_op_parallelism_threads = options.intra_op_threads
+    config.inter_op_parallelism_threads = options.inter_op_threads
     config.gpu_options.per_process_gpu_memory_fraction = options.gpu_memory_fraction
+    if options.mixed_precision == "bfloat16":
+        from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
+
+        config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = RewriterConfig.ON
     return config
 
 
