@@ -83,9 +83,9 @@ FLAGS: tuple[Flag, ...] = (
         "Let new labels lead to versions that are not loaded yet.",
     ),
     Flag(
-        "backend", "str", "auto", _MODEL,
-        "What runs a model: auto (the fastest right form that its directory holds), tensorflow, onnx, openvino or "
-        "tflite; MODEL=BACKEND for one model, and again for more.", ours=True, repeats=True,
+        "backend", "str", "", _MODEL,
+        "What runs models: auto, the default (the fastest right form that a directory holds), tensorflow, onnx, "
+        "openvino or tflite; MODEL=BACKEND for one model, and again for more.", ours=True, repeats=True,
     ),
     Flag("prefer_tflite_model", "bool", False, _MODEL, "Serve model.tflite where a version directory has one."),
     Flag("num_tflite_pools", "int", 0, _MODEL, "Requests at once on a TFLite model; 0 takes one a CPU."),
