@@ -16,14 +16,14 @@ from typing import Any
 from moxserve.errors import UsageError
 from moxserve.serving.flags import FLAGS
 
-__all__ = ["BINARY", "ENGINES", "Translation", "config_text", "find_binary", "translate"]
+__all__ = ["BINARY", "ENGINES", "Translation", "config_text", "find_binary", "translate", "written"]
 
 BINARY = "tensorflow_model_server"
 ENGINES = ("moxserve", BINARY)
 
 _MODELS = ("model", "model_name", "model_base_path")
-# Flag -> values with which the C++ server does the same, and why it cannot do what other values ask for.
-_REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+# Flag -> values (of MODEL=VALUE the last part) with which the C++ server does the same, and why not with others.
+_REFUSED: Mapping[str, tuple[tuple[str, ...], str]] = {
     "host": (("", "0.0.0.0", "::"), "it listens on every address of the machine; keep others out with a firewall"),
     "backend": (("auto", "tensorflow", "tflite"), "it runs SavedModels and TFLite models only"),
 }
@@ -61,12 +61,12 @@ def translate(given: Mapping[str, Any], unknown: Sequence[str] = ()) -> Translat
             continue
         value = given[flag.name]
         if not flag.ours:
-            arguments.append(f"--{flag.name}={_written(value)}")
+            arguments.extend(written(flag.name, value))
             continue
         same, reason = _REFUSED.get(flag.name, ((), ""))
-        if reason and value not in same:
+        if reason and any(each.rpartition("=")[2] not in same for each in (value if flag.repeats else (value,))):
             raise UsageError(
-                f"--{flag.name}={value} has no equivalent in {BINARY}: {reason}",
+                f"--{flag.name}={', '.join(value) if flag.repeats else value} has no equivalent in {BINARY}: {reason}",
                 hint=f"leave out --{flag.name}, or leave out --engine",
             )
         if not reason:
@@ -74,8 +74,10 @@ def translate(given: Mapping[str, Any], unknown: Sequence[str] = ()) -> Translat
     return Translation((*arguments, *unknown), _models(given), tuple(warnings))
 
 
-def _written(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def written(name: str, value: Any) -> list[str]:
+    """Return a flag as a command line has it, `--name=value`; several times for one that repeats."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [f"--{name}={str(each).lower() if isinstance(each, bool) else each}" for each in values]
 
 
 def _models(given: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moxserve import __version__, file
-from moxserve.deploy.engine import BINARY, config_text, translate
+from moxserve.deploy.engine import BINARY, config_text, translate, written
 from moxserve.errors import UsageError
 from moxserve.serving.model_config import read_config_file
 
@@ -299,7 +299,4 @@ def further(deployment: Deployment) -> list[str]:
         return list(translate(deployment.flags, deployment.unknown).arguments)
     if deployment.unknown:
         raise UsageError(f"moxserve serve does not know {' '.join(deployment.unknown)}")
-    return [
-        f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in deployment.flags.items()
-    ]
+    return [argument for name, value in deployment.flags.items() for argument in written(name, value)]

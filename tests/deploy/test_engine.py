@@ -42,7 +42,7 @@ def serve(tmp_path: Path) -> Callable[..., Started]:
 def test_the_process_becomes_the_binary(serve, tmp_path) -> None:
     done, argv = serve(
         "--port", "8500", "--rest-api-port=8501", "--model_name=half", "--model_base_path", "models/half",
-        "--enable_batching", "--new_in_cpp=3", "--shutdown_grace_seconds=5",
+        "--enable_batching", "--new_in_cpp=3", "--shutdown_grace_seconds=5", "--backend=auto", "--backend=half=tensorflow",
     )  # fmt: skip
     assert done.returncode == 7, done.stderr
     assert argv == [
@@ -74,6 +74,7 @@ def test_a_configuration_file_goes_over_as_it_is(serve, tmp_path) -> None:
     ("arguments", "message"),
     [
         (["--host=127.0.0.1", "--model_base_path=/m"], "--host=127.0.0.1 has no equivalent in tensorflow_model_server"),
+        (["--backend=default=onnx", "--model_base_path=/m"], "--backend=default=onnx has no equivalent"),
         ([], "Both server_options.model_base_path and server_options.model_config_file are empty!"),
         (["--model_base_path=/m", "--port=0"], "At least one of server_options.grpc_port or"),
         (["--model_base_path=/m", "--engine=tritonserver"], "expected moxserve or tensorflow_model_server"),
