@@ -9,6 +9,8 @@ search: 1.3 us a request in all.
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import re
 import threading
 import time
@@ -17,9 +19,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from moxserve import file
 from moxserve.errors import MoxserveError, status_name
 
-__all__ = ["Counter", "Histogram", "ServingMetrics", "status_of"]
+__all__ = ["Counter", "Gauge", "Histogram", "ServingMetrics", "status_of"]
+
+logger = logging.getLogger(__name__)
 
 _SERVING = "/tensorflow/serving/"
 _SAVED_MODEL = "/tensorflow/cc/saved_model/"
@@ -96,6 +101,27 @@ class Counter:
             yield f"{name}{{{_pairs(self._labels, labels)}}} {value}"
 
 
+class Gauge(Counter):
+    """A number for each combination of labels, which is set."""
+
+    kind = "gauge"
+
+    def set(self, labels: Labels, value: int) -> None:
+        """Set it.
+
+        Args:
+            labels: values of the labels, in the order of their names.
+            value: any.
+        """
+        with self._lock:
+            self._values[labels] = value
+
+    def absorb(self, cells: Sequence[Sequence[Any]]) -> None:
+        """Take over what another one of these says; see `cells`."""
+        for labels, value in cells:
+            self.set(tuple(labels), value)
+
+
 @dataclass(slots=True)
 class _Cell:
     counts: list[int]
@@ -109,13 +135,16 @@ class Histogram:
         name: with slashes, as TensorFlow has it.
         limits: upper limits of the buckets, growing; one more takes what is larger.
         labels: their names.
+
+    Attributes:
+        limits: as given.
     """
 
     kind = "histogram"
 
     def __init__(self, name: str, limits: Sequence[float], *labels: str) -> None:
         self.name = name
-        self._limits = tuple(limits)
+        self.limits = tuple(limits)
         self._labels = labels
         self._lock = threading.Lock()
         self._cells: dict[Labels, _Cell] = {}
@@ -127,11 +156,11 @@ class Histogram:
             labels: their values, in the order of their names.
             value: in the unit of the limits.
         """
-        bucket = bisect_left(self._limits, value)
+        bucket = bisect_left(self.limits, value)
         with self._lock:
             cell = self._cells.get(labels)
             if cell is None:
-                cell = self._cells[labels] = _Cell([0] * (len(self._limits) + 1))
+                cell = self._cells[labels] = _Cell([0] * (len(self.limits) + 1))
             cell.counts[bucket] += 1
             cell.total += value
 
@@ -144,7 +173,7 @@ class Histogram:
         """Add what another one of these, with the same limits, has counted; see `cells`."""
         with self._lock:
             for labels, counts, total in cells:
-                cell = self._cells.setdefault(tuple(labels), _Cell([0] * (len(self._limits) + 1)))
+                cell = self._cells.setdefault(tuple(labels), _Cell([0] * (len(self.limits) + 1)))
                 cell.counts = [mine + more for mine, more in zip(cell.counts, counts, strict=True)]
                 cell.total += total
 
@@ -152,7 +181,7 @@ class Histogram:
         """Write the samples; see `Counter.lines`."""
         with self._lock:
             cells = sorted((labels, list(cell.counts), cell.total) for labels, cell in self._cells.items())
-        limits = [f"{limit:.6g}" for limit in self._limits] + ["+Inf"]
+        limits = [f"{limit:.6g}" for limit in self.limits] + ["+Inf"]
         for labels, counts, total in cells:
             pairs = _pairs(self._labels, labels)
             below = 0
@@ -195,6 +224,10 @@ class ServingMetrics:
         warmup_records: recorded requests that were read.
         load_attempts: loads of a version, by how they ended: success or fail.
         load_latency: sum of the times of those that succeeded, without warmup.
+        mlmd: 1 for each version that names its entry in ML Metadata, the name as a label. The original shows the
+            number 0 instead of the name, which tells nobody anything.
+        logged: requests that the configuration wants logged, by what became of that.
+        records_dropped: requests that neither the access log nor a trace tells, since they came too fast.
         queuing_latency: of each request, or part of one, from its place in a batch until that is run.
         wrapped_runs: batches run.
         input_batch_sizes: rows of each input of each request.
@@ -225,6 +258,11 @@ class ServingMetrics:
         default_factory=lambda: Counter(_SAVED_MODEL + "load_attempt_count", "model_path", "status")
     )
     load_latency: Counter = field(default_factory=lambda: Counter(_SAVED_MODEL + "load_latency", "model_path"))
+    mlmd: Gauge = field(default_factory=lambda: Gauge(_SERVING + "mlmd_map", "model_name", "version", "mlmd_uuid"))
+    logged: Counter = field(
+        default_factory=lambda: Counter(_SERVING + "request_log_count", "model_name", "status_code")
+    )
+    records_dropped: Counter = field(default_factory=lambda: Counter("/moxserve/request_records_dropped"))
     queuing_latency: Histogram = field(
         default_factory=lambda: Histogram(_BATCHING + "queuing_latency", _QUEUING_US, "thread_pool_name")
     )
@@ -296,6 +334,22 @@ class ServingMetrics:
         """Count a replay of recorded requests, `records` of which were read."""
         self.warmup_latency.observe((path, status), seconds * _MICROS)
         self.warmup_records.add((path, status), records)
+
+    def loaded(self, model: str, version: int, path: str) -> None:
+        """Take note of a version that was loaded, and of its entry in ML Metadata where its directory names one.
+
+        Args:
+            model: its name.
+            version: number.
+            path: the version directory.
+        """
+        place = os.path.join(path, "assets.extra", "mlmd_uuid")
+        try:
+            if file.exists(place):
+                uuid = file.read(place, binary=True)[:_MAX_NAME].decode(errors="replace").strip()
+                self.mlmd.set((model, str(version), uuid), 1)
+        except OSError as error:
+            logger.warning("ML Metadata Key Found But couldn't be read. %s", error)
 
     def queued(self, seconds: float) -> None:
         """Count the time that a request waited in a batch. As in the original, the pool's name is empty."""

@@ -95,10 +95,17 @@ class RequestLogs:
     Args:
         tags: of the MetaGraphs that are served, for the metadata of the records.
         limits: sizes and times.
+        counted: told the model of each request that was to be logged, and the name of the status with which it was.
     """
 
-    def __init__(self, tags: Sequence[str] = (), limits: LogLimits | None = None) -> None:
+    def __init__(
+        self,
+        tags: Sequence[str] = (),
+        limits: LogLimits | None = None,
+        counted: Callable[[str, str], None] = lambda _model, _status: None,
+    ) -> None:
         self._tags = tuple(tags)
+        self._counted = counted
         self._limits = limits or LogLimits()
         self._logs: Mapping[str, _Log] = {}
         self._open: list[_Log] = []
@@ -167,6 +174,7 @@ class RequestLogs:
             if len(self._queue) >= limits.queue_records or self._queued_bytes + size > limits.queue_bytes:
                 self._dropped += 1
                 self._wake.notify()
+                self._counted(log.model, "RESOURCE_EXHAUSTED")
                 return
             self._queued_bytes += size
             self._queue.append(_Entry(log, size, build))
@@ -213,7 +221,7 @@ class RequestLogs:
                     log.stream.flush()
 
     def _write(self, entry: _Entry) -> None:
-        log = entry.log
+        log, status = entry.log, "UNKNOWN"
         with self._reporting(log):
             message = entry.build()
             self._add_metadata(message, log)
@@ -226,6 +234,8 @@ class RequestLogs:
             log.size += len(record)
             if log.records >= self._limits.file_records or log.size >= self._limits.file_bytes:
                 self._finish(log)
+            status = "OK"
+        self._counted(log.model, status)
 
     def _begin(self, log: _Log) -> None:
         self._number += 1

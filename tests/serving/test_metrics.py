@@ -156,14 +156,22 @@ def test_the_page_text_by_text(half: Server) -> None:
     lines = text.splitlines()
     types = [line for line in lines if line.startswith("#")]
     assert types == [
+        "# TYPE :moxserve:request_records_dropped counter",
         "# TYPE :tensorflow:cc:saved_model:load_attempt_count counter",
         "# TYPE :tensorflow:cc:saved_model:load_latency counter",
+        "# TYPE :tensorflow:serving:batching_session:input_batch_size histogram",
+        "# TYPE :tensorflow:serving:batching_session:padding_size histogram",
+        "# TYPE :tensorflow:serving:batching_session:processed_batch_size histogram",
+        "# TYPE :tensorflow:serving:batching_session:queuing_latency histogram",
+        "# TYPE :tensorflow:serving:batching_session:wrapped_run_count counter",
+        "# TYPE :tensorflow:serving:mlmd_map gauge",
         "# TYPE :tensorflow:serving:model_warmup_latency histogram",
         "# TYPE :tensorflow:serving:model_warmup_records_read counter",
         "# TYPE :tensorflow:serving:request_count counter",
         "# TYPE :tensorflow:serving:request_example_count_total counter",
         "# TYPE :tensorflow:serving:request_example_counts histogram",
         "# TYPE :tensorflow:serving:request_latency histogram",
+        "# TYPE :tensorflow:serving:request_log_count counter",
         "# TYPE :tensorflow:serving:runtime_latency histogram",
     ]
     assert ':tensorflow:serving:request_count{model_name="half",status="OK"} 1' in lines
@@ -176,6 +184,22 @@ def test_the_page_text_by_text(half: Server) -> None:
         )
     assert len(buckets) == 34
     assert 'le="+Inf"} 1' in buckets[-1]
+
+
+def test_the_name_in_ml_metadata(testdata, serve, tmp_path) -> None:
+    metrics = ServingMetrics()
+    metrics.loaded("m", 123, str(testdata / "saved_model_half_plus_two_mlmd" / "00000123"))
+    metrics.loaded("m", 124, str(testdata / "saved_model_half_plus_two_cpu" / "00000123"))
+    known = ':tensorflow:serving:mlmd_map{model_name="m",version="123",mlmd_uuid="test_mlmd_uuid"} 1'
+    assert [line for line in metrics.page().decode().splitlines() if line.startswith(":tensorflow:serving:mlmd")] == [
+        known
+    ]
+    total = ServingMetrics()
+    for _ in range(2):
+        total.absorb(metrics.counts())  # two processes that serve the same version
+    assert known in total.page().decode()
+    (tmp_path / "assets.extra" / "mlmd_uuid").mkdir(parents=True)
+    metrics.loaded("m", 125, str(tmp_path))  # no file: told in the log, and no reason not to serve
 
 
 def test_there_is_no_page_unless_it_is_asked_for(testdata, serve) -> None:
