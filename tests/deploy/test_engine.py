@@ -42,7 +42,8 @@ def serve(tmp_path: Path) -> Callable[..., Started]:
 def test_the_process_becomes_the_binary(serve, tmp_path) -> None:
     done, argv = serve(
         "--port", "8500", "--rest-api-port=8501", "--model_name=half", "--model_base_path", "models/half",
-        "--enable_batching", "--new_in_cpp=3", "--shutdown_grace_seconds=5", "--backend=auto", "--backend=half=tensorflow",
+        "--enable_batching", "--new_in_cpp=3", "--shutdown_grace_seconds=5", "--backend=auto",
+        "--backend=half=tensorflow",
     )  # fmt: skip
     assert done.returncode == 7, done.stderr
     assert argv == [
