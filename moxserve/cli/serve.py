@@ -6,12 +6,9 @@ import difflib
 import logging
 import os
 import shlex
-import signal
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -25,8 +22,6 @@ __all__ = ["serve"]
 logger = logging.getLogger("moxserve.serve")
 
 _LOG_FORMAT = "%(asctime)s %(levelname).1s %(name)s] %(message)s"
-_DUPLICATE_S = 0.5
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Bool(click.ParamType[bool]):
@@ -110,7 +105,16 @@ def _run(ctx: click.Context, /, **values: Any) -> None:
     _warn_not_in_effect(given_flags(ctx))
     options = from_flags(values)
     options.models()
-    serve_until_signal(options)
+    if values["num_processes"] != 1:
+        # The process that keeps the others running needs no TensorFlow.
+        from moxserve.serving.processes.run import serve_with_processes
+
+        serve_with_processes(values, options)
+        return
+    from moxserve.serving.main import Server
+    from moxserve.serving.processes.signals import serve_until_signal
+
+    serve_until_signal(Server(options))
 
 
 def _warn_unknown(arguments: list[str]) -> None:
@@ -178,89 +182,6 @@ def _warn_not_in_effect(given: Collection[str]) -> None:
             )
         elif flag.state == "ignored":
             logger.warning("--%s is accepted but means nothing to this server (%s)", flag.name, flag.help.rstrip("."))
-
-
-def serve_until_signal(options: Any) -> None:
-    """Run a server until SIGTERM, SIGINT or SIGHUP, then let its requests finish; a second signal ends it at once.
-
-    Args:
-        options: ServerOptions.
-
-    Raises:
-        MoxserveError: the server could not start.
-    """
-    from moxserve.serving.main import Server
-
-    server = Server(options)
-    opened = threading.Event()
-    asked = on_stop_signals(lambda signum: _stop(server, signum, opened=opened.is_set()))
-    try:
-        server.start()
-        opened.set()
-    except Exception:
-        if not asked.is_set():
-            raise
-        logger.debug("the start ended because the server was told to stop", exc_info=True)
-    while not server.wait(0.5):
-        pass
-    # From here on Python would let a signal that comes once more kill the process.
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
-
-
-def on_stop_signals(stop: Callable[[int], None]) -> threading.Event:
-    """Have a function called, in a thread of its own, when the process is told to stop.
-
-    A second signal ends the process at once, but for one that comes right after the first: a terminal sends Ctrl-C to
-    every process of a group and a parent passes it on to its children, so each of those gets it twice.
-
-    Args:
-        stop: called with the number of the first signal.
-
-    Returns:
-        Set when the first signal came.
-    """
-    asked = threading.Event()
-    first_at = 0.0
-
-    def ask(signum: int, frame: object) -> None:  # noqa: ARG001 - the signature of a handler
-        nonlocal first_at
-        now = time.monotonic()
-        if asked.is_set():
-            if now - first_at > _DUPLICATE_S:
-                os._exit(128 + signum)
-            return
-        first_at = now
-        asked.set()
-        # Not here: a handler interrupts whatever holds a lock that stopping needs.
-        threading.Thread(target=stop, args=(signum,), name="moxserve-stop").start()
-
-    for signum in STOP_SIGNALS:
-        # What was started with nohup is to outlive its terminal.
-        if signal.getsignal(signum) is not signal.SIG_IGN or signum == signal.SIGTERM:
-            signal.signal(signum, ask)
-    return asked
-
-
-def _stop(server: Any, signum: int, *, opened: bool) -> None:
-    name = signal.Signals(signum).name
-    if opened:
-        logger.info("%s: no new requests are taken; those in flight may finish", name)
-    else:
-        logger.info("%s: the start is broken off; no port was open yet", name)
-    grace_s = server.options.shutdown_grace_s
-    began = time.monotonic()
-    if server.stop():
-        logger.info("all requests finished, all models are unloaded" if opened else "all models are unloaded")
-        return
-    if opened and time.monotonic() - began >= grace_s:
-        logger.warning("some requests did not finish within --shutdown_grace_seconds=%g; they are cut off", grace_s)
-    else:
-        # A load cannot be ended apart and is not waited for.
-        logger.warning("a model was being loaded; that is cut off")
-    logging.shutdown()
-    # Threads that still work would keep the interpreter from ending.
-    os._exit(0)
 
 
 serve = _Serve(

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moxserve.errors import MissingExtraError, Unavailable, UsageError
 from moxserve.serving import backends, warmup
@@ -39,6 +39,22 @@ logger = logging.getLogger(__name__)
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
+class Peers(Protocol):
+    """The other server processes behind the same ports, as one of them sees them; see `moxserve.serving.processes`."""
+
+    def before_opening(self) -> None:
+        """Wait until all of them have loaded their models; raises when the start is broken off."""
+
+    def opened(self) -> None:
+        """Tell them that requests are answered."""
+
+    def reload(self, message: Any, timeout_s: float | None) -> None:
+        """Put a ModelServerConfig message in effect in all of them, or in none; raises to refuse."""
+
+    def metrics_page(self) -> bytes:
+        """Return the page of metrics with the counts of all of them."""
+
+
 class Server:
     """A model server in this process; also a context manager that starts and stops it.
 
@@ -52,8 +68,9 @@ class Server:
         metrics: what it has counted.
     """
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, peers: Peers | None = None) -> None:
         self.options = options
+        self._peers = peers
         self.grpc_port = 0
         self.rest_port = 0
         self.metrics = ServingMetrics()
@@ -61,7 +78,7 @@ class Server:
         self._manager = Manager(models, self._load, options.manager)
         self._logs = RequestLogs(options.load.tags)
         self._logs.configure(models or ())
-        self._reloader = Reloader(self._manager, options.config, self._logs.configure, listed=models is not None)
+        self.reloader = Reloader(self._manager, options.config, self._logs.configure, listed=models is not None)
         self.dataplane = DataPlane(self._manager, self._logs, self.metrics, check_methods=options.check_methods)
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
@@ -95,20 +112,24 @@ class Server:
         for flag, address in (("--port", self.options.grpc_address), ("--rest_api_port", self.options.rest_address)):
             if address:
                 # Loading may take minutes: a port that is taken is told before, not after.
-                bind(address, flag).close()
+                bind(address, flag, share=self.options.share_ports).close()
         try:
             self._manager.start()
             if not self._manager.wait_until_ready():
                 raise Unavailable("stopped before the models were loaded")
+            if self._peers is not None:
+                self._peers.before_opening()
             self._open_grpc()
             self._open_rest()
-            self._reloader.start()
+            self.reloader.start()
+            if self._peers is not None:
+                self._peers.opened()
         except BaseException:
             self.stop(0.0)
             raise
 
     def _open_grpc(self) -> None:
-        server = GrpcServer(self.dataplane, self.options.grpc, self._reloader.reload, self.metrics)
+        server = GrpcServer(self.dataplane, self.options.grpc, (self._peers or self.reloader).reload, self.metrics)
         self._grpc = server
         if self.options.grpc_address:
             self.grpc_port = server.listen(self.options.grpc_address)
@@ -129,7 +150,7 @@ class Server:
         # Imported here: a server without REST needs no HTTP packages.
         from moxserve.serving.rest.server import RestServer
 
-        sock = bind(self.options.rest_address, "--rest_api_port")
+        sock = bind(self.options.rest_address, "--rest_api_port", share=self.options.share_ports)
         self.rest_port = sock.getsockname()[1]
         self._rest = RestServer(self.dataplane, self.options.rest, sock, self.metrics)
         self._rest.start()
@@ -150,7 +171,7 @@ class Server:
         """
         grace_s = self.options.shutdown_grace_s if grace_s is None else grace_s
         deadline = time.monotonic() + grace_s
-        self._reloader.stop()
+        self.reloader.stop()
         with self._stop_lock:
             if self._stopped.is_set():
                 return True
@@ -198,7 +219,7 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def bind(address: str, flag: str) -> socket.socket:
+def bind(address: str, flag: str, *, share: bool = False) -> socket.socket:
     """Bind a TCP socket, dual stack for `[::]`, falling back to IPv4 where the machine has no IPv6.
 
     Raises:
@@ -207,21 +228,23 @@ def bind(address: str, flag: str) -> socket.socket:
     """
     host, port = split_address(address)
     try:
-        return _bind(host, port)
+        return _bind(host, port, share=share)
     except OSError as error:
         if host == "::" and error.errno in _NO_IPV6:
-            return bind(f"0.0.0.0:{port}", flag)
+            return bind(f"0.0.0.0:{port}", flag, share=share)
         raise Unavailable(
             f"cannot listen at {address}: {error.strerror or error}",
             hint=f"stop the other server, or choose another {flag}",
         ) from None
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, *, share: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind((host, port))
