@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["SHARED_BY", "cpus"]
+__all__ = ["SHARED_BY", "cpus", "shared"]
 
 # Set by the supervisor of several server processes: how many of them share the machine.
 SHARED_BY = "MOXSERVE_PROCESSES"
+
+
+def shared() -> bool:
+    """Return whether other server processes share the machine with this one."""
+    return os.environ.get(SHARED_BY, "1") != "1"
 
 
 def cpus() -> int:

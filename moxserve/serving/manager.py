@@ -30,6 +30,7 @@ from moxserve.errors import (
     Unavailable,
     UnknownError,
 )
+from moxserve.serving.cpus import cpus
 from moxserve.serving.model_config import ModelConfig
 from moxserve.serving.policy import Action, State, VersionView, next_action
 from moxserve.serving.servable import Servable
@@ -84,7 +85,7 @@ class Manager:
         self._load_version = loader
         self._options = options or ManagerOptions()
         self._changed = threading.Condition(threading.RLock())
-        self._load_slots = threading.Semaphore(self._options.load_threads or os.cpu_count() or 1)
+        self._load_slots = threading.Semaphore(self._options.load_threads or cpus())
         self._next_poll = math.inf if self._options.poll_interval_s < 0 else -math.inf
         self._frozen = False
         self._stopping = False

@@ -7,7 +7,6 @@ whole numbers of 64 bits in 32: values that do not fit are refused, not wrapped.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -18,6 +17,7 @@ import numpy as np
 
 from moxserve.errors import Internal, InvalidArgument, MissingExtraError, Unimplemented
 from moxserve.export.manifest import TensorNames
+from moxserve.serving.cpus import cpus
 from moxserve.types import TensorSpec, dtype_by_name
 
 __all__ = ["OpenVinoGraph"]
@@ -51,12 +51,11 @@ class OpenVinoGraph:
 
     def __init__(self, path: str, precision: str = "", threads: int = 0) -> None:
         self._ov = _import_openvino()
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        each = max(1, threads)
+        available, each = cpus(), max(1, threads)
         settings = {
             "PERFORMANCE_HINT": "THROUGHPUT",
-            "NUM_STREAMS": max(1, cpus // each),
-            "INFERENCE_NUM_THREADS": max(cpus, each),
+            "NUM_STREAMS": max(1, available // each),
+            "INFERENCE_NUM_THREADS": max(available, each),
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
             # Cores are shared with the event loop and other models; a pinned stream would wait for its core.
             "ENABLE_CPU_PINNING": False,

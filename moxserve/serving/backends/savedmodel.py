@@ -33,6 +33,7 @@ from moxserve.serving.backends.base import LoadOptions
 from moxserve.serving.backends.calls import CallSignature, checked
 from moxserve.serving.backends.freeze import frozen_graph
 from moxserve.serving.backends.saved_signatures import no_such_tags
+from moxserve.serving.cpus import cpus, shared
 from moxserve.types import Signature
 
 __all__ = ["SavedModelBackend"]
@@ -238,8 +239,10 @@ def _check_directory(path: str) -> None:
 
 def _session_config(tf: Any, options: LoadOptions) -> Any:
     config = tf.compat.v1.ConfigProto.FromString(options.session_config)
-    config.intra_op_parallelism_threads = options.intra_op_threads
-    config.inter_op_parallelism_threads = options.inter_op_threads
+    # Alone on the machine, TensorFlow decides; one of several server processes takes its part.
+    part = cpus() if shared() else 0
+    config.intra_op_parallelism_threads = options.intra_op_threads or part
+    config.inter_op_parallelism_threads = options.inter_op_threads or part
     config.gpu_options.per_process_gpu_memory_fraction = options.gpu_memory_fraction
     if options.mixed_precision == "bfloat16":
         from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig

@@ -8,7 +8,6 @@ one, `serving_default`, whose aliases are the names of the tensors up to the fir
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from moxserve.export.manifest import TensorNames
 from moxserve.serving.backends.base import TfliteOptions
 from moxserve.serving.backends.graph import GraphBackend, own_signature, signature_map_of
 from moxserve.serving.backends.tflite_file import TfliteFile, read_tflite
+from moxserve.serving.cpus import cpus
 from moxserve.types import TensorSpec, dtype_of
 
 __all__ = ["TfliteGraph", "tflite_backend"]
@@ -69,7 +69,7 @@ class TfliteGraph:
         self.outputs: Mapping[str, TensorSpec] = _specs(first.raw.get_output_details(), "Output")
         self.names: Mapping[str, TensorNames] = self.file.names
         self.synonyms: Mapping[str, str] = {}
-        pools, each = options.pools or os.cpu_count() or 1, max(1, options.interpreters_per_pool)
+        pools, each = options.pools or cpus(), max(1, options.interpreters_per_pool)
         self._interpreters = _Interpreters(new, first, max(1, pools) * each)
         self._workers = ThreadPoolExecutor(each, "moxserve-tflite") if each > 1 else None
         own = {spec.shape[0] for spec in self.inputs.values() if spec.shape}
