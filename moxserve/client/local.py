@@ -1,6 +1,6 @@
 """The local transport: a model on disk, run in this process through the server's own backends.
 
-The backend (TensorFlow) is imported by the first call, not before.
+The backend (TensorFlow, ONNX Runtime …) is imported by the first call, not before.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class LocalTransport:
     """Answers from a directory.
 
     Args:
-        directory: one version (it holds `saved_model.pb`), or the base of numbered versions, or a folder of such bases
-            by model name. For a version or its base any model name is accepted.
+        directory: one version (it holds a SavedModel, or a model in another format), or the base of numbered versions,
+            or a folder of such bases by model name. For a version or its base any model name is accepted.
         load: makes the backend of a version directory; None takes `moxserve.serving.backends.load`.
     """
 
@@ -96,13 +96,13 @@ class LocalTransport:
 
     def _names(self) -> list[str]:
         """Return the names under which models are found here."""
-        if os.path.exists(os.path.join(self._directory, "saved_model.pb")) or _numbered(self._directory):
+        if _is_version(self._directory) or _numbered(self._directory):
             return [os.path.basename(os.path.abspath(self._directory))]
         return [name for name in sorted(os.listdir(self._directory)) if _numbered(os.path.join(self._directory, name))]
 
     def _versions(self, model: ModelRef) -> dict[int, str]:
         """Return version number -> directory."""
-        if os.path.exists(os.path.join(self._directory, "saved_model.pb")):
+        if _is_version(self._directory):
             name = os.path.basename(os.path.abspath(self._directory))
             return {int(name) if name.isdecimal() else 1: self._directory}
         for base in (self._directory, os.path.join(self._directory, model.name)):
@@ -110,8 +110,8 @@ class LocalTransport:
             if found:
                 return found
         raise RequestError(
-            f"{self.target} holds no version of a model: expected saved_model.pb, or folders named by numbers, in it "
-            f"or in its folder {model.name!r}",
+            f"{self.target} holds no version of a model: expected saved_model.pb, model.onnx, model.xml or "
+            f"model.tflite, or folders named by numbers, in it or in its folder {model.name!r}",
             status="NOT_FOUND",
             target=self.target,
         )
@@ -151,6 +151,12 @@ class LocalTransport:
             for backend in self._backends.values():
                 backend.close()
             self._backends.clear()
+
+
+def _is_version(directory: str) -> bool:
+    from moxserve.serving.backends.contents import holds_model
+
+    return holds_model(directory)
 
 
 def _numbered(base: str) -> dict[int, str]:

@@ -3,7 +3,9 @@
 A version is a directory below the base path whose whole name is a number (`export.versions.parse_version`). It counts
 as complete when it holds a model that can be loaded:
 
-* `saved_model.pb` or `saved_model.pbtxt` is there (or `export.meta`, the retired format, so that its error is told);
+* `saved_model.pb` or `saved_model.pbtxt` is there (or `export.meta`, the retired format, so that its error is told), or
+  a model in another format: `model.onnx`, `model.tflite`, or `model.xml` with its `model.bin`, at the top or in a
+  directory below `variants/`;
 * a graph with variables has `variables/variables.index` and every shard of its data;
 * with our manifest, `assets.extra/moxserve.json`, every file that it names is there with the size that it tells.
 
@@ -24,6 +26,7 @@ from moxserve import file
 from moxserve.errors import DataError
 from moxserve.export.manifest import MANIFEST_PATH, check_files
 from moxserve.export.versions import parse_version
+from moxserve.serving.backends.contents import GRAPH_FILES, model_files
 
 __all__ = ["FoundVersion", "Listing", "find_versions"]
 
@@ -102,15 +105,18 @@ def find_versions(base_path: str) -> Listing:
 def _missing(path: str, files: tuple[tuple[str, tuple[int, int]], ...]) -> str:
     """Tell what a version lacks; empty when it is complete. Files that did not change are not read again."""
     names = {name for name, _ in files}
-    graph = next((name for name in ("saved_model.pb", "saved_model.pbtxt", "export.meta") if name in names), None)
-    if graph is None:
-        return "no saved_model.pb"
+    graph = next((name for name in (*GRAPH_FILES, "export.meta") if name in names), None)
+    models = model_files(names)
+    if graph is None and not models:
+        return "no saved_model.pb, and no model.onnx, model.xml or model.tflite"
     try:
         wrong = check_files(path, digests=False)
     except DataError as error:
         return error.message
     if wrong:
         return wrong[0]
+    if graph is None:
+        return _missing_weights(models, names)
     return "" if graph == "export.meta" else _missing_variables(os.path.join(path, graph), names)
 
 
@@ -126,6 +132,12 @@ def _files(path: str) -> tuple[tuple[str, tuple[int, int]], ...]:
                 continue  # removed between listing and looking: whatever needs it will miss it
             found.append((os.path.relpath(full, path), (stat.length, stat.mtime_nsec)))
     return tuple(sorted(found))
+
+
+def _missing_weights(models: Collection[str], names: Collection[str]) -> str:
+    """Tell which of the models lacks its weights, unless one of them is whole."""
+    lacking = [weights for name in models if name.endswith(".xml") and (weights := f"{name[:-4]}.bin") not in names]
+    return f"{lacking[0]} is missing" if len(lacking) == len(models) else ""
 
 
 def _missing_variables(graph: str, names: Collection[str]) -> str:

@@ -82,5 +82,5 @@ def test_refusals_and_closing(base) -> None:
 def test_nothing_to_run(tmp_path) -> None:
     with Client(LocalTransport(tmp_path, load=Backend)) as client, pytest.raises(RequestError) as caught:
         client.metadata("m")
-    assert "expected saved_model.pb, or folders named by numbers" in caught.value.message
+    assert "expected saved_model.pb, model.onnx, model.xml or model.tflite, or folders" in caught.value.message
     assert caught.value.status == "NOT_FOUND"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -111,3 +112,58 @@ def test_the_fingerprint_tells_that_a_file_was_written_again(tmp_path: Path, lin
     assert find_versions(str(tmp_path)).versions[1] == first
     os.utime(tmp_path / "1" / "saved_model.pb", (1, 1))
     assert find_versions(str(tmp_path)).versions[1].fingerprint != first.fingerprint
+
+
+def other_formats(tmp_path: Path, *names: str) -> Any:
+    for name in names:
+        path = tmp_path / "1" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return find_versions(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["model.onnx"],
+        ["model.onnx", "model.onnx.data"],
+        ["model.tflite"],
+        ["model.xml", "model.bin"],
+        ["variants/a/model.onnx"],
+        ["variants/a/model.xml", "variants/a/model.bin", "notes.txt"],
+        ["variants/a/model.xml", "variants/b/model.tflite"],
+    ],
+)
+def test_models_in_other_formats(tmp_path: Path, names: list[str]) -> None:
+    listing = other_formats(tmp_path, *names)
+    assert (list(listing.versions), listing.incomplete) == ([1], {})
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (["model.xml"], "model.bin is missing"),
+        (["variants/a/model.xml"], "variants/a/model.bin is missing"),
+        (["model.bin"], "no saved_model.pb, and no model.onnx, model.xml or model.tflite"),
+        (["other.onnx"], "no saved_model.pb"),
+        (["deep/er/model.onnx"], "no saved_model.pb"),
+        (["variants/model.onnx"], "no saved_model.pb"),
+    ],
+)
+def test_models_in_other_formats_that_are_not_complete(tmp_path: Path, names: list[str], why: str) -> None:
+    listing = other_formats(tmp_path, *names)
+    assert not listing.versions
+    assert listing.incomplete[1].startswith(why)
+
+
+def test_a_manifest_vouches_for_a_model_in_another_format(tmp_path: Path) -> None:
+    from moxserve.export.manifest import Manifest, Source, write_manifest
+
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "model.onnx").write_bytes(b"whole")
+    write_manifest(
+        str(tmp_path / "1"), Manifest(model_name="m", signatures={}, source=Source(checkpoint="x"), variants=())
+    )
+    assert find_versions(str(tmp_path)).versions[1].sealed
+    (tmp_path / "1" / "model.onnx").write_bytes(b"who")
+    assert "model.onnx has 3 bytes; the manifest says 5" in find_versions(str(tmp_path)).incomplete[1]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 
-from moxserve.serving.backends.base import Backend, LoadOptions
+from moxserve.serving.backends.base import Backend, LoadOptions, TfliteOptions
 from moxserve.serving.backends.calls import CallSignature
 
-__all__ = ["Backend", "CallSignature", "LoadOptions", "load"]
+__all__ = ["Backend", "CallSignature", "LoadOptions", "TfliteOptions", "load"]
 
 
 def load(version_dir: str | os.PathLike[str], options: LoadOptions | None = None) -> Backend:

@@ -13,14 +13,15 @@ signatures it serves, and what their tensors are called in it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from moxserve.errors import DataError, DataLoss
 from moxserve.export.manifest import Variant, read_manifest
 from moxserve.types import Signature
 
-__all__ = ["FORMATS", "GRAPH_FILES", "MODEL_FILES", "VARIANTS_DIR", "Contents", "look"]
+__all__ = ["FORMATS", "GRAPH_FILES", "Contents", "holds_model", "look", "model_files"]
 
 GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
 MODEL_FILES = {"model.onnx": "onnx", "model.xml": "openvino", "model.tflite": "tflite"}
@@ -69,6 +70,21 @@ def look(version_dir: str) -> Contents:
     graph = next((name for name in GRAPH_FILES if os.path.isfile(os.path.join(version_dir, name))), "")
     signatures = manifest.signature_map() if manifest else {}
     return Contents(version_dir, graph, tuple(sorted((*declared, *found), key=lambda v: v.name)), signatures)
+
+
+def model_files(names: Iterable[str]) -> list[str]:
+    """Return which files of a version, by relative path, are models in other formats where such models may lie."""
+    return [name for name in names if _is_model(PurePath(name).parts)]
+
+
+def _is_model(parts: tuple[str, ...]) -> bool:
+    in_variant = len(parts) == 3 and parts[0] == VARIANTS_DIR
+    return bool(parts) and parts[-1] in MODEL_FILES and (len(parts) == 1 or in_variant)
+
+
+def holds_model(version_dir: str) -> bool:
+    """Tell whether a directory is a version: a SavedModel, or a model in another format."""
+    return any(os.path.isfile(os.path.join(version_dir, name)) for name in GRAPH_FILES) or bool(_found(version_dir))
 
 
 def _found(version_dir: str) -> list[Variant]:
