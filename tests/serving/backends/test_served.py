@@ -146,7 +146,7 @@ def test_a_new_version_of_another_format_takes_over(
 ) -> None:
     path = version(1, saved_model=False, top=forms.onnx)
     server = serve(path.parent)
-    assert list(predict(server, {"x:0": X})) == ["best:0", "scores:0"]
+    assert set(predict(server, {"x:0": X})) == {"best:0", "scores:0"}
     half = version(2, saved_model=False, top=forms.onnx)
     variant = Variant(name="onnx", format="onnx", path="model.onnx")
     declare(half, variant)
@@ -162,7 +162,7 @@ def test_a_new_version_of_another_format_takes_over(
     (half / "model.onnx").write_bytes(whole)
     shutil.rmtree(path.parent / "3")
     wait_for(lambda: server._manager.available("default") == {2}, "version 2 to serve")
-    assert list(predict(server, {"x:0": X})) == ["best:0", "scores:0"]
+    assert set(predict(server, {"x:0": X})) == {"best:0", "scores:0"}
 
 
 def test_warmup_loads_what_the_variant_does_not_serve(
