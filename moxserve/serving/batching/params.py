@@ -14,6 +14,7 @@ from typing import Any
 from moxserve import file
 from moxserve.errors import InvalidArgument, UsageError
 from moxserve.protocol import textproto
+from moxserve.serving.cpus import cpus
 
 __all__ = [
     "MAX_WAITING",
@@ -28,11 +29,6 @@ __all__ = [
 
 PARAMETERS_FILE = "batching_params.pbtxt"
 MAX_WAITING = 1000
-
-
-def cpus() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
