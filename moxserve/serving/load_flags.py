@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +10,6 @@ from moxserve.errors import UsageError, did_you_mean
 from moxserve.protocol import messages
 from moxserve.protocol.textproto import read_text
 from moxserve.serving.backends.base import LoadOptions, TfliteOptions
-from moxserve.serving.cpus import SHARED_BY, cpus
 from moxserve.serving.platform_config import PlatformConfig
 
 __all__ = ["BACKENDS", "load_options", "model_backends"]
@@ -31,7 +29,7 @@ def load_options(values: Mapping[str, Any], platform: PlatformConfig | None) -> 
     Raises:
         UsageError: flags contradict each other, or a file is wrong.
     """
-    intra, inter = _threads(values, shared=platform is None)
+    intra, inter = _threads(values)
     for name in ("num_tflite_pools", "num_tflite_interpreters_per_pool"):
         if values[name] < 0:
             raise UsageError(f"--{name}={values[name]}: expected 0 or more")
@@ -53,7 +51,7 @@ def load_options(values: Mapping[str, Any], platform: PlatformConfig | None) -> 
     )
 
 
-def _threads(values: Mapping[str, Any], *, shared: bool) -> tuple[int, int]:
+def _threads(values: Mapping[str, Any]) -> tuple[int, int]:
     session = values["tensorflow_session_parallelism"]
     intra, inter = values["tensorflow_intra_op_parallelism"], values["tensorflow_inter_op_parallelism"]
     if session > 0 and intra > 0 and inter > 0:
@@ -63,8 +61,7 @@ def _threads(values: Mapping[str, Any], *, shared: bool) -> tuple[int, int]:
             "separately. You cannot configure all."
         )
     if intra <= 0 and inter <= 0:
-        # One of several processes takes its part of the machine; alone, TensorFlow decides.
-        intra = inter = session if session > 0 or not shared or SHARED_BY not in os.environ else cpus()
+        intra = inter = session
     return intra, inter
 
 

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from moxserve import __version__
 from moxserve.export.manifest import MANIFEST_PATH
 from moxserve.file import atomic_write
+from moxserve.serving.cpus import cpus
 
 __all__ = ["Decision", "DecisionFile", "cache_directory"]
 
@@ -167,7 +168,7 @@ def _alive(pid: int) -> bool:
 def _key(version_dir: str, options: Mapping[str, Any]) -> str:
     facts = {
         "files": _fingerprint(version_dir),
-        "machine": [platform.machine(), _cpu(), os.cpu_count(), _affinity()],
+        "machine": [platform.machine(), _cpu(), cpus()],
         "versions": {"moxserve": __version__, **{name: _version(name) for name in _RUNTIMES}},
         "options": dict(options),
     }
@@ -199,10 +200,6 @@ def _cpu() -> str:
             return next((line.partition(":")[2].strip() for line in f if line.startswith("model name")), "")
     except OSError:
         return platform.processor()
-
-
-def _affinity() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
 
 
 @cache

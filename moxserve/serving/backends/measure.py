@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from moxserve.errors import ServingError
 from moxserve.export.manifest import Tolerance, Variant
 from moxserve.serving.backends.base import Backend
 from moxserve.serving.backends.samples import Sample
+from moxserve.serving.cpus import cpus
 
 __all__ = ["difference", "runs_per_second", "tolerance_of"]
 
@@ -94,7 +94,7 @@ def runs_per_second(backend: Backend, sample: Sample, budget_s: float) -> float:
     Raises:
         ServingError: a run failed.
     """
-    callers = min(os.cpu_count() or 1, _MAX_CALLERS)
+    callers = min(cpus(), _MAX_CALLERS)
     return max(_slice(backend, sample, callers, budget_s / _SLICES) for _ in range(_SLICES))
 
 
