@@ -57,7 +57,7 @@ def deploy() -> None:
     """
 
 
-@deploy.command()
+@deploy.command(short_help="ConfigMap, Deployment, Service, autoscaler.")
 @_common
 def kubernetes(**values: Any) -> None:
     """ConfigMap, Deployment and Service, and an autoscaler with --max-replicas."""
