@@ -23,19 +23,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 
 from moxserve.errors import InvalidArgument, Unimplemented
+from moxserve.protocol.json_numbers import LARGE_BYTES, NumberArray, loads_numbers
 from moxserve.protocol.json_values import (
     as_bytes,
     b64_json,
     excerpt,
     is_b64,
     kind_of,
+    loads,
     read_object,
     write_floats,
     write_string,
@@ -46,6 +48,7 @@ __all__ = ["PredictBody", "parse_predict", "write_predict"]
 
 _CPP_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 _FLOATS = frozenset((int, float))
+_SCALARS = frozenset((int, float, bool, str))
 _ACCEPTED: Mapping[str, frozenset[type]] = {
     "float32": _FLOATS,
     "float64": _FLOATS,
@@ -66,11 +69,13 @@ class PredictBody:
         signature_name: as asked for; empty when it is not.
         row_format: whether to answer in row format.
         document: the whole object.
+        body: what it was read from, when the document has NumberArrays in place of lists; else empty.
     """
 
     signature_name: str
     row_format: bool
     document: Mapping[str, Any]
+    body: bytes = field(default=b"", repr=False)
 
     def tensors(self, signature: Signature) -> dict[str, np.ndarray]:
         """Read the inputs of a signature.
@@ -82,6 +87,12 @@ class PredictBody:
             InvalidArgument: the body does not fit the signature.
             Unimplemented: an input's element type has no JSON form.
         """
+        if self.body:
+            found = _read_numbers(self.document, signature.inputs)
+            if found is not None:
+                return found
+            # Something is wrong, or out of the ordinary: the lists themselves tell what.
+            return PredictBody(self.signature_name, self.row_format, loads(self.body)).tensors(signature)
         rows, columns = "instances" in self.document, "inputs" in self.document
         if rows and columns:
             raise InvalidArgument(
@@ -103,8 +114,50 @@ def parse_predict(body: bytes) -> PredictBody:
     Raises:
         InvalidArgument: it is no JSON object, or its signature name is no text.
     """
+    if len(body) >= LARGE_BYTES:
+        document = loads_numbers(body)
+        if document is not None and type(name := document.get("signature_name", "")) is str:
+            return PredictBody(name, "instances" in document, document, body)
     name, document = read_object(body)
     return PredictBody(name, "instances" in document, document)
+
+
+def _read_numbers(document: Mapping[str, Any], inputs: Mapping[str, TensorSpec]) -> dict[str, np.ndarray] | None:
+    """Read the inputs from a document with NumberArrays; None when that is not plain."""
+    rows = "instances" in document
+    if rows == ("inputs" in document):
+        return None
+    value = document["instances" if rows else "inputs"]
+    if type(value) is NumberArray and len(inputs) == 1:
+        value = dict.fromkeys(inputs, value)
+    elif rows and type(value) is list and all(type(row) is dict and row.keys() == inputs.keys() for row in value):
+        value = {alias: [row[alias] for row in value] for alias in inputs}
+    if type(value) is not dict or not value.keys() >= inputs.keys():
+        return None
+    arrays = {}
+    for alias, spec in inputs.items():
+        array = _number_tensor(value[alias], spec.dtype)
+        if array is None:
+            return None
+        arrays[alias] = array
+    return arrays
+
+
+def _number_tensor(value: Any, dtype: DType) -> np.ndarray | None:
+    """Turn a NumberArray, a list of such, or values without one into a tensor; None when that is not plain."""
+    if type(value) is NumberArray:
+        return value.as_dtype(dtype)
+    items = value if type(value) is list else [value]
+    if items and all(type(item) is NumberArray for item in items):
+        arrays = [item.as_dtype(dtype) for item in items]
+        shapes = {None if array is None else array.shape for array in arrays}
+        return None if len(shapes) > 1 or None in shapes else np.stack(cast("list[np.ndarray]", arrays))
+    if not all(type(item) in _SCALARS for item in items):
+        return None
+    try:
+        return _tensor(value, dtype)
+    except (InvalidArgument, Unimplemented):
+        return None
 
 
 def _read_columns(value: Any, inputs: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:
