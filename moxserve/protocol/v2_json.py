@@ -17,6 +17,7 @@ Answer: `{"model_name", "model_version", "id", "outputs": [{"name", "datatype", 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -25,7 +26,8 @@ from typing import Any, cast
 import numpy as np
 import orjson
 
-from moxserve.errors import InvalidArgument
+from moxserve.errors import InvalidArgument, MoxserveError
+from moxserve.protocol.json_numbers import LARGE_BYTES, NumberArray, loads_numbers
 from moxserve.protocol.json_values import as_bytes, excerpt, loads, write_floats
 from moxserve.protocol.v2 import (
     InferAnswer,
@@ -109,10 +111,16 @@ def infer_request(model: ModelRef, body: bytes, json_bytes: int | None = None) -
             f"body, which has {len(body)} bytes"
         )
     head, tail = (body, b"") if json_bytes is None else (body[:json_bytes], memoryview(body)[json_bytes:])
-    document = loads(head)
+    if len(head) >= LARGE_BYTES and (document := loads_numbers(head)) is not None:
+        # Of what is wrong the lists themselves tell more; a NumberArray can also not be printed.
+        with contextlib.suppress(MoxserveError, TypeError):
+            return _read(model, document, _Tail(memoryview(tail)))
+    return _read(model, loads(head), _Tail(memoryview(tail)))
+
+
+def _read(model: ModelRef, document: Any, binary: _Tail) -> InferRequest:
     if type(document) is not dict:
         raise InvalidArgument(f"JSON Value: {excerpt(document)} Is not object")
-    binary = _Tail(memoryview(tail))
     inputs: dict[str, np.ndarray] = {}
     for i, item in enumerate(_objects(document, "inputs")):
         name = _name(item, f"inputs[{i}]")
@@ -181,7 +189,8 @@ def _requested(item: Mapping[str, Any], index: int, all_binary: bool) -> Request
 
 def _input(item: Mapping[str, Any], binary: _Tail, what: str) -> np.ndarray:
     dtype = dtype_by_datatype(_text(item, "datatype", what), what)
-    shape = checked_shape(item.get("shape"), what)
+    dims = item.get("shape")
+    shape = checked_shape(dims.values.tolist() if type(dims) is NumberArray else dims, what)
     parameters = _parameters(item, what)
     refuse_extensions(parameters, what)
     size = parameters.get("binary_data_size")
@@ -198,6 +207,9 @@ def _input(item: Mapping[str, Any], binary: _Tail, what: str) -> np.ndarray:
 
 def _from_json(data: Any, dtype: DType, shape: tuple[int, ...], what: str) -> np.ndarray:
     """Read the elements of a tensor. Lists are flattened level by level in C, never element by element in Python."""
+    if type(data) is NumberArray:
+        _check_nesting(data.values.shape, shape, what)
+        return shaped(_from_numbers(data.values.reshape(-1), dtype, what), shape, what)
     nested: list[int] = []
     level: list[Any] = [data]
     types = {type(data)}
@@ -210,9 +222,27 @@ def _from_json(data: Any, dtype: DType, shape: tuple[int, ...], what: str) -> np
         nested.append(lengths.pop())
         level = list(chain.from_iterable(level))
         types = set(map(type, level))
-    if len(nested) > 1 and tuple(nested) != shape:
-        raise InvalidArgument(f"the data of {what} is nested as {nested}; expected a flat list, or {list(shape)}")
+    _check_nesting(tuple(nested), shape, what)
     return shaped(_elements(level, types, dtype, what), shape, what)
+
+
+def _check_nesting(nested: tuple[int, ...], shape: tuple[int, ...], what: str) -> None:
+    if len(nested) > 1 and nested != shape:
+        raise InvalidArgument(f"the data of {what} is nested as {list(nested)}; expected a flat list, or {list(shape)}")
+
+
+def _from_numbers(flat: np.ndarray, dtype: DType, what: str) -> np.ndarray:
+    """Turn int64 or float64 numbers into elements."""
+    kind = dtype.numpy.kind
+    if kind in "bO" or (kind in "iu" and flat.dtype.kind != "i"):
+        raise _mismatch(flat[0], dtype, what)
+    if kind in "iu":
+        limits: Any = np.iinfo(cast(Any, dtype.numpy))
+        if flat.min() < limits.min or flat.max() > limits.max:
+            raise _mismatch(flat[0], dtype, what)
+        return flat.astype(dtype.numpy)
+    with np.errstate(over="ignore"):
+        return flat.astype(np.float64, copy=False).astype(dtype.numpy)
 
 
 def _elements(flat: list[Any], types: set[type], dtype: DType, what: str) -> np.ndarray:

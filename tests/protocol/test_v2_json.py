@@ -115,6 +115,56 @@ def test_numbers_that_json_does_not_have() -> None:
     assert_equal(request.inputs["x"], np.array([np.nan, -np.inf, np.inf, 2], np.float32))
 
 
+@pytest.mark.parametrize("datatype", [*JSON_NUMBERS, "BF16"])
+def test_large_bodies(datatype: str) -> None:
+    """They are read another way, to the same result."""
+    dtype = np.dtype(JSON_NUMBERS.get(datatype, ml_dtypes.bfloat16))
+    wide = np.arange(3000).reshape(3, 1000) % 120
+    expected = (wide % 2 == 0) if datatype == "BOOL" else wide.astype(dtype)
+    for nested in (expected, expected.reshape(-1)):
+        for values in (
+            nested.tolist(),
+            nested.astype(float).tolist() if expected.dtype.kind == "f" else nested.tolist(),
+        ):
+            request = infer_request(MODEL, body(tensor(values, (3, 1000), datatype), id="a"))
+            assert_equal(request.inputs["x"], expected)
+            assert request.id == "a"
+
+
+LARGE = list(range(3000))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (body(tensor(LARGE, (2999,))), "'x' has 3000 elements; its shape"),
+        (body(tensor([LARGE, LARGE], (6000, 1))), r"nested as \[2, 3000\]; expected a flat list, or \[6000, 1\]"),
+        (body(tensor([LARGE, [*LARGE, 1]], (6001,))), "ragged: lists of 3000 and of 3001 elements"),
+        (body(tensor([*LARGE, "a"], (3001,))), 'holds "a", which is no FP32'),
+        (body(tensor([*LARGE, 0.5], (3001,), "INT32")), "holds 0.5, which is no INT32"),
+        (body(tensor([*LARGE, 2**31], (3001,), "INT32")), "holds 2147483648, which is no INT32"),
+        (body(tensor(LARGE, (3000,), "INT8")), "holds 128, which is no INT8"),
+        (body(tensor(LARGE, (3000,), "BOOL")), "holds 0, which is no BOOL"),
+        (body(tensor(LARGE, (3000,), "BYTES")), "holds 0, which is no BYTES"),
+        (body(tensor(LARGE, (3000,)), id=LARGE), "'id' of the request is"),
+        (body(tensor(LARGE, (3000,)), outputs=LARGE), "'outputs' is .*; expected a list of objects"),
+        (b'{"inputs": [' + b"1," * 5000 + b"1]}", "'inputs' is .*; expected a list of objects"),
+        (body(tensor(LARGE, (3000,))) [:-1], "JSON Parse error"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_large_bodies_that_make_no_sense(data: bytes, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        infer_request(MODEL, data)
+
+
+def test_large_numbers_in_large_bodies() -> None:
+    values = [2**64 - 1] * 1000
+    assert infer_request(MODEL, body(tensor(values, (1000,), "UINT64"))).inputs["x"].tolist() == values
+    wide = infer_request(MODEL, body(tensor([1e300] * 1000, (1000,))), None).inputs["x"]
+    assert_equal(wide, np.full(1000, np.inf, np.float32))
+
+
 def test_text_and_bytes() -> None:
     request = infer_request(MODEL, body(tensor(["häl", {"b64": "/wA="}], (2, 1), "BYTES")))
     assert request.inputs["x"].tolist() == [["häl".encode()], [b"\xff\0"]]
