@@ -31,6 +31,11 @@ def plan(values: Mapping[str, Any], options: ServerOptions) -> Plan:
         raise UsageError(f"--num_processes={count}: expected 1 or more")
     if not hasattr(socket, "SO_REUSEPORT"):
         raise UsageError("--num_processes: this system has no SO_REUSEPORT, which lets processes share a port")
+    if not options.grpc_address:
+        raise UsageError(
+            f"--num_processes={count}: processes can share a port, but no UNIX socket",
+            hint="give --port; the first process listens at --grpc_socket_path as well",
+        )
     config = None
     if values["model_config_file"]:
         # Read once: it may change while the processes start, and all of them are to start with the same.

@@ -263,10 +263,18 @@ def test_a_model_that_cannot_be_loaded_ends_the_start(run_moxserve, testdata, fr
     assert "Traceback" not in done.stderr
 
 
-def test_no_number_of_processes(run_moxserve, testdata) -> None:
-    done = run_moxserve("serve", "--num_processes=0", f"--model_base_path={testdata}")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_processes=0"], "--num_processes=0: expected 1 or more"),
+        (["--num_processes=2", "--port=0", "--grpc_socket_path=s"], "processes can share a port, but no UNIX socket"),
+        (["--num_processes=2", "--port=1", "--rest_api_port=1"], "gRPC and HTTP need a port each"),
+    ],
+)
+def test_what_makes_no_sense_for_several_processes(run_moxserve, testdata, tmp_path, flags, message) -> None:
+    done = run_moxserve("serve", *flags, f"--model_base_path={testdata}", cwd=tmp_path)
     assert done.returncode == 2
-    assert "--num_processes=0: expected 1 or more" in done.stderr
+    assert message in done.stderr
 
 
 def test_the_file_is_read_for_all_and_they_end_with_the_supervisor(tmp_path, testdata, free_ports) -> None:
