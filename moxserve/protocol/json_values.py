@@ -1,9 +1,9 @@
 """JSON as the REST API reads and writes it: what its requests and answers have in common. No sockets.
 
 Reading takes what tensorflow_model_server takes: NaN and Infinity, which JSON itself does not have, and bytes after
-the first value. Bytes are written `{"b64": "..."}`, and so is text that is no UTF-8. Floats are written with 6
-significant digits where those read back equal, else with 9 (float) or 17 (double); whole ones end in `.0`. Texts of
-errors are those of tensorflow_model_server, since clients look for them.
+the first value. Of keys that a request has twice the first counts. Bytes are written `{"b64": "..."}`, and so is text
+that is no UTF-8. Floats are written with 6 significant digits where those read back equal, else with 9 (float) or 17
+(double); whole ones end in `.0`. Texts of errors are those of tensorflow_model_server, since clients look for them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 _EXCERPT_BYTES = 256
+# The keys that requests have a meaning for.
+_KEYS = (b'"signature_name"', b'"instances"', b'"inputs"', b'"examples"', b'"context"')
 _TYPE_NAMES: Mapping[type, str] = {
     type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number",
 }  # fmt: skip
@@ -95,12 +97,44 @@ def read_object(body: bytes) -> tuple[str, dict[str, Any]]:
     document = loads(body)
     if type(document) is not dict:
         raise InvalidArgument(f"JSON Value: {excerpt(document)} Is not object")
+    if any(body.count(key) > 1 for key in _KEYS):
+        document = _first_of_each_key(body, document)
     name = document.get("signature_name", "")
     if type(name) is not str:
         raise InvalidArgument(
             f"JSON Value: {excerpt(document)} not formatted correctly. 'signature_name' key must be a string value."
         )
     return name, document
+
+
+def _first_of_each_key(body: bytes, document: dict[str, Any]) -> dict[str, Any]:
+    """Read an object whose keys may be there twice, of which the first counts; parsers for Python keep the last."""
+    try:
+        import simdjson
+
+        keys = list(simdjson.Parser().parse(body).keys())
+        if len(keys) == len(document):
+            # The name of an input, or text.
+            return document
+    except (ImportError, ValueError):
+        # Not installed, or no JSON in the strict sense.
+        pass
+    text = body.decode("utf-8", "surrogateescape")
+    try:
+        found: dict[str, Any] = _FIRST_KEYS.raw_decode(text, len(text) - len(text.lstrip(" \t\r\n")))[0]
+    except RecursionError:
+        return document
+    return found
+
+
+def _first_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        found.setdefault(key, value)
+    return found
+
+
+_FIRST_KEYS = json.JSONDecoder(object_pairs_hook=_first_values)
 
 
 def kind_of(value: Any) -> str:

@@ -153,6 +153,16 @@ def test_numbers_json_does_not_have() -> None:
     np.testing.assert_array_equal(found, np.float32([np.nan, np.inf, -np.inf, np.inf, -np.inf, 0, 7]))
 
 
+@pytest.mark.parametrize("tail", ["", " more", " " * 5000])
+def test_of_keys_given_twice_the_first_counts(tail) -> None:
+    body = '{"inputs": [1, 2], "signature_name": "a", "inputs": [3], "signature_name": "b"}' + tail
+    assert read(body, x="int32")["x"].tolist() == [1, 2]
+    assert parse_predict(body.encode()).signature_name == "a"
+    # A name that is said twice at different places is none of them.
+    assert read('{"inputs": {"inputs": [NaN]}}', inputs="float32")["inputs"].shape == (1,)
+    assert read('{"inputs": {"inputs": ["\\"inputs\\""]}}', inputs="string")["inputs"].tolist() == [b'"inputs"']
+
+
 def test_signature_name() -> None:
     assert parse_predict(b'{"signature_name": "s", "inputs": 1}').signature_name == "s"
     assert parse_predict(b'{"inputs": 1}').signature_name == ""
