@@ -26,7 +26,6 @@ from moxserve.errors import (
 from moxserve.serving.batching.merge import alike, check_rows, merge, split
 from moxserve.serving.batching.params import BatchingParameters
 from moxserve.serving.batching.scheduler import Task, settled
-from moxserve.serving.execution.admission import ServiceTimes
 from moxserve.serving.metrics import ServingMetrics
 
 __all__ = ["Executor", "Model"]
@@ -39,6 +38,14 @@ Model = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 _BY_REQUEST = (
     InvalidArgument, OutOfRange, FailedPrecondition, Unimplemented, Internal, UnknownError, ResourceExhausted,
 )  # fmt: skip
+
+
+class Recorder(Protocol):
+    """Notes how long batches take; see `moxserve.serving.execution.admission.ServiceTimes`."""
+
+    def record(self, size: int, seconds: float) -> None:
+        """Note a run."""
+        ...
 
 
 class Learner(Protocol):
@@ -73,7 +80,7 @@ class Executor:
         model: Model,
         done: Callable[[Sequence[Task]], None],
         parameters: BatchingParameters,
-        times: ServiceTimes,
+        times: Recorder,
         learner: Learner | None = None,
         metrics: ServingMetrics | None = None,
     ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from moxserve.errors import InvalidArgument
 from moxserve.serving.backends.base import Backend
 from moxserve.serving.batching.adaptive import AdaptiveQueue, BatchLimit
 from moxserve.serving.batching.execute import Executor
+from moxserve.serving.batching.inline import LoopBatches, Quickness, Recorded
 from moxserve.serving.batching.lanes import Form, Key, common_rows, form_of, form_together
 from moxserve.serving.batching.params import MAX_WAITING, BatchingParameters
 from moxserve.serving.batching.queues import BatchQueue
@@ -57,8 +60,8 @@ class BatchingRunner:
         self._parameters = parameters
         self._max_waiting = max_waiting
         self._metrics = metrics
-        self._forms: dict[Key, tuple[Form, Queue] | None] = {}
-        self._queues: dict[Key, Queue] = {}
+        self._forms: dict[Key, tuple[Form, _Lane] | None] = {}
+        self._lanes: dict[Key, _Lane] = {}
 
     async def run(
         self,
@@ -79,12 +82,12 @@ class BatchingRunner:
         known = self._forms[asked]
         if known is None:
             return await self._direct.run(signature, inputs, outputs, context)
-        form, queue = known
+        form, lane = known
         arrays = [inputs[alias] for alias in form.feeds]
         rows = self._rows(form, arrays)
         if rows is None:
             return await self._direct.run(signature, inputs, outputs, context)
-        found = await self._batched(queue, Task(arrays, rows, context.deadline), context)
+        found = await self._batched(lane, Task(arrays, rows, context.deadline), context)
         return dict(zip(form.fetches, found, strict=True))
 
     async def run_together(
@@ -98,16 +101,16 @@ class BatchingRunner:
         rows = self._rows(known[0], [array]) if known else None
         if known is None or rows is None:
             return await self._direct.run_together(signatures, array, context)
-        form, queue = known
-        found = await self._batched(queue, Task([array], rows, context.deadline), context)
+        form, lane = known
+        found = await self._batched(lane, Task([array], rows, context.deadline), context)
         named = dict(zip(form.fetches, found, strict=True))
         calls = self._backend.calls
         return [{alias: named[f"{name}\0{alias}"] for alias in calls[name].output_names} for name in signatures]
 
     def close(self) -> None:
         """Take nothing more."""
-        for queue in self._queues.values():
-            self._threads.close_queue(queue)
+        for lane in self._lanes.values():
+            self._threads.close_queue(lane.queue)
         self._direct.close()
 
     def _rows(self, form: Form, arrays: Sequence[np.ndarray]) -> int | None:
@@ -121,38 +124,55 @@ class BatchingRunner:
         except InvalidArgument:
             return None
 
-    async def _batched(self, queue: Queue, task: Task, context: RequestContext) -> Sequence[np.ndarray]:
+    async def _batched(self, lane: _Lane, task: Task, context: RequestContext) -> Sequence[np.ndarray]:
         context.check()
         future: asyncio.Future[Sequence[np.ndarray]] = asyncio.get_running_loop().create_future()
         task.owner = future
-        self._threads.submit(queue, task)
+        if lane.on_loop is not None and lane.on_loop.suits(task.rows):
+            lane.on_loop.offer(task, time.monotonic())
+        else:
+            self._threads.submit(lane.queue, task)
         try:
             return await patiently(future, context)
         finally:
             if not task.done:
-                self._threads.cancel(queue, task)
+                self._threads.cancel(lane.queue, task)
 
     def _remember(self, asked: Key, form: Form | None) -> None:
         while len(self._forms) >= _MAX_FORMS:
             self._forms.pop(next(iter(self._forms)))
-        self._forms[asked] = None if form is None else (form, self._queue(form))
+        self._forms[asked] = None if form is None else (form, self._lane(form))
 
-    def _queue(self, form: Form) -> Queue:
-        queue = self._queues.get(form.key)
-        if queue is None:
-            while len(self._queues) >= _MAX_FORMS:
-                self._queues.pop(next(iter(self._queues)))
-            queue = self._queues[form.key] = self._new_queue(form)
-        return queue
+    def _lane(self, form: Form) -> _Lane:
+        lane = self._lanes.get(form.key)
+        if lane is None:
+            while len(self._lanes) >= _MAX_FORMS:
+                self._lanes.pop(next(iter(self._lanes)))
+            lane = self._lanes[form.key] = self._new_lane(form)
+        return lane
 
-    def _new_queue(self, form: Form) -> Queue:
-        times = ServiceTimes()
+    def _new_lane(self, form: Form) -> _Lane:
+        times, metrics = ServiceTimes(), self._metrics
         if self._parameters is not None:
-            executor = Executor(form.name, form.model, _deliver, self._parameters, times, metrics=self._metrics)
-            return BatchQueue(self._parameters, executor, times)
-        limit = BatchLimit(times)
-        executor = Executor(form.name, form.model, _deliver, BatchingParameters(), times, limit, self._metrics)
-        return AdaptiveQueue(limit, self._max_waiting, executor, times)
+            execute = Executor(form.name, form.model, _deliver, self._parameters, times, metrics=metrics)
+            return _Lane(BatchQueue(self._parameters, execute, times))
+        limit, quickness, any_size = BatchLimit(times), Quickness(), BatchingParameters()
+        on_thread, on_loop = (
+            Executor(form.name, form.model, tell, any_size, Recorded(times, quickness, here), limit, metrics)
+            for tell, here in ((_deliver, False), (_resolve, True))
+        )
+        return _Lane(
+            AdaptiveQueue(limit, self._max_waiting, on_thread, times),
+            LoopBatches(on_loop, limit, times, quickness, self._max_waiting),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """Where the requests of a lane wait: for a thread, or on the loop while the model is quick."""
+
+    queue: Queue
+    on_loop: LoopBatches | None = None
 
 
 def _deliver(tasks: Sequence[Task]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def spec(
 
 
 class FakeBackend:
-    """Runs `function(inputs) -> outputs` for every signature and notes each run; `hold` blocks what follows."""
+    """Runs `function(inputs) -> outputs` for every signature and notes each run; `hold` blocks what follows, `pause_s` slows it."""
 
     platform = "fake"
     signature_defs = None
@@ -38,6 +39,7 @@ class FakeBackend:
         self.signatures = {name: call.signature for name, call in self.calls.items()}
         self.runs: list[tuple[str, dict[str, np.ndarray], tuple[str, ...]]] = []
         self.threads: list[str] = []
+        self.pause_s = 0.0
         self._gate = threading.Event()
         self._gate.set()
         self.entered = threading.Semaphore(0)
@@ -53,6 +55,7 @@ class FakeBackend:
         self.threads.append(threading.current_thread().name)
         self.entered.release()
         assert self._gate.wait(20), "nobody released the backend"
+        time.sleep(self.pause_s)
         found = self.function(inputs)
         return {name: found[name] for name in outputs or found}
 
@@ -97,6 +100,8 @@ class Stage:
 
     async def busy(self, x: Any = (-1,), **options: Any) -> asyncio.Task[dict[str, np.ndarray]]:
         """Hold the backend, and occupy a batch thread with a request of its own; `backend.release` ends that."""
+        while self.backend.entered.acquire(blocking=False):
+            pass
         self.backend.hold()
         plug = asyncio.ensure_future(self.ask(np.float32(x) if isinstance(x, tuple) else x, **options))
         await self.entered()

@@ -17,6 +17,8 @@ from moxserve.serving.execution.admission import ServiceTimes
 Play = Callable[[Any], Any]
 Cost = Callable[[int], float]
 
+_SLOW_S = 0.006  # too slow for the event loop, so that a test can hold the thread up
+
 
 def learned(cost: Cost, batches: int = 3000, row_bytes: int = 8, limit: BatchLimit | None = None) -> int:
     """The limit after full batches whose runs take `cost(rows)` seconds."""
@@ -86,6 +88,7 @@ def rows(*values: float) -> np.ndarray:
 
 def test_what_waits_is_run_together_and_nothing_else_waits(stage: Any, play: Play) -> None:
     one = stage(adaptive=True)
+    one.backend.pause_s = _SLOW_S
     for _ in range(8):
         answers = play(one.meet(*[one.ask(rows(i)) for i in range(10)]))
         assert [a["y"].tolist() for a in answers] == [[2.0 * i] for i in range(10)]
@@ -157,6 +160,7 @@ def test_examples_have_rows_whatever_their_signature_says(stage: Any, make_backe
         {"outputs": ("float32", None)}, method="tensorflow/serving/regress",
     )  # fmt: skip
     one = stage(adaptive=True, backend=backend)
+    backend.pause_s = _SLOW_S
 
     async def scenario() -> Any:
         plug = await one.busy({"inputs": np.array([b"plug"], object)})
@@ -187,6 +191,7 @@ def test_a_broken_promise_is_noticed(
     vector = ("float32", (None,))
     backend = make_backend(lambda i: {"y": i["x"].sum(keepdims=True)}, {"x": vector}, {"y": vector})
     one = stage(adaptive=True, backend=backend)
+    backend.pause_s = _SLOW_S
     with caplog.at_level(logging.WARNING):
         for _ in range(8):
             answers = play(one.meet(*[one.ask(rows(i, 1)) for i in range(4)]))
@@ -238,4 +243,80 @@ def test_many_forms_of_a_request_are_forgotten_again(stage: Any, make_backend: A
 
     play(all_subsets())
     assert len(one.runner._forms) <= 256
-    assert len(one.runner._queues) <= 256
+    assert len(one.runner._lanes) <= 256
+
+
+def test_a_quick_model_runs_on_the_loop_in_batches(stage: Any, play: Play) -> None:
+    one = stage(adaptive=True)
+
+    async def scenario() -> None:
+        for _ in range(300):
+            answers = await asyncio.gather(*[one.ask(rows(i, i + 1)) for i in range(8)])
+            assert [a["y"].tolist() for a in answers] == [[2.0 * i, 2.0 * i + 2] for i in range(8)]
+
+    play(scenario())
+    me = [name for name in one.backend.threads if not name.startswith("batch")]
+    assert len(me) > len(one.backend.threads) // 2
+    assert max(one.backend.sizes) >= 8
+
+
+def test_on_the_loop_too_one_bad_request_harms_nobody(stage: Any, backend: Any, play: Play) -> None:
+    plain = backend.function
+
+    def picky(inputs: Any) -> Any:
+        if (inputs["x"] < 0).any():
+            raise InvalidArgument("negative")
+        return plain(inputs)
+
+    backend.function = picky
+    one = stage(adaptive=True)
+
+    async def scenario() -> None:
+        for _ in range(100):
+            answers = await asyncio.gather(*[one.ask(rows(3 - i)) for i in range(5)], return_exceptions=True)
+            assert [a["y"].tolist() for a in answers[:4]] == [[6], [4], [2], [0]]
+            assert isinstance(answers[4], InvalidArgument)
+
+    play(scenario())
+    assert not all(name.startswith("batch") for name in backend.threads)
+
+
+def test_on_the_loop_too_who_left_is_not_run(stage: Any, play: Play) -> None:
+    one = stage(adaptive=True)
+
+    async def scenario() -> None:
+        while not one.backend.threads or one.backend.threads[-1].startswith("batch"):
+            await one.ask(rows(0))
+        before = len(one.backend.runs)
+        tasks = [asyncio.ensure_future(one.ask(rows(i))) for i in range(3)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers[1], asyncio.CancelledError)
+        ran = [value for run in one.backend.runs[before:] for value in run[1]["x"].tolist()]
+        assert ran in ([0, 2], [0, 1, 2])  # it may have been too late to leave
+
+    play(scenario())
+
+
+def test_a_model_that_pauses_leaves_the_loop(stage: Any, backend: Any, play: Play) -> None:
+    import time
+
+    one, slow = stage(adaptive=True), []
+    plain = backend.function
+
+    def moody(inputs: Any) -> Any:
+        time.sleep(0.02 if slow else 0)
+        return plain(inputs)
+
+    backend.function = moody
+
+    async def scenario() -> None:
+        while not backend.threads or backend.threads[-1].startswith("batch"):
+            await one.ask(rows(0))
+        slow.append(True)
+        for _ in range(4):
+            await one.ask(rows(0))
+
+    play(scenario())
+    assert [name.startswith("batch") for name in backend.threads[-4:]] == [False, True, True, True]
