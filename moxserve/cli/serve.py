@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from moxserve.cli.quiet import verbose
 from moxserve.errors import UsageError
 from moxserve.serving.flags import FLAGS, Flag
 
@@ -99,8 +100,8 @@ def _run(ctx: click.Context, /, **values: Any) -> None:
     if values["engine"] != "moxserve":
         _exec_engine(ctx, values)
     # TensorFlow's own notes on CPU features, missing GPUs and restored files would bury the server's log.
-    logging.getLogger("tensorflow").setLevel(logging.WARNING)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("tensorflow").setLevel(logging.INFO if verbose() else logging.WARNING)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose() else "2")
     _warn_unknown(ctx.args)
     _warn_not_in_effect(given_flags(ctx))
     options = from_flags(values)

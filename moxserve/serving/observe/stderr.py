@@ -9,13 +9,15 @@ or a check that failed included, is passed on at once.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
 import threading
+from collections.abc import Iterator
 from typing import TextIO
 
-__all__ = ["StartupNotes", "wanted"]
+__all__ = ["StartupNotes", "startup_notes_hidden"]
 
 _NOTES = re.compile(
     rb"I\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] "  # notes of absl's logging before it is set up
@@ -29,17 +31,36 @@ _STDERR = 2
 _PATIENCE_S = 5.0
 
 
-def wanted() -> bool:
-    """Whether the user asks for TensorFlow's notes, by the variable that TensorFlow itself has for them."""
-    level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "")
-    return level in ("0", "1")
+@contextlib.contextmanager
+def startup_notes_hidden() -> Iterator[None]:
+    """Keep TensorFlow's notes off stderr within a block, and have the log written past the filter.
+
+    Does nothing when the user asks for them, by the variable that TensorFlow itself has for that.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1"):
+        yield
+        return
+    notes = StartupNotes()
+    to_stderr = [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+    ]
+    for handler in to_stderr:
+        handler.setStream(notes.stream)
+    try:
+        yield
+    finally:
+        for handler in to_stderr:
+            handler.setStream(sys.stderr)
+        notes.end()
 
 
 class StartupNotes:
     """The filter, from its making until `end`.
 
     Attributes:
-        stream: the real stderr, for the server's own log; stays open.
+        stream: the real stderr, for the server's own log, until `end`.
     """
 
     def __init__(self) -> None:
@@ -76,6 +97,7 @@ class StartupNotes:
                 return
             self._ended = True
         sys.stderr.flush()
+        self.stream.close()
         os.dup2(self._real, _STDERR)  # closes the last way into the pipe, so the thread comes to its end
         self._thread.join(_PATIENCE_S)
         os.close(self._real)

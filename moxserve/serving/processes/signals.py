@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from moxserve.serving.observe.stderr import startup_notes_hidden
+
 if TYPE_CHECKING:
     from moxserve.serving.main import Server
 
@@ -75,7 +77,8 @@ def serve_until_signal(server: Server) -> None:
     opened = threading.Event()
     asked = on_stop_signals(lambda signum: _stop(server, signal.Signals(signum).name, opened=opened.is_set()))
     try:
-        server.start()
+        with startup_notes_hidden():
+            server.start()
         opened.set()
     except Exception:
         if not asked.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -46,3 +47,23 @@ def test_an_error_that_ends_the_process_is_seen() -> None:
 def test_much_output_blocks_nobody() -> None:
     done = run("for i in range(20000): os.write(2, b'x' * 99 + b'\\n')\nnotes.end()")
     assert done.stderr.count(b"\n") == 20000
+
+
+def test_the_log_goes_on_after_the_block() -> None:
+    code = (
+        "import logging, os, sys\n"
+        "from moxserve.serving.observe.stderr import startup_notes_hidden\n"
+        "logging.basicConfig(stream=sys.stderr, format='%(message)s')\n"
+        "with startup_notes_hidden():\n"
+        "    os.write(2, b'I0000 0 1 a.cc:1] noise\\nnews\\n')\n"
+        "    logging.warning('I0000 0 1 a.cc:1] within')\n"
+        "logging.warning('after')\n"
+    )
+    for level, noise in (("2", []), ("0", ["I0000 0 1 a.cc:1] noise"])):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, timeout=60, check=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": level},
+        )  # fmt: skip
+        assert sorted(done.stderr.decode().splitlines()) == sorted(
+            [*noise, "news", "I0000 0 1 a.cc:1] within", "after"]
+        )
