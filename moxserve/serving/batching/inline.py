@@ -22,7 +22,7 @@ __all__ = ["LoopBatches", "Quickness", "Recorded"]
 _QUICK_S = 250e-6
 _MAX_S = 500e-6
 _PAUSE_S = 0.005
-_SURE_AFTER, _DOUBT = 4, 64
+_SURE_AFTER, _MAX_PENALTY = 4, 256
 _RISE = 1.05
 
 
@@ -31,12 +31,13 @@ class Quickness:
 
     On a busy server a run on a thread also waits for the interpreter, often much longer than it takes: of those the
     quickest tell most, so what is known rises by a few per cent a run at most. A run that held the loop up for
-    milliseconds sends the next few dozen to the threads.
+    milliseconds sends the next few to the threads, and twice as many when that happens again.
     """
 
     def __init__(self) -> None:
         self._times = ServiceTimes()
         self._doubt = _SURE_AFTER
+        self._penalty = _SURE_AFTER
 
     def note(self, rows: int, seconds: float, *, on_loop: bool) -> None:
         """Note a run; from any thread.
@@ -47,9 +48,12 @@ class Quickness:
             on_loop: whether it ran on the loop.
         """
         if on_loop and seconds > _PAUSE_S:
-            self._doubt = _DOUBT
+            self._penalty = min(2 * self._penalty, _MAX_PENALTY)
+            self._doubt = self._penalty
         elif self._doubt:
             self._doubt -= 1
+        elif on_loop and self._penalty > _SURE_AFTER:
+            self._penalty -= 1
         if not on_loop and not math.isnan(unit_s := self._times.unit_s(rows)):
             seconds = min(seconds, unit_s * max(1, rows) * _RISE)
         self._times.record(rows, seconds)

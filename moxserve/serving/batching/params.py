@@ -126,12 +126,14 @@ class BatchingOptions:
         parameters: for all models; None learns from the load. With `per_model` only its threads count.
         per_model: whether each version brings its parameters, in `batching_params.pbtxt`; one without is run unbatched.
         max_waiting: requests that may wait for a batch of one queue when there are no parameters.
+        threads: batches run at once when there are no parameters; 0 takes one a CPU.
     """
 
     enabled: bool = False
     parameters: BatchingParameters | None = None
     per_model: bool = False
     max_waiting: int = MAX_WAITING
+    threads: int = 0
 
 
 def read_parameters(path: str) -> BatchingParameters:

@@ -146,7 +146,7 @@ class Queue(Protocol):
         ...
 
     def batch_s(self) -> float:
-        """Guess how long a batch takes, in s; 0.0 when nobody knows."""
+        """Guess how long the next batch takes, in s; 0.0 when nobody knows."""
         ...
 
     def process(self, batch: Sequence[Task]) -> None:
@@ -262,8 +262,8 @@ class BatchThreads:
                 queue = self._next()
                 if queue is None:
                     return
-                batch = self._take(queue)
                 self._running[me] = time.monotonic() + queue.batch_s()
+                batch = self._take(queue)
                 if self._active:
                     self._wake()
             queue.process(batch)

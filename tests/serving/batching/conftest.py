@@ -28,7 +28,7 @@ def spec(
 
 
 class FakeBackend:
-    """Runs `function(inputs) -> outputs` for every signature and notes each run; `hold` blocks what follows, `pause_s` slows it."""
+    """Runs `function` for every signature and notes each run; `hold` blocks what follows, `pause_s` slows it."""
 
     platform = "fake"
     signature_defs = None

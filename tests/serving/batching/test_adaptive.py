@@ -255,9 +255,8 @@ def test_a_quick_model_runs_on_the_loop_in_batches(stage: Any, play: Play) -> No
             assert [a["y"].tolist() for a in answers] == [[2.0 * i, 2.0 * i + 2] for i in range(8)]
 
     play(scenario())
-    me = [name for name in one.backend.threads if not name.startswith("batch")]
-    assert len(me) > len(one.backend.threads) // 2
-    assert max(one.backend.sizes) >= 8
+    on_loop = [size for size, name in zip(one.backend.sizes, one.backend.threads, strict=True) if name == "MainThread"]
+    assert max(on_loop) >= 8
 
 
 def test_on_the_loop_too_one_bad_request_harms_nobody(stage: Any, backend: Any, play: Play) -> None:
@@ -319,4 +318,4 @@ def test_a_model_that_pauses_leaves_the_loop(stage: Any, backend: Any, play: Pla
             await one.ask(rows(0))
 
     play(scenario())
-    assert [name.startswith("batch") for name in backend.threads[-4:]] == [False, True, True, True]
+    assert all(name.startswith("batch") for name in backend.threads[-3:])

@@ -1,0 +1,143 @@
+"""Three times as many requests as a model can answer, for half a minute, over real gRPC.
+
+What is let in must not wait much longer than without load, what is not must be told at once, and a second after the
+storm nothing must be left of it. Figures are printed; what is asserted leaves room for a busy machine.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from moxserve.protocol import messages
+from moxserve.protocol.tensors import to_proto
+from moxserve.serving import backends
+from moxserve.serving.batching import BatchingOptions, BatchingParameters
+from moxserve.serving.main import Server
+
+ROW_S = 0.010
+CAPACITY = 1 / ROW_S
+MAX_DELAY_S = 0.015
+STORM_S = 30.0
+
+
+def sleepy(inputs: Any) -> dict[str, np.ndarray]:
+    """Takes 10 ms a row, and no CPU: the machine's load is not what is measured."""
+    time.sleep(ROW_S * len(inputs["x"]))
+    return {"y": inputs["x"] * 2}
+
+
+class Clients:
+    """Requests in the open: sent by the clock, whatever became of those before."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address)
+        self._call = self._channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        request = messages.PredictRequest()
+        request.model_spec.name = "default"
+        request.inputs["x"].CopyFrom(to_proto(np.float32([1])))
+        self._request = request.SerializeToString()
+        self.ended: list[tuple[str, float]] = []
+        self._lock = threading.Lock()
+
+    def send(self) -> Any:
+        began = time.monotonic()
+        future = self._call.future(self._request, timeout=20)
+        future.add_done_callback(lambda f: self._note(f, time.monotonic() - began))
+        return future
+
+    def _note(self, future: Any, seconds: float) -> None:
+        with self._lock:
+            self.ended.append((future.code().name, seconds))
+
+    def one_by_one(self, seconds: float) -> list[tuple[str, float]]:
+        self.ended = []
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.send().exception()
+            time.sleep(0.002)
+        return self._all()
+
+    def storm(self, per_second: float, seconds: float) -> list[tuple[str, float]]:
+        self.ended = []
+        futures, began = [], time.monotonic()
+        for i in range(int(per_second * seconds)):
+            time.sleep(max(0.0, began + i / per_second - time.monotonic()))
+            futures.append(self.send())
+        for future in futures:
+            future.exception()
+        return self._all()
+
+    def _all(self) -> list[tuple[str, float]]:
+        time.sleep(0.05)  # callbacks run on another thread than the one that waits
+        with self._lock:
+            return list(self.ended)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def p99(seconds: Sequence[float]) -> float:
+    return float(np.quantile(seconds, 0.99))
+
+
+def of(ended: Sequence[tuple[str, float]], status: str) -> list[float]:
+    return [seconds for name, seconds in ended if name == status]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("batching", "storm_s"),
+    [
+        pytest.param(
+            BatchingOptions(True, BatchingParameters(max_batch_size=2, max_enqueued_batches=1000, num_batch_threads=1)),
+            STORM_S,
+            id="parameters",
+        ),
+        pytest.param(BatchingOptions(True, threads=1), 5.0, id="adaptive"),
+        pytest.param(BatchingOptions(), 5.0, id="unbatched"),
+    ],
+)
+def test_three_times_the_capacity(
+    batching: BatchingOptions, storm_s: float, serve: Callable[..., Server], make_backend: Any,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    backend = make_backend(sleepy, {"x": ("float32", (None,))}, {"y": ("float32", (None,))})
+    backend.calls["serving_default"] = backend.calls["s"]
+    monkeypatch.setattr(backends, "load", lambda *_: backend)
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"x")
+    server = serve(tmp_path, batching=batching, max_queue_delay_s=MAX_DELAY_S)
+    clients = Clients(f"127.0.0.1:{server.grpc_port}")
+    try:
+        clients.one_by_one(0.5)
+        calm = clients.one_by_one(2.0)
+        storm = clients.storm(3 * CAPACITY, storm_s)
+        after = clients.one_by_one(1.0)
+    finally:
+        clients.close()
+    accepted, refused = of(storm, "OK"), of(storm, "UNAVAILABLE")
+    calm_p99 = p99(of(calm, "OK"))
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\n  unloaded p99 {calm_p99 * 1e3:.1f} ms; at 3 x capacity for {storm_s:g} s: accepted {len(accepted)} "
+            f"({len(accepted) / storm_s:.0f}/s), p50 {np.median(accepted) * 1e3:.1f} p99 {p99(accepted) * 1e3:.1f} ms "
+            f"({p99(accepted) / calm_p99:.1f} x); refused {len(refused)}, p50 {np.median(refused) * 1e3:.2f} "
+            f"p99 {p99(refused) * 1e3:.1f} ms; in the second after: {len(of(after, 'OK'))} OK of {len(after)}, "
+            f"p99 {p99(of(after, 'OK')) * 1e3:.1f} ms\n"
+        )
+    assert len(accepted) + len(refused) == len(storm), {name for name, _ in storm}
+    assert len(accepted) >= 0.3 * CAPACITY * storm_s
+    assert len(refused) >= 0.3 * 3 * CAPACITY * storm_s
+    # Without a bound the last ones would wait for two thirds of the storm.
+    assert p99(accepted) <= max(10 * calm_p99, 0.5)
+    assert np.median(refused) < np.median(accepted)
+    assert {name for name, _ in after} == {"OK"}
