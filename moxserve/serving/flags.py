@@ -38,10 +38,11 @@ class Flag:
     repeats: bool = False
 
 
-_MODEL, _NET, _PROCESS, _LOAD, _TF, _REFUSED, _LATER, _IGNORED = (
+_MODEL, _NET, _PROCESS, _BATCH, _LOAD, _TF, _REFUSED, _LATER, _IGNORED = (
     "Models",
     "Addresses and transports",
     "Processes",
+    "Batching and overload",
     "Versions, loading and warmup",
     "TensorFlow",
     "Not in this version: the server does not start with them",
@@ -123,6 +124,19 @@ FLAGS: tuple[Flag, ...] = (
         "engine", "str", "moxserve", _PROCESS,
         "moxserve, or tensorflow_model_server: the C++ server on PATH, with these flags.", ours=True,
     ),
+    Flag(
+        "enable_batching", "bool", False, _BATCH,
+        "Run requests that wait together. Without the next two flags the sizes are learned from the load.",
+    ),
+    Flag("batching_parameters_file", "str", "", _BATCH, "BatchingParameters in protobuf text: sizes and times."),
+    Flag(
+        "enable_per_model_batching_parameters", "bool", False, _BATCH,
+        "Take sizes and times from batching_params.pbtxt of each version directory; without one, run unbatched.",
+    ),
+    Flag(
+        "max_queue_delay_ms", "float", 0.0, _BATCH,
+        "Refuse a request that would wait longer for its turn, by how fast the model is; 0 for any.", ours=True,
+    ),
     Flag("file_system_poll_wait_seconds", "int", 1, _LOAD, "Time between two looks for versions; 0 looks once."),
     Flag("max_num_load_retries", "int", 5, _LOAD, "Attempts to load a version after a first failed one."),
     Flag("load_retry_interval_micros", "int", 60_000_000, _LOAD, "Pause between two attempts."),
@@ -147,9 +161,6 @@ FLAGS: tuple[Flag, ...] = (
         "PlatformConfigMap in text; replaces all flags on sessions, batching, warmup, tags and TFLite.",
     ),
     _refused("use_alts_credentials", "bool", False, "Google's ALTS for gRPC."),
-    _later("enable_batching", "bool", False, "Put requests together into batches."),
-    _later("batching_parameters_file", "str", "", "Sizes and times of batching."),
-    _later("enable_per_model_batching_parameters", "bool", False, "Batching parameters from each version directory."),
     _later("enable_profiler", "bool", True, "TensorFlow's profiler service."),
     _later("num_unload_threads", "int", 0, "Unloads at once; each has a thread of its own here."),
     _ignored("flush_filesystem_caches", "bool", True, "Caches of TensorFlow's file systems."),

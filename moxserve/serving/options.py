@@ -12,6 +12,7 @@ from moxserve import file
 from moxserve.errors import FailedPrecondition, InvalidArgument, UsageError
 from moxserve.protocol import messages
 from moxserve.serving.backends.base import LoadOptions
+from moxserve.serving.batching.params import BatchingOptions, batching_options
 from moxserve.serving.cpus import cpus
 from moxserve.serving.flags import FLAGS
 from moxserve.serving.grpc.options import GrpcOptions, parse_channel_arguments, read_tls
@@ -45,6 +46,8 @@ class ServerOptions:
         backends: model -> what runs it, where that is not as in `load`.
         grpc: threads and encoding.
         rest: threads and time limit.
+        batching: whether and how requests are put together.
+        max_queue_delay_s: how long a request may have to wait for its turn before it is refused; 0 for any time.
         check_methods: whether a signature must say that it is of the method that a request asks for.
         warmup: whether recorded requests are replayed before a version is served.
         warmup_iterations: how often each is run.
@@ -64,6 +67,8 @@ class ServerOptions:
     backends: Mapping[str, str] = field(default_factory=dict)
     grpc: GrpcOptions = field(default_factory=GrpcOptions)
     rest: RestOptions = field(default_factory=RestOptions)
+    batching: BatchingOptions = field(default_factory=BatchingOptions)
+    max_queue_delay_s: float = 0.0
     check_methods: bool = False
     warmup: bool = True
     warmup_iterations: int = 1
@@ -200,6 +205,8 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
             cors=values["rest_api_enable_cors_support"],
             metrics_path=_metrics_path(values),
         ),
+        batching=batching_options(values, platform.batching if platform else None),
+        max_queue_delay_s=max(0.0, values["max_queue_delay_ms"]) / 1e3,
         check_methods=values["enable_signature_method_name_check"],
         warmup=values["enable_model_warmup"],
         warmup_iterations=max(1, values["num_request_iterations_for_warmup"]),

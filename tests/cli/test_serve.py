@@ -74,7 +74,7 @@ def test_serves_until_sigterm(start, half) -> None:
     grpc_port, rest_port = free_port(), free_port()
     server = start(
         f"--port={grpc_port}", "--rest-api-port", str(rest_port), "--host=127.0.0.1", "--model_name=half",
-        f"--model_base_path={half}", "--enable_batching", "--enable_model_warmup=true", "--unknown_flag=3",
+        f"--model_base_path={half}", "--num_unload_threads=2", "--enable_model_warmup=true", "--unknown_flag=3",
         "--model_nam=x", "stray", "--flush_filesystem_caches=false",
     )  # fmt: skip
     server.wait_for(f"{READY}{rest_port} ...")
@@ -83,7 +83,7 @@ def test_serves_until_sigterm(start, half) -> None:
         "unknown flag --unknown_flag is ignored",
         "unknown flag --model_nam is ignored; did you mean --model_name?",
         "unexpected argument 'stray' is ignored",
-        "--enable_batching is accepted but not in effect",
+        "--num_unload_threads is accepted but not in effect",
         "--flush_filesystem_caches is accepted but means nothing to this server",
     ):
         assert warning in server.text

@@ -7,7 +7,9 @@ defaults and error texts are those of tensorflow_model_server.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +23,14 @@ __all__ = [
     "PARAMETERS_FILE",
     "BatchingOptions",
     "BatchingParameters",
+    "batching_options",
     "from_message",
     "read_parameters",
     "server_parameters",
     "version_parameters",
 ]
+
+logger = logging.getLogger(__name__)
 
 PARAMETERS_FILE = "batching_params.pbtxt"
 MAX_WAITING = 1000
@@ -167,14 +172,46 @@ def server_parameters(path: str, *, per_model: bool = False) -> BatchingParamete
     Raises:
         UsageError: it cannot be read or is wrong.
     """
-    parameters = read_parameters(path)
+    return _checked(read_parameters(path), f"--batching_parameters_file={path}", per_model=per_model)
+
+
+def _checked(parameters: BatchingParameters, where: str, *, per_model: bool) -> BatchingParameters:
     try:
         parameters.check_threads()
         if not per_model:
             parameters.check()
     except InvalidArgument as error:
-        raise UsageError(f"--batching_parameters_file={path}: {error.message}") from None
+        raise UsageError(f"{where}: {error.message}") from None
     return parameters
+
+
+def batching_options(values: Mapping[str, Any], platform: bytes | None = None) -> BatchingOptions:
+    """Turn the values of the flags on batching into options.
+
+    Args:
+        values: of `moxserve.serving.flags.FLAGS`.
+        platform: BatchingParameters message of the platform configuration, instead of a file's.
+
+    Raises:
+        UsageError: the flags contradict each other, or the file cannot be read or is wrong.
+    """
+    path, per_model = values["batching_parameters_file"], values["enable_per_model_batching_parameters"]
+    if not values["enable_batching"]:
+        if path:
+            raise UsageError(
+                "server_options.batching_parameters_file is set without setting server_options.enable_batching to "
+                "true.",
+                hint="add --enable_batching",
+            )
+        if per_model:
+            logger.warning("--enable_per_model_batching_parameters: it has no effect without --enable_batching")
+        return BatchingOptions()
+    parameters = server_parameters(path, per_model=per_model) if path else None
+    if platform is not None:
+        message = textproto.batching_parameters()
+        message.ParseFromString(platform)
+        parameters = _checked(from_message(message), "--platform_config_file", per_model=False)
+    return BatchingOptions(True, parameters, per_model)
 
 
 def version_parameters(version_dir: str) -> BatchingParameters | None:

@@ -7,7 +7,9 @@ import pytest
 
 from moxserve.errors import ConfigError, InvalidArgument, UsageError
 from moxserve.serving.batching.params import (
+    BatchingOptions,
     BatchingParameters,
+    batching_options,
     read_parameters,
     server_parameters,
     version_parameters,
@@ -159,3 +161,25 @@ def test_batches_are_filled_up_to_the_next_size() -> None:
     parameters = BatchingParameters(max_batch_size=8, allowed_batch_sizes=(1, 4, 8))
     assert [parameters.padded(rows) for rows in (1, 2, 4, 5, 8, 9)] == [1, 4, 4, 8, 8, 9]
     assert BatchingParameters().padded(13) == 13
+
+
+def from_flags(**values: object) -> BatchingOptions:
+    from moxserve.serving.flags import FLAGS
+
+    return batching_options({**{flag.name: flag.default for flag in FLAGS}, **values})
+
+
+def test_flags(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert from_flags() == BatchingOptions()
+    assert from_flags(enable_batching=True) == BatchingOptions(enabled=True)
+    path = write(tmp_path, "max_batch_size { value: 5 }")
+    options = from_flags(enable_batching=True, batching_parameters_file=path)
+    assert options.parameters == BatchingParameters(max_batch_size=5)
+    assert from_flags(enable_batching=True, enable_per_model_batching_parameters=True).per_model
+    with pytest.raises(UsageError) as caught:
+        from_flags(batching_parameters_file=path)
+    assert caught.value.message == (
+        "server_options.batching_parameters_file is set without setting server_options.enable_batching to true."
+    )
+    assert not from_flags(enable_per_model_batching_parameters=True).enabled
+    assert "has no effect without --enable_batching" in caplog.text
