@@ -2,8 +2,8 @@
 
 Reading takes what tensorflow_model_server takes: NaN and Infinity, which JSON itself does not have, and bytes after
 the first value. Of keys that a request has twice the first counts. Bytes are written `{"b64": "..."}`, and so is text
-that is no UTF-8. Floats are written with 6 significant digits where those read back equal, else with 9 (float) or 17
-(double); whole ones end in `.0`. Texts of errors are those of tensorflow_model_server, since clients look for them.
+that is no UTF-8. How floats are written is told in `float_text`. Texts of errors are those of tensorflow_model_server,
+since clients look for them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import orjson
 
 from moxserve.errors import InvalidArgument
+from moxserve.protocol.float_text import write_floats
 
 __all__ = [
     "as_bytes",
@@ -112,7 +112,8 @@ def _first_of_each_key(body: bytes, document: dict[str, Any]) -> dict[str, Any]:
     try:
         import simdjson
 
-        keys = list(simdjson.Parser().parse(body).keys())
+        parsed: Any = simdjson.Parser().parse(body)
+        keys = list(parsed)
         if len(keys) == len(document):
             # The name of an input, or text.
             return document
@@ -192,25 +193,6 @@ def error_json(message: str) -> bytes:
     """Write the body of an error."""
     text = json.dumps({"error": message}, indent=4, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace")
-
-
-def write_floats(flat: np.ndarray) -> list[str]:
-    """Write each number of a 1-D float32 or float64 array."""
-    values = flat.tolist()
-    # One call of the % operator formats them all in C.
-    short = ("%.6g " * len(values) % tuple(values)).split()
-    exact = np.array(list(map(float, short)), dtype=flat.dtype) == flat
-    digits = "%.9g" if flat.dtype == np.float32 else "%.17g"
-    if not exact.all():
-        for i in np.flatnonzero(~exact).tolist():
-            short[i] = digits % values[i]
-    return [text if "." in text or "e" in text else _whole(text) for text in short]
-
-
-def _whole(text: str) -> str:
-    if text[-1].isdigit():
-        return text + ".0"
-    return {"inf": "Infinity", "-inf": "-Infinity"}.get(text, "NaN")
 
 
 def write_string(value: bytes) -> str:

@@ -48,6 +48,7 @@ __all__ = ["PredictBody", "parse_predict", "write_predict"]
 
 _CPP_NAMES = {"float32": "float", "float64": "double", "float16": "half"}
 _FLOATS = frozenset((int, float))
+_FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _SCALARS = frozenset((int, float, bool, str))
 _ACCEPTED: Mapping[str, frozenset[type]] = {
     "float32": _FLOATS,
@@ -403,6 +404,8 @@ def _write_items(array: np.ndarray, alias: str) -> list[str]:
     if array.size == 0:
         _writer(array, alias)
         return [json.dumps(item) for item in array.tolist()]
+    if array.dtype in _FLOAT_DTYPES:
+        return write_floats(array)
     items = _scalars(array.reshape(-1), alias)
     for size in reversed(array.shape[1:]):
         items = ["[" + ", ".join(items[i : i + size]) + "]" for i in range(0, len(items), size)]
@@ -414,7 +417,7 @@ def _scalars(flat: np.ndarray, alias: str) -> list[str]:
 
 
 def _writer(array: np.ndarray, alias: str) -> Callable[[np.ndarray], list[str]]:
-    if array.dtype in (np.float32, np.float64):
+    if array.dtype in _FLOAT_DTYPES:
         return write_floats
     if array.dtype.kind in "iu" and array.dtype != np.uint16:
         return lambda flat: list(map(str, flat.tolist()))

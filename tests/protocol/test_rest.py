@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from moxserve.errors import InvalidArgument, Unimplemented
+from moxserve.protocol.float_text import write_floats
 from moxserve.protocol.json_values import error_json, loads
 from moxserve.protocol.rest import parse_predict, write_predict
 from moxserve.types import Signature, TensorSpec, dtype_by_name
@@ -99,6 +100,44 @@ def test_numbers_are_formatted_by_the_rule(array) -> None:
     text = write_predict({"y": array}, row_format=True).decode()
     inner = text.removeprefix('{\n    "predictions": [').removesuffix("\n    ]\n}")
     assert inner.split(", ") == [reference_float(v) for v in array]
+
+
+SPECIAL = np.float32(
+    [0, -0.0, 1, 9e6, 3e-5, 1e-4, 9.9999e-5, 0.1, 1 / 3, 16777217, 123456, 1234567, 1e-45, 999999.9, 999999.94, 9999999,
+     99999996, 1e9, 1e10, 123456789012, np.nan, np.inf, -np.inf, -1.5, -1e-10, 1e22, 1e21, 9.99999e21, 1e-17, 1e38]
+)  # fmt: skip
+
+
+@st.composite
+def many_floats(draw: Any) -> np.ndarray:
+    """Enough float32 to be formatted together: random bits, decimals, halves (ties), special ones."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    count = draw(st.sampled_from([256, 300, 9000]))
+    scale = 10.0 ** rng.integers(-18, 24, count)
+    return draw(st.sampled_from([
+        rng.integers(0, 2**32, count, np.uint32).view(np.float32),
+        (rng.random(count) * scale).astype(np.float32),
+        rng.dirichlet(np.full(count, 0.05)).astype(np.float32),
+        (rng.integers(-(10**7), 10**7, count) / 10.0 ** rng.integers(0, 12, count)).astype(np.float32),
+        (rng.integers(0, 2**24, count) * 2.0 ** rng.integers(-30, 10, count)).astype(np.float32),
+        np.nextafter(rng.choice(SPECIAL, count), np.float32(rng.integers(-2, 2)), dtype=np.float32),
+        rng.choice(SPECIAL, count),
+    ]))  # fmt: skip
+
+
+@given(many_floats())
+@settings(max_examples=60, deadline=None)
+def test_many_numbers_are_formatted_by_the_rule(array) -> None:
+    assert write_floats(array) == [reference_float(v) for v in array]
+
+
+@pytest.mark.parametrize("shape", [(1, 500), (500, 1), (3, 5, 7, 11), (2, 1, 9001), (20000,), (9000, 2, 1)])
+def test_many_numbers_in_nested_lists(shape) -> None:
+    array = np.random.default_rng(1).random(shape, np.float32)
+    rows = [json.loads(row) for row in write_floats(array)]
+    np.testing.assert_array_equal(np.array(rows, np.float32), array)
+    again = read(write_predict({"y": array}, row_format=True).replace(b"predictions", b"instances"), x="float32")["x"]
+    np.testing.assert_array_equal(again, array)
 
 
 @pytest.mark.parametrize(
