@@ -17,6 +17,7 @@ from google.protobuf import text_format
 
 from moxserve.errors import InvalidArgument, Unimplemented
 from moxserve.serving.backends.calls import CallSignature
+from moxserve.serving.execution.context import RequestContext
 from moxserve.serving.servable import DEFAULT_SIGNATURE, Servable
 from moxserve.types import dtype_of
 
@@ -103,8 +104,13 @@ class Task:
     method: str
 
 
-def classify_on(
-    servable: Servable, signature_name: str, examples: ReadExamples, *, check_method: bool = False
+async def classify_on(
+    servable: Servable,
+    signature_name: str,
+    examples: ReadExamples,
+    context: RequestContext,
+    *,
+    check_method: bool = False,
 ) -> Inferred[Classification]:
     """Run a classify signature.
 
@@ -112,22 +118,28 @@ def classify_on(
         servable: the version.
         signature_name: key; empty for `serving_default`.
         examples: reads the serialized tf.Examples, once the signature is known to fit; its errors go to the caller.
+        context: how long the caller waits.
         check_method: whether the signature must say that it is one of this method.
 
     Raises:
         InvalidArgument: there is no such signature, it is none for this method, or its results do not fit.
         ServingError: the model failed.
     """
-    run = _run_on(servable, Task(servable.name, signature_name, CLASSIFY), examples, check_method)
+    run = await _run_on(servable, Task(servable.name, signature_name, CLASSIFY), examples, context, check_method)
     result = _read_classification(run.outputs, run.examples)
     return Inferred(servable.name, servable.version, run.signature, result, run.examples, run.run_s)
 
 
-def regress_on(
-    servable: Servable, signature_name: str, examples: ReadExamples, *, check_method: bool = False
+async def regress_on(
+    servable: Servable,
+    signature_name: str,
+    examples: ReadExamples,
+    context: RequestContext,
+    *,
+    check_method: bool = False,
 ) -> Inferred[Regression]:
     """Run a regress signature; see `classify_on`."""
-    run = _run_on(servable, Task(servable.name, signature_name, REGRESS), examples, check_method)
+    run = await _run_on(servable, Task(servable.name, signature_name, REGRESS), examples, context, check_method)
     result = _read_regression(run.outputs, run.examples)
     return Inferred(servable.name, servable.version, run.signature, result, run.examples, run.run_s)
 
@@ -140,20 +152,28 @@ class _Run:
     run_s: float
 
 
-def _run_on(servable: Servable, task: Task, examples: ReadExamples, check_method: bool) -> _Run:
+async def _run_on(
+    servable: Servable, task: Task, examples: ReadExamples, context: RequestContext, check_method: bool
+) -> _Run:
     key = task.signature or DEFAULT_SIGNATURE
     call = servable.backend.calls.get(key)
     if call is None:
         raise InvalidArgument(f"No signature was found with the name: {key}")
     _check_signature(servable, call, task.method, check_method)
     array = examples()
+    context.check()
     began = time.perf_counter()
-    outputs = servable.backend.run(key, {_INPUT: array})
+    outputs = await servable.runner.run(key, {_INPUT: array}, None, context)
     return _Run(key, outputs, len(array), time.perf_counter() - began)
 
 
-def infer_together(
-    servable: Servable, tasks: Sequence[Task], examples: ReadExamples, *, check_method: bool = False
+async def infer_together(
+    servable: Servable,
+    tasks: Sequence[Task],
+    examples: ReadExamples,
+    context: RequestContext,
+    *,
+    check_method: bool = False,
 ) -> list[Inferred[Classification | Regression]]:
     """Run classify and regress signatures on the same examples, all in one run of the model.
 
@@ -161,6 +181,7 @@ def infer_together(
         servable: the version, whichever the tasks name.
         tasks: what to run.
         examples: as of `classify_on`.
+        context: how long the caller waits.
         check_method: as of `classify_on`.
 
     Returns:
@@ -179,8 +200,9 @@ def infer_together(
         keys.append(_check_task(servable, task, tasks[0].model, keys, check_method))
     array = examples()
     count = len(array)
+    context.check()
     began = time.perf_counter()
-    found = servable.backend.run_together(keys, array)
+    found = await servable.runner.run_together(keys, array, context)
     run_s = time.perf_counter() - began
     return [
         Inferred(servable.name, servable.version, key, _READERS[task.method](outputs, count), count, run_s)

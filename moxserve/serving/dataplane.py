@@ -1,13 +1,13 @@
 """Answers requests. Every transport calls this, so that models, versions, checks and statuses are decided once.
 
-A transport reads its own wire format, calls a method here, writes the answer, and maps a ServingError to its own
-status.
+A transport reads its own wire format, awaits a method here on the server's event loop, writes the answer, and maps a
+ServingError to its own status.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,18 +29,21 @@ from moxserve.serving.classify import (
     infer_together,
     regress_on,
 )
+from moxserve.serving.execution.context import RequestContext
 from moxserve.serving.manager import Manager, VersionStatus
 from moxserve.serving.metrics import ServingMetrics
 from moxserve.serving.policy import State
 from moxserve.serving.request_log import RequestLogs
 from moxserve.serving.servable import Servable
-from moxserve.types import ModelRef
+from moxserve.types import ModelRef, Signature
 
 __all__ = ["DataPlane", "Decode", "Metadata", "Prediction"]
 
 _METHODS = ("tensorflow/serving/predict", CLASSIFY, REGRESS)
 
-Decode = Callable[[CallSignature], Mapping[str, np.ndarray]]
+Decode = Callable[[CallSignature], "Mapping[str, np.ndarray] | Awaitable[Mapping[str, np.ndarray]]"]
+
+_NO_CONTEXT = RequestContext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +73,17 @@ class Metadata:
         name: of the model.
         version: that was looked at.
         signature_defs: SignatureDefMap message.
+        platform: name of the runtime.
+        variant: which form of the model the runtime runs; empty when the version has only one.
+        signatures: what can be called, by key.
     """
 
     name: str
     version: int
     signature_defs: Any
+    platform: str
+    variant: str
+    signatures: Mapping[str, Signature]
 
 
 class DataPlane:
@@ -101,16 +110,23 @@ class DataPlane:
         self._logs = logs or RequestLogs()
         self._check_methods = check_methods
 
-    def predict(
-        self, ref: ModelRef, signature_name: str, decode: Decode, output_filter: Sequence[str] = ()
+    async def predict(
+        self,
+        ref: ModelRef,
+        signature_name: str,
+        decode: Decode,
+        output_filter: Sequence[str] = (),
+        context: RequestContext = _NO_CONTEXT,
     ) -> Prediction:
         """Run a signature of a model.
 
         Args:
             ref: which model and version.
             signature_name: key; empty for `serving_default`.
-            decode: reads the inputs, once model and signature are known; its errors go to the caller.
+            decode: reads the inputs, once model and signature are known, and gives them or promises them; its errors
+                go to the caller.
             output_filter: outputs to compute; empty for all.
+            context: how long the caller waits.
 
         Raises:
             NotFound: no such model or version is available.
@@ -122,13 +138,17 @@ class DataPlane:
         sample = self._logs.sampled(ref.name)
         with self._manager.borrow(ref) as servable:
             decode = sample.keep(decode) if sample else decode
-            prediction = predict_on(servable, signature_name, decode, output_filter, check_method=self._check_methods)
+            prediction = await predict_on(
+                servable, signature_name, decode, output_filter, context, check_method=self._check_methods
+            )
             self._metrics.run(servable.name, "Predict", servable.backend.platform, prediction.run_s)
         if sample:
             sample.predict(prediction, output_filter)
         return prediction
 
-    def classify(self, ref: ModelRef, signature_name: str, examples: ReadExamples) -> Inferred[Classification]:
+    async def classify(
+        self, ref: ModelRef, signature_name: str, examples: ReadExamples, context: RequestContext = _NO_CONTEXT
+    ) -> Inferred[Classification]:
         """Run a classify signature; see `moxserve.serving.classify.classify_on`.
 
         Raises:
@@ -138,25 +158,27 @@ class DataPlane:
         sample = self._logs.sampled(ref.name)
         with self._manager.borrow(ref) as servable:
             examples = sample.keep(examples) if sample else examples
-            inferred = classify_on(servable, signature_name, examples, check_method=self._check_methods)
+            inferred = await classify_on(servable, signature_name, examples, context, check_method=self._check_methods)
             self._metrics.run(servable.name, "Classify", servable.backend.platform, inferred.run_s)
         if sample:
             sample.classify(inferred)
         return inferred
 
-    def regress(self, ref: ModelRef, signature_name: str, examples: ReadExamples) -> Inferred[Regression]:
+    async def regress(
+        self, ref: ModelRef, signature_name: str, examples: ReadExamples, context: RequestContext = _NO_CONTEXT
+    ) -> Inferred[Regression]:
         """Run a regress signature; see `classify`."""
         sample = self._logs.sampled(ref.name)
         with self._manager.borrow(ref) as servable:
             examples = sample.keep(examples) if sample else examples
-            inferred = regress_on(servable, signature_name, examples, check_method=self._check_methods)
+            inferred = await regress_on(servable, signature_name, examples, context, check_method=self._check_methods)
             self._metrics.run(servable.name, "Regress", servable.backend.platform, inferred.run_s)
         if sample:
             sample.regress(inferred)
         return inferred
 
-    def multi_inference(
-        self, ref: ModelRef, tasks: Sequence[Task], examples: ReadExamples
+    async def multi_inference(
+        self, ref: ModelRef, tasks: Sequence[Task], examples: ReadExamples, context: RequestContext = _NO_CONTEXT
     ) -> list[Inferred[Classification | Regression]]:
         """Run several signatures on the same examples; see `moxserve.serving.classify.infer_together`.
 
@@ -167,7 +189,7 @@ class DataPlane:
         sample = self._logs.sampled(ref.name)
         with self._manager.borrow(ref) as servable:
             examples = sample.keep(examples) if sample else examples
-            answers = infer_together(servable, tasks, examples, check_method=self._check_methods)
+            answers = await infer_together(servable, tasks, examples, context, check_method=self._check_methods)
             self._metrics.run(servable.name, "MultiInference", servable.backend.platform, answers[0].run_s)
             self._metrics.examples(servable.name, answers[0].examples)
         if sample:
@@ -181,7 +203,11 @@ class DataPlane:
             NotFound: no such model or version is available.
         """
         with self._manager.borrow(ref) as servable:
-            return Metadata(servable.name, servable.version, servable.backend.signature_defs)
+            backend = servable.backend
+            variant = getattr(backend, "variant", "")
+            return Metadata(
+                servable.name, servable.version, backend.signature_defs, backend.platform, variant, backend.signatures
+            )
 
     def status_response(self, ref: ModelRef) -> Any:
         """Tell the states of a model's versions, highest first, or of the one that is asked for.
@@ -210,6 +236,11 @@ class DataPlane:
             for config in self._manager.configs()
         }
 
+    def ready(self) -> bool:
+        """Tell whether requests can be answered: a model has a version that answers, or none is configured."""
+        models = self.available()
+        return not models or any(models.values())
+
     def models(self) -> list[ModelListing]:
         """List the models of the configuration, in its order, each with all its versions."""
         return [
@@ -227,11 +258,12 @@ def _status_response(statuses: Sequence[VersionStatus]) -> Any:
     return response
 
 
-def predict_on(
+async def predict_on(
     servable: Servable,
     signature_name: str,
     decode: Decode,
     output_filter: Sequence[str] = (),
+    context: RequestContext = _NO_CONTEXT,
     *,
     check_method: bool = False,
 ) -> Prediction:
@@ -243,8 +275,11 @@ def predict_on(
             f"Was: {call.signature.method}"
         )
     inputs = decode(call)
+    if not isinstance(inputs, Mapping):
+        inputs = await inputs
     names = call.match_outputs(output_filter)
+    context.check()
     began = time.perf_counter()
-    outputs = servable.backend.run(call.signature.name, inputs, names)
+    outputs = await servable.runner.run(call.signature.name, inputs, names, context)
     run_s = time.perf_counter() - began
     return Prediction(servable.name, servable.version, call.signature.name, outputs, run_s)

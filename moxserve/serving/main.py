@@ -2,11 +2,12 @@
 
 Start: check the options and the addresses, load, wait until every model has a version, then open gRPC and REST. So a
 port that answers means a server that is ready. Stop: refuse new requests, let those in flight finish within a limit,
-unload.
+unload. Both transports live on one event loop in a thread of its own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import importlib.util
@@ -15,12 +16,14 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from moxserve.errors import MissingExtraError, Unavailable, UsageError
 from moxserve.serving import backends, warmup
 from moxserve.serving.dataplane import DataPlane
+from moxserve.serving.execution import LoopThread, RunnerFactory, WorkPool
 from moxserve.serving.grpc.server import GrpcServer
 from moxserve.serving.manager import Manager
 from moxserve.serving.metrics import ServingMetrics
@@ -36,6 +39,9 @@ __all__ = ["Server", "ServerOptions"]
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+_MAX_WAITING = 1000
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
@@ -80,6 +86,9 @@ class Server:
         self._logs.configure(models or ())
         self.reloader = Reloader(self._manager, options.config, self._logs.configure, listed=models is not None)
         self.dataplane = DataPlane(self._manager, self._logs, self.metrics, check_methods=options.check_methods)
+        self._runners = RunnerFactory(options.grpc.max_threads)
+        self._codecs = WorkPool(options.rest.threads, _MAX_WAITING, "moxserve-rest")
+        self._loop: LoopThread | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
         self._stopped = threading.Event()
@@ -88,16 +97,32 @@ class Server:
     def _load(self, name: str, version: int, path: str) -> Servable:
         with self.metrics.loading(path):
             backend = backends.load(path, self.options.load_options(name, self._manager.platform(name, path)))
-        servable = Servable(name, version, path, backend)
-        if self.options.warmup:
-            try:
+        try:
+            servable = Servable(name, version, path, backend, self._runners.make(backend, path))
+            if self.options.warmup:
                 warmup.replay(
-                    servable, self.options.warmup_iterations, self.metrics, check_methods=self.options.check_methods
+                    servable,
+                    self.call,
+                    self.options.warmup_iterations,
+                    self.metrics,
+                    check_methods=self.options.check_methods,
                 )
-            except BaseException:
-                backend.close()
-                raise
+        except BaseException:
+            backend.close()
+            raise
         return servable
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine, such as one of `dataplane`, on the server's event loop, and wait for it.
+
+        Raises:
+            Unavailable: the server is not running.
+            BaseException: what the coroutine raised.
+        """
+        if self._loop is None:
+            coroutine.close()
+            raise Unavailable("the server is not running")
+        return self._loop.call(coroutine)
 
     def start(self) -> None:
         """Load the models, then open the ports; returns when requests are answered.
@@ -114,13 +139,14 @@ class Server:
                 # Loading may take minutes: a port that is taken is told before, not after.
                 bind(address, flag, share=self.options.share_ports).close()
         try:
+            self._loop = LoopThread()
             self._manager.start()
             if not self._manager.wait_until_ready():
                 raise Unavailable("stopped before the models were loaded")
             if self._peers is not None:
                 self._peers.before_opening()
-            self._open_grpc()
-            self._open_rest()
+            self.call(self._open_grpc())
+            self.call(self._open_rest())
             self.reloader.start()
             if self._peers is not None:
                 self._peers.opened()
@@ -128,7 +154,7 @@ class Server:
             self.stop(0.0)
             raise
 
-    def _open_grpc(self) -> None:
+    async def _open_grpc(self) -> None:
         server = GrpcServer(self.dataplane, self.options.grpc, (self._peers or self.reloader).reload, self.metrics)
         self._grpc = server
         if self.options.grpc_address:
@@ -137,23 +163,26 @@ class Server:
         if path:
             _remove_old_socket(path)
             server.listen(f"unix:{path}")
-        server.start()
+        await server.start()
         if self.grpc_port:
             host = self.options.grpc_address.rpartition(":")[0]
             logger.info("Running gRPC ModelServer at %s:%d ...", host, self.grpc_port)
         if path:
             logger.info("Running gRPC ModelServer at UNIX socket %s ...", path)
 
-    def _open_rest(self) -> None:
+    async def _open_rest(self) -> None:
         if not self.options.rest_address:
             return
         # Imported here: a server without REST needs no HTTP packages.
+        from moxserve.serving.rest.app import RestApp
         from moxserve.serving.rest.server import RestServer
 
+        page = self._peers.metrics_page if self._peers else self.metrics.page
+        app = RestApp(self.dataplane, self.options.rest, self._codecs, self.metrics, page)
         sock = bind(self.options.rest_address, "--rest_api_port", share=self.options.share_ports)
         self.rest_port = sock.getsockname()[1]
-        self._rest = RestServer(self.dataplane, self.options.rest, sock, self.metrics)
-        self._rest.start()
+        self._rest = RestServer(app, sock)
+        await self._rest.start()
         logger.info("Exporting HTTP/REST API at:localhost:%d ...", self.rest_port)
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -175,17 +204,19 @@ class Server:
         with self._stop_lock:
             if self._stopped.is_set():
                 return True
-            finished = True
-            if self._rest is not None:
-                self._rest.begin_stop(grace_s)
-            if self._grpc is not None:
-                finished = self._grpc.stop(grace_s)
-            if self._rest is not None:
-                finished = self._rest.wait_stopped(max(1.0, deadline - time.monotonic())) and finished
+            finished = self.call(self._close(grace_s)) if self._loop is not None else True
             finished = self._manager.stop(max(0.1, deadline - time.monotonic())) and finished
             finished = self._logs.close(max(1.0, deadline - time.monotonic())) and finished
+            self._runners.close()
+            self._codecs.close()
+            if self._loop is not None:
+                self._loop.stop()
             self._stopped.set()
         return finished
+
+    async def _close(self, grace_s: float) -> bool:
+        servers = [server for server in (self._rest, self._grpc) if server is not None]
+        return all(await asyncio.gather(*(server.stop(grace_s) for server in servers)))
 
     def __enter__(self) -> Server:
         self.start()

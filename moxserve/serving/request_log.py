@@ -23,7 +23,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import quote
@@ -302,9 +302,13 @@ class Sample:
     def keep(self, read: Read) -> Read:
         """Wrap the function that reads the inputs, so that what it reads is at hand when the answer is."""
 
+        async def later(promised: Awaitable[Any]) -> Any:
+            self._read = await promised
+            return self._read
+
         def reading(*args: Any) -> Any:
             self._read = read(*args)
-            return self._read
+            return later(self._read) if isinstance(self._read, Awaitable) else self._read
 
         return reading  # type: ignore[return-value]
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from moxserve.errors import FailedPrecondition
 from moxserve.serving.backends.base import Backend
 from moxserve.serving.backends.calls import CallSignature
+from moxserve.serving.execution.base import Runner
 
 __all__ = ["DEFAULT_SIGNATURE", "Servable", "SignatureNotFound"]
 
@@ -36,14 +37,16 @@ class Servable:
         name: of the model.
         version: number.
         path: the version directory.
-        backend: that runs it.
+        backend: the loaded model.
+        runner: that decides when it runs.
     """
 
-    def __init__(self, name: str, version: int, path: str, backend: Backend) -> None:
+    def __init__(self, name: str, version: int, path: str, backend: Backend, runner: Runner) -> None:
         self.name = name
         self.version = version
         self.path = path
         self.backend = backend
+        self.runner = runner
         self._users = 0
         self._idle = threading.Condition(threading.Lock())
 
@@ -88,5 +91,6 @@ class Servable:
         with self._idle:
             if not self._idle.wait_for(lambda: self._users == 0, timeout_s):
                 return False
+        self.runner.close()
         self.backend.close()
         return True

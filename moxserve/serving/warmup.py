@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -23,6 +23,7 @@ from moxserve.protocol.tensors import from_proto
 from moxserve.protocol.tfrecord import read_records
 from moxserve.serving.classify import Task, classify_on, infer_together, regress_on
 from moxserve.serving.dataplane import predict_on
+from moxserve.serving.execution import RequestContext
 from moxserve.serving.metrics import ServingMetrics, status_of
 from moxserve.serving.servable import Servable
 
@@ -33,14 +34,22 @@ logger = logging.getLogger(__name__)
 WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
 
+Run = Callable[[], Coroutine[Any, Any, object]]
+
 
 def replay(
-    servable: Servable, iterations: int = 1, metrics: ServingMetrics | None = None, *, check_methods: bool = False
+    servable: Servable,
+    call: Callable[[Coroutine[Any, Any, object]], object],
+    iterations: int = 1,
+    metrics: ServingMetrics | None = None,
+    *,
+    check_methods: bool = False,
 ) -> int:
     """Run the recorded requests of a version.
 
     Args:
         servable: the version; the records lie in its directory.
+        call: runs a coroutine on the event loop and waits for it.
         iterations: how often each record is run; below 1 counts as 1.
         metrics: where the replay is counted; None for nowhere.
         check_methods: as of `DataPlane`.
@@ -64,7 +73,7 @@ def replay(
             count += 1
             run = _request(servable, payload, check_methods, path)
             for _ in range(max(1, iterations)):
-                run()
+                call(run())
             if count > MAX_RECORDS:
                 raise InvalidArgument(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
     except DataError as error:
@@ -83,7 +92,7 @@ def replay(
     return count
 
 
-def _request(servable: Servable, payload: bytes, check: bool, path: str) -> Callable[[], object]:
+def _request(servable: Servable, payload: bytes, check: bool, path: str) -> Run:
     """Return what runs the request of a record."""
     try:
         log = messages.PredictionLog.FromString(payload)
@@ -91,22 +100,30 @@ def _request(servable: Servable, payload: bytes, check: bool, path: str) -> Call
         raise InvalidArgument(f"Failed to parse warmup record: {payload[:64]!r} from {path}") from None
     kind = log.WhichOneof("log_type")
     if kind is None:
-        return lambda: None
+        return _nothing
     request: Any = getattr(getattr(log, kind), "request", None)
     if kind == "predict_log":
         return _predict(servable, request, check)
     if kind in ("classify_log", "regress_log"):
         infer = classify_on if kind == "classify_log" else regress_on
         name = request.model_spec.signature_name
-        return lambda: infer(servable, name, lambda: serialized_examples(request.input), check_method=check)
+        return lambda: infer(
+            servable, name, lambda: serialized_examples(request.input), RequestContext(), check_method=check
+        )
     if kind == "multi_inference_log":
         tasks = [Task(t.model_spec.name, t.model_spec.signature_name, t.method_name) for t in request.tasks]
-        return lambda: infer_together(servable, tasks, lambda: serialized_examples(request.input), check_method=check)
+        return lambda: infer_together(
+            servable, tasks, lambda: serialized_examples(request.input), RequestContext(), check_method=check
+        )
     number = messages.PredictionLog.DESCRIPTOR.fields_by_name[kind].number
     raise Unimplemented(f"Unsupported log_type for warmup: {number} ({kind})")
 
 
-def _predict(servable: Servable, request: Any, check: bool) -> Callable[[], object]:
+def _predict(servable: Servable, request: Any, check: bool) -> Run:
     inputs = {alias: from_proto(proto) for alias, proto in request.inputs.items()}
     name, wanted = request.model_spec.signature_name, list(request.output_filter)
     return lambda: predict_on(servable, name, lambda _: inputs, wanted, check_method=check)
+
+
+async def _nothing() -> None:
+    """Run an empty record."""

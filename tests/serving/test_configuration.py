@@ -371,6 +371,7 @@ class Traffic:
         self.asked = 0
         self._server = server
         self._done = threading.Event()
+        self._told = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(threads)]
 
     def __enter__(self) -> Traffic:
@@ -386,8 +387,10 @@ class Traffic:
     def allow(self, **versions: set[int]) -> None:
         """Tell which versions may answer for a label, or for `latest`."""
         self.allowed = {**self.allowed, **{key: frozenset(value) for key, value in versions.items()}}
+        self._told.set()
 
     def _run(self, number: int) -> None:
+        self._told.wait(30)
         ask = self._over_grpc if number % 2 else self._over_rest
         with httpx2.Client(base_url=f"http://127.0.0.1:{self._server.rest_port}", timeout=30) as http:
             client = Stubs(self._server)

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from moxserve.errors import Internal, InvalidArgument, MissingExtraError, NotFound, UnknownError
+from moxserve.serving.execution import DirectRunner, WorkPool
 from moxserve.serving.manager import Manager, ManagerOptions, ModelConfig
 from moxserve.serving.policy import State, VersionPolicy
 from moxserve.serving.servable import Servable
 from moxserve.types import ModelRef
+
+POOL = WorkPool(1, 1, "test")
 
 
 class Controlled:
@@ -32,7 +35,8 @@ class Controlled:
             assert self.gates[version].wait(20)
         if version in self.failing:
             raise self.failing[version]
-        return Servable(name, version, path, _Backend(self, version))  # type: ignore[arg-type]
+        backend = _Backend(self, version)
+        return Servable(name, version, path, backend, DirectRunner(backend, POOL))  # type: ignore[arg-type]
 
 
 class _Backend:
@@ -309,7 +313,8 @@ def test_a_version_that_stays_incomplete_is_told_while_an_older_one_serves(manag
     assert sorted(r.getMessage() for r in caplog.records if r.levelname == "WARNING") == sorted(
         [
             f"{base}: 00001 is ignored, another name has the same number",
-            "{name: m version: 2} is not complete and is left out: no saved_model.pb",
+            "{name: m version: 2} is not complete and is left out: no saved_model.pb, and no "
+            "model.onnx, model.xml or model.tflite",
         ]
     )
 

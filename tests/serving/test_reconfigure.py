@@ -14,10 +14,13 @@ import pytest
 from moxserve.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Unavailable, UnknownError
 from moxserve.serving import manager as manager_module
 from moxserve.serving import tracking
+from moxserve.serving.execution import DirectRunner, WorkPool
 from moxserve.serving.manager import Manager, ManagerOptions, ModelConfig
 from moxserve.serving.policy import VersionPolicy
 from moxserve.serving.servable import Servable
 from moxserve.types import ModelRef
+
+POOL = WorkPool(1, 1, "test")
 
 
 class Loads:
@@ -35,7 +38,8 @@ class Loads:
             assert self.gates[key].wait(20)
         if key in self.failing:
             raise Internal("broken")
-        return Servable(name, version, path, _Backend(self, key))  # type: ignore[arg-type]
+        backend = _Backend(self, key)
+        return Servable(name, version, path, backend, DirectRunner(backend, POOL))  # type: ignore[arg-type]
 
 
 class _Backend:

@@ -29,7 +29,7 @@ X = np.float32([1, 2])
 
 
 def ask(server: Server, version: int | None = None) -> Prediction:
-    return server.dataplane.predict(ModelRef("default", version), "", lambda _: {"x": X})
+    return server.call(server.dataplane.predict(ModelRef("default", version), "", lambda _: {"x": X}))
 
 
 def states(server: Server) -> dict[int, str]:
@@ -85,7 +85,9 @@ def test_a_request_in_flight_is_answered_by_its_old_version(tmp_path: Path, save
     answers: list[Prediction] = []
 
     def slow() -> None:
-        answers.append(server.dataplane.predict(ModelRef("default"), "", lambda _: {"n": np.int32(300_000)}))
+        answers.append(
+            server.call(server.dataplane.predict(ModelRef("default"), "", lambda _: {"n": np.int32(300_000)}))
+        )
 
     thread = threading.Thread(target=slow)
     thread.start()

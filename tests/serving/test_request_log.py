@@ -221,10 +221,10 @@ def test_a_log_is_a_warmup_file(testdata, tmp_path, options, caplog) -> None:
         assert httpx2.post(url, content='{"instances": ["a"]}').status_code == 400
         examples = np.array([make_example({"x": [v]}).SerializeToString() for v in (1.0, 2.0)], dtype=object)
         ref, classify, regress = ModelRef("m"), "classify_x_to_y", "regress_x_to_y"
-        server.dataplane.classify(ref, classify, lambda: examples)
-        server.dataplane.regress(ref, regress, lambda: examples)
+        server.call(server.dataplane.classify(ref, classify, lambda: examples))
+        server.call(server.dataplane.regress(ref, regress, lambda: examples))
         tasks = [Task("m", classify, CLASSIFY), Task("m", regress, REGRESS)]
-        server.dataplane.multi_inference(ref, tasks, lambda: examples)
+        server.call(server.dataplane.multi_inference(ref, tasks, lambda: examples))
     logged = read(folder)
     kinds = ["predict_log", "classify_log", "regress_log", "multi_inference_log"]
     assert [message.WhichOneof("log_type") for message in logged] == kinds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from moxserve.protocol.examples import make_example
 from moxserve.protocol.tensors import to_proto
 from moxserve.protocol.tfrecord import write_records
 from moxserve.serving import backends
+from moxserve.serving.execution import DirectRunner, WorkPool
 from moxserve.serving.servable import Servable
 from moxserve.serving.warmup import WARMUP_FILE, replay
 
@@ -47,6 +49,10 @@ def record(version_dir: Path, *payloads: bytes) -> Path:
     return version_dir
 
 
+def servable(version_dir: Path, backend: Any) -> Servable:
+    return Servable("m", 1, str(version_dir), backend, DirectRunner(backend, WorkPool(1, 1, "test")))
+
+
 class Spy:
     """A backend that notes the calls that it passes on."""
 
@@ -73,7 +79,7 @@ def half(testdata: Path, tmp_path: Path) -> Path:
 
 def replayed(version_dir: Path, iterations: int = 1) -> tuple[int, list[Any]]:
     spy = Spy(version_dir)
-    count = replay(Servable("m", 1, str(version_dir), spy), iterations)  # type: ignore[arg-type]
+    count = replay(servable(version_dir, spy), asyncio.run, iterations)
     spy.close()
     return count, spy.runs
 
@@ -129,7 +135,7 @@ def test_records_are_checked_as_requests_are(half: Path) -> None:
     record(half, examples_log("classify_log", "regress_x_to_y"))
     spied = Spy(half)
     with pytest.raises(InvalidArgument, match="Expected classification signature method_name to be"):
-        replay(Servable("m", 1, str(half), spied), check_methods=True)  # type: ignore[arg-type]
+        replay(servable(half, spied), asyncio.run, check_methods=True)
 
 
 def test_records_of_other_kinds_cannot_be_replayed(half: Path) -> None:

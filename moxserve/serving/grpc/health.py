@@ -7,11 +7,12 @@ SERVING for ever, so that a server whose models have all gone keeps its traffic.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 __all__ = ["HealthService"]
 
@@ -26,10 +27,10 @@ _LOOK_S = 0.2
 
 
 class HealthService:
-    """Keeps the statuses up to date, also for those who watch them.
+    """Keeps the statuses up to date, also for those who watch them. Lives on the event loop.
 
     Args:
-        server: the grpc.Server that offers it.
+        server: the grpc.aio.Server that offers it.
         available: gives the names of the models, and whether each has a version that answers.
     """
 
@@ -37,23 +38,23 @@ class HealthService:
         self._available = available
         self._servicer = _Servicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
-        self._told: dict[str, int] = {}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="moxserve-health", daemon=True)
+        self._known: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Tell the first statuses and begin to look for changes."""
         self._look()
-        self._thread.start()
+        self._task = asyncio.get_running_loop().create_task(self._run())
 
     def stop(self) -> None:
         """Tell NOT_SERVING for good, and end all watches: they would keep a server from stopping."""
-        self._stopping.set()
-        self._servicer.enter_graceful_shutdown()
-        self._servicer.end_watches()
+        if self._task is not None:
+            self._task.cancel()
+        self._servicer.end()
 
-    def _run(self) -> None:
-        while not self._stopping.wait(_LOOK_S):
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
             self._look()
 
     def _look(self) -> None:
@@ -61,33 +62,47 @@ class HealthService:
         models = self._available()
         now = {name: reply.SERVING if there else reply.NOT_SERVING for name, there in models.items()}
         # A model that has left the configuration is no service any more.
-        now.update({name: reply.SERVICE_UNKNOWN for name in self._told.keys() - now.keys()})
+        self._known |= models.keys()
+        now.update(dict.fromkeys(self._known - models.keys(), reply.SERVICE_UNKNOWN))
         server = reply.SERVING if not models or any(models.values()) else reply.NOT_SERVING
         now.update(dict.fromkeys(_SERVER, server))
-        for name, status in now.items():
-            if self._told.get(name) != status:
-                self._servicer.set(name, status)
-        self._told = now
+        self._servicer.tell(now)
 
 
-class _Servicer(health.HealthServicer):
+class _Servicer(health_pb2_grpc.HealthServicer):
     def __init__(self) -> None:
-        super().__init__()
-        self._watches_lock = threading.Lock()
-        self._watches: set[Callable[[Any], None]] = set()
+        self._statuses: Mapping[str, int] = {}
+        self._changed = asyncio.Event()
+        self._ended = False
 
-    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> Any:  # noqa: N802 - gRPC's name
-        with self._watches_lock:
-            self._watches.add(send_response_callback)
-        context.add_callback(lambda: self._forget(send_response_callback))
-        return super().Watch(request, context, send_response_callback)
+    def tell(self, statuses: Mapping[str, int]) -> None:
+        if statuses != self._statuses and not self._ended:
+            self._statuses = statuses
+            self._wake()
 
-    def _forget(self, callback: Callable[[Any], None]) -> None:
-        with self._watches_lock:
-            self._watches.discard(callback)
+    def end(self) -> None:
+        self.tell(dict.fromkeys(self._statuses, health_pb2.HealthCheckResponse.NOT_SERVING))
+        self._ended = True
+        self._wake()
 
-    def end_watches(self) -> None:
-        with self._watches_lock:
-            watches = list(self._watches)
-        for send in watches:
-            send(None)
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        status = self._statuses.get(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service is named {request.service!r:.200}")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802 - gRPC's name
+        told = None
+        while True:
+            changed = self._changed
+            status = self._statuses.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != told:
+                told = status
+                yield health_pb2.HealthCheckResponse(status=status)
+            if self._ended:
+                return
+            await changed.wait()

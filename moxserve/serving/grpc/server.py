@@ -1,36 +1,39 @@
-"""The gRPC services of TensorFlow Serving, as generic handlers on our own messages.
+"""The gRPC services of TensorFlow Serving, as generic handlers on our own messages, on the server's event loop.
 
 Requests arrive as bytes and are parsed in the handler, so that bytes which are no message get INVALID_ARGUMENT with a
-reason. Answers leave as bytes. No generated stubs are needed, and the official ones work as clients.
+reason. Answers leave as bytes. No generated stubs are needed, and the official ones work as clients. gRPC cancels the
+coroutine of a caller that has left.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import threading
+import math
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from moxserve.errors import DeadlineExceeded, InvalidArgument, MoxserveError, Unavailable
+from moxserve.errors import InvalidArgument, MoxserveError, Unavailable
 from moxserve.protocol import messages
 from moxserve.protocol.classify import fill_classification, fill_regression
 from moxserve.protocol.examples import serialized_examples
-from moxserve.protocol.tensors import from_proto, to_proto
+from moxserve.protocol.predict_wire import PredictMessage, read_predict, write_predict_response
 from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.classify import Classification, Task
-from moxserve.serving.dataplane import DataPlane, Prediction
+from moxserve.serving.dataplane import DataPlane
+from moxserve.serving.execution import RequestContext
 from moxserve.serving.grpc.options import GrpcOptions
 from moxserve.serving.grpc.tls import credentials
 from moxserve.serving.metrics import ServingMetrics, status_of
 from moxserve.types import ModelRef
 
-__all__ = ["GrpcServer"]
+__all__ = ["GrpcServer", "context_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +50,25 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _PREDICTION = "tensorflow.serving.PredictionService"
 _MODEL = "tensorflow.serving.ModelService"
 
-Method = Callable[[bytes, Any], bytes]
+Method = Callable[[bytes, Any], Awaitable[bytes]]
+Stream = Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]
 Reload = Callable[[Any, "float | None"], None]
 
 
+@dataclass(slots=True)
+class _Call:
+    """What a request turned out to ask for, as metrics tell it."""
+
+    model: str = ""
+
+
 class GrpcServer:
-    """A gRPC server on one or more addresses.
+    """A gRPC server on one or more addresses. Made, used and stopped on the event loop.
 
     Args:
         dataplane: that answers.
-        options: threads and encoding.
-        reload: puts a ModelServerConfig message in effect within the time that the caller has left, in s.
+        options: encoding, gRPC's own arguments, certificates.
+        reload: puts a ModelServerConfig message in effect within the time that the caller has left, in s; may block.
         metrics: where requests are counted.
     """
 
@@ -66,21 +77,38 @@ class GrpcServer:
         self._metrics = metrics
         self._options = options
         self._reload_config = reload
-        self._pool = ThreadPoolExecutor(options.max_threads, thread_name_prefix="moxserve-grpc")
-        self._server = grpc.server(self._pool, options=list({**_ARGUMENTS, **dict(options.channel_arguments)}.items()))
+        self._in_flight = 0
+        self._server = grpc.aio.server(options=list({**_ARGUMENTS, **dict(options.channel_arguments)}.items()))
         self._credentials = credentials(options.tls) if options.tls else None
         for service, methods in self._services().items():
-            handlers = {name: grpc.unary_unary_rpc_method_handler(_guarded(m)) for name, m in methods.items()}
-            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+            self.add_service(service, methods)
         self._health = _health_service(self._server, dataplane) if options.health else None
+
+    def add_service(
+        self, service: str, methods: Mapping[str, Method], streams: Mapping[str, Stream] | None = None
+    ) -> None:
+        """Offer a service more; before `start`.
+
+        Args:
+            service: full name.
+            methods: unary methods, by name. An error of ours that one raises becomes the status of the call.
+            streams: methods that take and give streams, by name.
+        """
+        handlers = {name: grpc.unary_unary_rpc_method_handler(self._guarded(m)) for name, m in methods.items()}
+        handlers |= {name: grpc.stream_stream_rpc_method_handler(s) for name, s in (streams or {}).items()}
+        self.add_handler(grpc.method_handlers_generic_handler(service, handlers))
+
+    def add_handler(self, handler: Any) -> None:
+        """Offer what a grpc.GenericRpcHandler offers; before `start`."""
+        self._server.add_generic_rpc_handlers((handler,))
 
     def _services(self) -> Mapping[str, Mapping[str, Method]]:
         return {
             _PREDICTION: {
-                "Predict": self._counted("Predict", messages.PredictRequest, self._predict),
+                "Predict": self._counted("Predict", self._predict),
                 "GetModelMetadata": self._metadata,
-                "Classify": self._counted("Classify", messages.ClassificationRequest, self._classify),
-                "Regress": self._counted("Regress", messages.RegressionRequest, self._regress),
+                "Classify": self._counted("Classify", self._classify),
+                "Regress": self._counted("Regress", self._regress),
                 "MultiInference": self._multi_inference,
             },
             _MODEL: {
@@ -112,13 +140,13 @@ class GrpcServer:
             )
         return port
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin to answer."""
         if self._health is not None:
             self._health.start()
-        self._server.start()
+        await self._server.start()
 
-    def stop(self, grace_s: float) -> bool:
+    async def stop(self, grace_s: float) -> bool:
         """Refuse new requests at once and let those in flight finish.
 
         Args:
@@ -129,78 +157,109 @@ class GrpcServer:
         """
         if self._health is not None:
             self._health.stop()
-        done: threading.Event = self._server.stop(grace_s)
-        finished = done.wait(grace_s)
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        return finished
+        deadline = time.monotonic() + grace_s
+        await self._server.stop(grace_s)
+        return self._in_flight == 0 and (grace_s <= 0 or time.monotonic() < deadline)
 
     # Methods
 
-    def _counted(self, api: str, message_class: Any, method: Callable[[Any, Any], bytes]) -> Method:
-        """Read the request for a method, and count it by how the method ends."""
+    def _counted(self, api: str, method: Callable[[bytes, Any, _Call], Awaitable[bytes]]) -> Method:
+        """Count the requests of a method by how it ends."""
 
-        def handle(data: bytes, context: Any) -> bytes:
+        async def handle(data: bytes, context: Any) -> bytes:
             began = time.perf_counter()
-            model, status = "", "OK"
+            call, status = _Call(), "OK"
             try:
-                request = _parse(message_class, data)
-                model = request.model_spec.name
-                return method(request, context)
+                return await method(data, context, call)
+            except asyncio.CancelledError:
+                status = "CANCELLED"
+                raise
             except Exception as error:
                 status = status_of(error)
                 raise
             finally:
                 seconds = time.perf_counter() - began
-                self._metrics.request(model, status, api=api, entrypoint="GRPC", seconds=seconds)
+                self._metrics.request(call.model, status, api=api, entrypoint="GRPC", seconds=seconds)
 
         return handle
 
-    def _predict(self, request: Any, context: Any) -> bytes:
-        ref = _ref(request)
-        _check_deadline(context)
-        prediction = self._dataplane.predict(
-            ref, request.model_spec.signature_name, lambda call: _decode(request, call), request.output_filter
+    def _guarded(self, method: Method) -> Method:
+        """Map errors to statuses. What is no error of ours is a bug: it is logged, and told as INTERNAL."""
+
+        async def handle(data: bytes, context: Any) -> bytes:
+            self._in_flight += 1
+            try:
+                return await method(data, context)
+            except MoxserveError as error:
+                code, message = error.grpc_code, str(error)
+            except Exception as error:
+                logger.exception("a gRPC request failed")
+                code, message = grpc.StatusCode.INTERNAL.value[0], f"{type(error).__name__}: {error}"
+            finally:
+                self._in_flight -= 1
+            await context.abort(_CODES[code], _shortened(message))
+            return b""
+
+        return handle
+
+    async def _predict(self, data: bytes, context: Any, call: _Call) -> bytes:
+        request = read_predict(data)
+        call.model = request.model
+        if not request.has_spec:
+            raise InvalidArgument("Missing ModelSpec")
+        prediction = await self._dataplane.predict(
+            ModelRef(request.model, request.version, request.label),
+            request.signature_name,
+            lambda signature: _decode(request, signature),
+            request.output_filter,
+            context_of(context),
         )
-        return self._encode(prediction)
+        return write_predict_response(
+            prediction.name,
+            prediction.version,
+            prediction.signature,
+            prediction.outputs,
+            typed=not self._options.tensor_content,
+        )
 
-    def _encode(self, prediction: Prediction) -> bytes:
-        response = messages.PredictResponse()
-        _fill_spec(response.model_spec, prediction.name, prediction.version, prediction.signature)
-        typed = not self._options.tensor_content
-        for alias, array in prediction.outputs.items():
-            response.outputs[alias].CopyFrom(to_proto(array, typed=typed))
-        return response.SerializeToString()
-
-    def _classify(self, request: Any, context: Any) -> bytes:
-        ref = _ref(request)
-        _check_deadline(context)
-        inferred = self._dataplane.classify(
-            ref, request.model_spec.signature_name, lambda: serialized_examples(request.input)
+    async def _classify(self, data: bytes, context: Any, call: _Call) -> bytes:
+        request = _parse(messages.ClassificationRequest, data)
+        call.model = request.model_spec.name
+        inferred = await self._dataplane.classify(
+            _ref(request),
+            request.model_spec.signature_name,
+            lambda: serialized_examples(request.input),
+            context_of(context),
         )
         response = messages.ClassificationResponse()
         _fill_spec(response.model_spec, inferred.name, inferred.version, inferred.signature)
         fill_classification(response.result, inferred.result.classes, inferred.result.scores)
         return response.SerializeToString()
 
-    def _regress(self, request: Any, context: Any) -> bytes:
-        ref = _ref(request)
-        _check_deadline(context)
-        inferred = self._dataplane.regress(
-            ref, request.model_spec.signature_name, lambda: serialized_examples(request.input)
+    async def _regress(self, data: bytes, context: Any, call: _Call) -> bytes:
+        request = _parse(messages.RegressionRequest, data)
+        call.model = request.model_spec.name
+        inferred = await self._dataplane.regress(
+            _ref(request),
+            request.model_spec.signature_name,
+            lambda: serialized_examples(request.input),
+            context_of(context),
         )
         response = messages.RegressionResponse()
         _fill_spec(response.model_spec, inferred.name, inferred.version, inferred.signature)
         fill_regression(response.result, inferred.result.values)
         return response.SerializeToString()
 
-    def _multi_inference(self, data: bytes, context: Any) -> bytes:
+    async def _multi_inference(self, data: bytes, context: Any) -> bytes:
         request = _parse(messages.MultiInferenceRequest, data)
         tasks = [Task(t.model_spec.name, t.model_spec.signature_name, t.method_name) for t in request.tasks]
         # The first task tells the version for all of them.
         ref = _ref(request.tasks[0]) if tasks and request.tasks[0].HasField("model_spec") else ModelRef("")
-        _check_deadline(context)
+        answers = await self._dataplane.multi_inference(
+            ref, tasks, lambda: serialized_examples(request.input), context_of(context)
+        )
         response = messages.MultiInferenceResponse()
-        for inferred in self._dataplane.multi_inference(ref, tasks, lambda: serialized_examples(request.input)):
+        for inferred in answers:
             entry = response.results.add()
             _fill_spec(entry.model_spec, inferred.name, inferred.version, inferred.signature)
             if isinstance(inferred.result, Classification):
@@ -209,7 +268,7 @@ class GrpcServer:
                 fill_regression(entry.regression_result, inferred.result.values)
         return response.SerializeToString()
 
-    def _metadata(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002 - gRPC gives it
+    async def _metadata(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002 - gRPC gives it
         request = _parse(messages.GetModelMetadataRequest, data)
         ref = _ref(request)
         if not request.metadata_field:
@@ -223,11 +282,11 @@ class GrpcServer:
         response.metadata["signature_def"].Pack(metadata.signature_defs)
         return response.SerializeToString()
 
-    def _status(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002 - gRPC gives it
+    async def _status(self, data: bytes, context: Any) -> bytes:  # noqa: ARG002 - gRPC gives it
         request = _parse(messages.GetModelStatusRequest, data)
         return self._dataplane.status_response(_ref(request)).SerializeToString()
 
-    def _reload(self, data: bytes, context: Any) -> bytes:
+    async def _reload(self, data: bytes, context: Any) -> bytes:
         request = _parse(messages.ReloadConfigRequest, data)
         if request.config.WhichOneof("config") != "model_config_list":
             raise InvalidArgument(
@@ -235,7 +294,9 @@ class GrpcServer:
                 "supported"
             )
         before = {name: self._metrics.first_value(name) for name in request.metric_names}
-        self._reload_config(request.config, _left_s(context))
+        left_s = _left_s(context)
+        # A caller that leaves does not stop the change: what was begun is put in effect or refused as a whole.
+        await asyncio.shield(asyncio.to_thread(self._reload_config, request.config, left_s))
         response = messages.ReloadConfigResponse()
         response.status.error_code = 0
         for name, value in before.items():
@@ -243,18 +304,9 @@ class GrpcServer:
         return response.SerializeToString()
 
 
-def _decode(request: Any, call: CallSignature) -> dict[str, np.ndarray]:
-    call.match_inputs(request.inputs)
-    inputs = {}
-    for alias, proto in request.inputs.items():
-        try:
-            inputs[alias] = from_proto(proto)
-        except InvalidArgument as error:
-            raise InvalidArgument(f"tensor parsing error: {alias}: {error.message}") from None
-        except (MemoryError, OverflowError, ValueError) as error:
-            # A few bytes can ask for a tensor of any size: missing values are filled up.
-            raise InvalidArgument(f"tensor parsing error: {alias}: {error}") from None
-    return inputs
+def _decode(request: PredictMessage, call: CallSignature) -> dict[str, np.ndarray]:
+    call.match_inputs(request.aliases)
+    return request.tensors()
 
 
 def _parse(message_class: Any, data: bytes) -> Any:
@@ -280,10 +332,10 @@ def _left_s(context: Any) -> float | None:
     return None if left_s is None or left_s > _NO_DEADLINE_S else left_s
 
 
-def _check_deadline(context: Any) -> None:
+def context_of(context: Any) -> RequestContext:
+    """Tell of gRPC's context of a call how long its caller waits."""
     left_s = _left_s(context)
-    if left_s is not None and left_s <= 0:
-        raise DeadlineExceeded("the deadline passed before the request was begun")
+    return RequestContext(math.inf if left_s is None else time.monotonic() + left_s)
 
 
 def _fill_spec(spec: Any, name: str, version: int, signature: str = "") -> None:
@@ -292,28 +344,11 @@ def _fill_spec(spec: Any, name: str, version: int, signature: str = "") -> None:
     spec.signature_name = signature
 
 
-def _guarded(method: Method) -> Method:
-    """Map errors to statuses. What is no error of ours is a bug: it is logged, and told as INTERNAL."""
-
-    def handle(data: bytes, context: Any) -> bytes:
-        try:
-            return method(data, context)
-        except MoxserveError as error:
-            return _refuse(context, error.grpc_code, str(error))
-        except Exception as error:
-            logger.exception("a gRPC request failed")
-            return _refuse(context, grpc.StatusCode.INTERNAL.value[0], f"{type(error).__name__}: {error}")
-
-    return handle
-
-
-def _refuse(context: Any, code: int, message: str) -> bytes:
+def _shortened(message: str) -> str:
     raw = message.encode()
-    if len(raw) > _MAX_MESSAGE:
-        message = raw[: _MAX_MESSAGE - len(_CUT)].decode(errors="ignore") + _CUT
-    context.set_code(_CODES[code])
-    context.set_details(message)
-    return b""
+    if len(raw) <= _MAX_MESSAGE:
+        return message
+    return raw[: _MAX_MESSAGE - len(_CUT)].decode(errors="ignore") + _CUT
 
 
 def _health_service(server: Any, dataplane: DataPlane) -> Any:
