@@ -30,6 +30,7 @@ _TYPES = {
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _INT32 = np.iinfo(np.int32)
 _WIDE = (np.dtype(np.int64), np.dtype(np.uint64), np.dtype(np.uint32))
+_RUNTIME_HINT = ["runtime_options", "INFERENCE_PRECISION_HINT"]
 _lock = threading.Lock()
 
 
@@ -38,7 +39,8 @@ class OpenVinoGraph:
 
     Args:
         path: `model.xml` with `model.bin` beside it, or an ONNX file.
-        precision: of the arithmetic; `bfloat16` lets it compute in bfloat16, everything else is float32.
+        precision: of the arithmetic; `bfloat16` lets it compute in bfloat16, others are float32. Empty: what the file
+            says in its runtime options, or float32.
         threads: for each run; 0 takes one.
 
     Raises:
@@ -52,16 +54,17 @@ class OpenVinoGraph:
     def __init__(self, path: str, precision: str = "", threads: int = 0) -> None:
         self._ov = _import_openvino()
         available, each = cpus(), max(1, threads)
-        settings = {
+        settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "NUM_STREAMS": max(1, available // each),
             "INFERENCE_NUM_THREADS": max(available, each),
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
             # Cores are shared with the event loop and other models; a pinned stream would wait for its core.
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            self._model = _core().compile_model(_core().read_model(path), "CPU", settings)
+            model = _core().read_model(path)
+            settings["INFERENCE_PRECISION_HINT"] = _hint(model, precision)
+            self._model = _core().compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise Internal(f"{path}: OpenVINO cannot load it: {_reason(error)}") from error
         self.inputs: Mapping[str, TensorSpec] = _specs(self._model.inputs)
@@ -70,19 +73,19 @@ class OpenVinoGraph:
         self.synonyms: Mapping[str, str] = {
             n: _name(p) for p in (*self._model.inputs, *self._model.outputs) for n in p.get_names()
         }
-        self._ports = {**_ports(self._model.inputs), **_ports(self._model.outputs)}
+        self._given_to, self._taken_from = _ports(self._model.inputs), _ports(self._model.outputs)
         self._free: list[Any] = []
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
         """Compute some outputs; see `Graph.run`. OpenVINO computes all, whatever is asked for."""
-        given = {self._ports[name]: self._given(name, array) for name, array in feeds.items()}
+        given = {self._given_to[name]: self._given(name, array) for name, array in feeds.items()}
         try:
             request = self._free.pop()
         except IndexError:
             request = self._model.create_infer_request()
         try:
             request.infer(given, share_inputs=True, share_outputs=True)
-            return [_taken(request.get_tensor(self._ports[name])) for name in fetches]
+            return [_taken(request.get_tensor(self._taken_from[name])) for name in fetches]
         except RuntimeError as error:
             raise Internal(f"OpenVINO: {_reason(error)}") from None
         finally:
@@ -103,7 +106,7 @@ class OpenVinoGraph:
         """Free the model."""
         self._free.clear()
         del self._model
-        self._ports = {}
+        self._given_to, self._taken_from = {}, {}
 
 
 @cache
@@ -125,6 +128,15 @@ def _import_openvino() -> Any:
             raise
         raise MissingExtraError("openvino", "openvino", "serving an OpenVINO model") from None
     return ov
+
+
+def _hint(model: Any, precision: str) -> str:
+    """Return OpenVINO's hint: what the manifest says, else what the model's own runtime options say, else float32."""
+    if precision:
+        return "bf16" if precision == "bfloat16" else "f32"
+    if model.has_rt_info(_RUNTIME_HINT):
+        return str(model.get_rt_info(_RUNTIME_HINT).value)
+    return "f32"
 
 
 def _name(port: Any) -> str:
