@@ -5,9 +5,10 @@
     GET  /v1/models
 
 Names and labels have no `/` and no `:`, and are percent-decoded. Paths and verbs are case-insensitive. A query string
-is ignored. Requests with `Content-Encoding: gzip` are inflated. Every answer under `/v1/` is JSON; errors are
-`{"error": "..."}` with the HTTP status of their kind. `options.metrics_path` answers with the page of metrics. What is
-below other paths is up to further groups of routes.
+is ignored. Requests with `Content-Encoding: gzip` or `deflate` are inflated. Every answer under `/v1/` is JSON; errors
+are `{"error": "..."}` with the HTTP status of their kind. `options.metrics_path` answers with the page of metrics. What
+is below other paths is up to further groups of routes; those below `/v2` are an API, too: counted, limited in time and
+open to web pages as this one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.dataplane import DataPlane
 from moxserve.serving.execution import RequestContext, WorkPool
 from moxserve.serving.metrics import ServingMetrics, status_of
-from moxserve.serving.rest.exchange import Headers, Receive, RestAnswer, RestRequest, Routes
+from moxserve.serving.rest.exchange import LARGE_BYTES, LARGE_CELLS, Headers, Receive, RestAnswer, RestRequest, Routes
 from moxserve.serving.rest.options import RestOptions
 from moxserve.serving.servable import SignatureNotFound
 from moxserve.types import ModelRef
@@ -48,9 +49,6 @@ _POST = re.compile(rf"/v1/models/{_MODEL}{_WHICH}:(?P<verb>classify|regress|pred
 _GET = re.compile(rf"/v1/models(?:/{_MODEL})?{_WHICH}(?P<metadata>/metadata)?", re.IGNORECASE)
 _NOT_FOUND = RestAnswer(404, b"<html><body><h1>404 Not Found</h1>The API is below /v1/</body></html>", b"text/html")
 _INT64_MAX = 2**63 - 1
-# What takes longer to read or write than the way to a thread and back.
-_LARGE_BYTES = 64 << 10
-_LARGE_CELLS = 4096
 
 Scope = Mapping[str, Any]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
@@ -95,7 +93,7 @@ class RestApp:
         if scope["type"] != "http":
             return
         request = RestRequest(scope, receive, self._options.max_body_bytes)
-        if request.path[:4].lower() == "/v1/":
+        if request.path[:4].lower() in ("/v1/", "/v2/", "/v2"):
             answer = await self._api(request)
         else:
             answer, _ = await _guarded(self._other(request))
@@ -129,6 +127,8 @@ class RestApp:
 
     async def _route(self, request: RestRequest) -> RestAnswer:
         method, path = request.method, request.path
+        if path[:3].lower() == "/v2":
+            return _preflight(request) if method == "OPTIONS" else await self._other(request)
         if method == "POST" and (match := _POST.fullmatch(path)):
             ref = _ref(match)
             verb = match["verb"].lower()
@@ -151,7 +151,7 @@ class RestApp:
         raise InvalidArgument(f"Malformed request: {method} {path}")
 
     async def _predict(self, ref: ModelRef, body: bytes, context: RequestContext) -> bytes:
-        large = len(body) > _LARGE_BYTES
+        large = len(body) > LARGE_BYTES
         if large:
             request = await self._pool.run(partial(rest.parse_predict, body), context)
         else:
@@ -183,12 +183,12 @@ class RestApp:
         return await self._written(partial(write_regress, values), [values], context)
 
     async def _examples(self, body: bytes, context: RequestContext) -> Any:
-        if len(body) > _LARGE_BYTES:
+        if len(body) > LARGE_BYTES:
             return await self._pool.run(partial(parse_examples, body), context)
         return parse_examples(body)
 
     async def _written(self, write: Callable[[], bytes], arrays: Any, context: RequestContext) -> bytes:
-        if sum(map(_cells, arrays)) > _LARGE_CELLS:
+        if sum(map(_cells, arrays)) > LARGE_CELLS:
             return await self._pool.run(write, context)
         return write()
 

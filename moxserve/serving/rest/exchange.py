@@ -10,7 +10,12 @@ from typing import Any, Protocol
 from moxserve.errors import InvalidArgument, ResourceExhausted
 from moxserve.serving.execution import RequestContext
 
-__all__ = ["Headers", "RestAnswer", "RestRequest", "Routes"]
+__all__ = ["LARGE_BYTES", "LARGE_CELLS", "Headers", "RestAnswer", "RestRequest", "Routes"]
+
+LARGE_BYTES = 64 << 10
+"""JSON from this size on takes longer to read than the way to a thread and back."""
+LARGE_CELLS = 4096
+"""So many elements take longer to write as JSON."""
 
 _MAX_INFLATED_BYTES = 100 << 20
 
@@ -89,10 +94,10 @@ class RestRequest:
         return next((value.decode("latin-1") for key, value in self.headers if key == wanted), "")
 
     async def body(self) -> bytes:
-        """Read the body, once; one with `Content-Encoding: gzip` is inflated.
+        """Read the body, once; one with `Content-Encoding: gzip` or `deflate` is inflated.
 
         Raises:
-            InvalidArgument: it ends too early, or is no gzip data.
+            InvalidArgument: it ends too early, or is no such data.
             ResourceExhausted: it is too large.
         """
         message = await self._receive()
@@ -102,8 +107,8 @@ class RestRequest:
         else:
             data = await self._rest_of_body(message)
         for name, value in self.headers:
-            if name == b"content-encoding" and value.strip().lower() == b"gzip":
-                return _inflated(data)
+            if name == b"content-encoding" and (encoding := value.strip().lower()) in (b"gzip", b"deflate"):
+                return _inflated(data, encoding.decode())
         return data
 
     async def _rest_of_body(self, message: Mapping[str, Any]) -> bytes:
@@ -140,14 +145,14 @@ class Routes(Protocol):
         ...
 
 
-def _inflated(body: bytes) -> bytes:
-    inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+def _inflated(body: bytes, encoding: str) -> bytes:
+    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS + (16 if encoding == "gzip" else 0))
     try:
         data = inflater.decompress(body, _MAX_INFLATED_BYTES)
     except zlib.error as error:
-        raise InvalidArgument(f"the body is no gzip data: {error}") from None
+        raise InvalidArgument(f"the body is no {encoding} data: {error}") from None
     if inflater.unconsumed_tail:
         raise ResourceExhausted(f"the body inflates to more than {_MAX_INFLATED_BYTES} bytes")
     if not inflater.eof:
-        raise InvalidArgument("the body is gzip data that ends too early")
+        raise InvalidArgument(f"the body is {encoding} data that ends too early")
     return data
