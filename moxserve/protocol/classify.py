@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from moxserve.errors import InvalidArgument
 from moxserve.protocol import messages
 from moxserve.protocol.examples import with_context
 from moxserve.protocol.json_values import as_bytes, excerpt, is_b64, kind_of, read_object, write_floats, write_string
+from moxserve.protocol.wire import sized, tag
 
 __all__ = [
     "ExamplesBody",
@@ -32,6 +34,8 @@ __all__ = [
     "write_regress",
 ]
 
+# Field 1 holds the results of a message, and theirs; a score is field 2 and a value field 1, of four bytes each.
+_RESULTS, _SCORE_TAG, _VALUE_TAG = 1, 0x15, 0x0D
 _INT64_MIN, _INT64_MAX, _UINT64_MAX = -(2**63), 2**63 - 1, 2**64 - 1
 _KINDS: Mapping[type, str] = {float: "float", str: "bytes", bool: "int64"}
 
@@ -177,17 +181,29 @@ def fill_classification(message: Any, classes: np.ndarray | None, scores: np.nda
     A label that is no UTF-8, which the message cannot hold, gets replacement characters.
     """
     (batch, width), labels, numbers = _cells(classes, scores)
-    texts = {label: label.decode("utf-8", "replace") for label in set(labels)}
-    make = messages.Class
-    cells = [make(label=texts[label], score=s) for label, s in zip(labels, numbers.tolist(), strict=True)]
-    for i in range(batch):
-        message.classifications.add().classes.extend(cells[i * width : (i + 1) * width])
+    heads = {label: _label_head(label) for label in set(labels)}
+    cells = list(chain.from_iterable(zip(map(heads.__getitem__, labels), _raw_floats(numbers), strict=True)))
+    step = 2 * width
+    rows = [b"".join(cells[at : at + step]) for at in range(0, batch * step, step)] if step else [b""] * batch
+    message.MergeFromString(b"".join([sized(_RESULTS, row) for row in rows]))
+
+
+def _label_head(label: bytes) -> bytes:
+    """Return a Class message with its tag, up to the four bytes of its score."""
+    text = sized(1, label.decode("utf-8", "replace").encode()) if label else b""
+    return tag(_RESULTS, len(text) + 5) + text + bytes([_SCORE_TAG])
+
+
+def _raw_floats(numbers: np.ndarray) -> list[bytes]:
+    """Return the four bytes of each number."""
+    found: list[bytes] = np.frombuffer(np.ascontiguousarray(numbers, "<f4"), "V4").tolist()
+    return found
 
 
 def fill_regression(message: Any, values: np.ndarray) -> None:
     """Fill a RegressionResult message from float32 [batch]."""
-    make = messages.Regression
-    message.regressions.extend([make(value=value) for value in values.tolist()])
+    head = tag(_RESULTS, 5) + bytes([_VALUE_TAG])
+    message.MergeFromString(b"".join([head + value for value in _raw_floats(values)]))
 
 
 def _cells(classes: np.ndarray | None, scores: np.ndarray | None) -> tuple[tuple[int, int], list[bytes], np.ndarray]:

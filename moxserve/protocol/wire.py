@@ -6,7 +6,6 @@ on the way to the socket. What is written here is what the C++ library would wri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -16,10 +15,7 @@ from moxserve.protocol import messages
 from moxserve.protocol.tensors import to_array
 from moxserve.types import DTYPES, DType, dtype_of
 
-__all__ = ["Parts", "packed_varints", "size_of", "tag", "tensor_head", "tensor_payload", "varint"]
-
-Parts = Sequence[Any]
-"""Pieces of a message, bytes or memory that holds them, in their order."""
+__all__ = ["packed_varints", "sized", "tag", "tensor_head", "tensor_payload", "varint"]
 
 TENSOR_CONTENT = 4
 _STRING_VAL = 8
@@ -58,9 +54,9 @@ def tag(field: int, size: int) -> bytes:
     return varint(field << 3 | _LENGTH_DELIMITED) + varint(size)
 
 
-def size_of(parts: Parts) -> int:
-    """Return how many bytes all the parts hold."""
-    return sum(map(len, parts))
+def sized(field: int, data: Any) -> bytes:
+    """Return a field of bytes, text, packed numbers or a message."""
+    return b"".join((tag(field, len(data)), data))
 
 
 def packed_varints(values: np.ndarray) -> bytes:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from moxserve.errors import InvalidArgument
 from moxserve.protocol import messages
@@ -222,3 +223,33 @@ def test_messages_of_results() -> None:
     regression = messages.RegressionResult()
     fill_regression(regression, np.float32([1, 2]))
     assert [r.value for r in regression.regressions] == [1.0, 2.0]
+
+
+@given(st.integers(0, 4), st.integers(0, 4), st.sampled_from(["both", "classes", "scores"]), st.data())
+@settings(deadline=None)
+def test_messages_of_any_results(batch, width, given_, data) -> None:
+    scores = data.draw(hnp.arrays(np.float32, (batch, width)))
+    labels = st.one_of(st.sampled_from([b"", b"a", b"\xff"]), st.text(max_size=200).map(str.encode))
+    classes = np.empty((batch, width), object)
+    classes.reshape(-1)[:] = data.draw(st.lists(labels, min_size=classes.size, max_size=classes.size))
+    result, expected = messages.ClassificationResult(), messages.ClassificationResult()
+    fill_classification(result, classes if given_ != "scores" else None, scores if given_ != "classes" else None)
+    for label_row, score_row in zip(classes, scores, strict=True):
+        row = expected.classifications.add()
+        for label, score in zip(label_row, score_row, strict=True):
+            cell = row.classes.add()
+            if given_ != "scores":
+                cell.label = label.decode("utf-8", "replace")
+            if given_ != "classes":
+                cell.score = score
+    assert result.SerializeToString() == expected.SerializeToString()
+
+
+@given(hnp.arrays(np.float32, st.integers(0, 20)))
+@settings(deadline=None)
+def test_messages_of_any_regression(values) -> None:
+    found, expected = messages.RegressionResult(), messages.RegressionResult()
+    fill_regression(found, values)
+    for value in values:
+        expected.regressions.add().value = value
+    assert found.SerializeToString() == expected.SerializeToString()
