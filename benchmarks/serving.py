@@ -143,10 +143,15 @@ class CaseRun:
                 self.note.say(
                     f"{self.case.family}: round {turn + 1} of {self.settings.rounds}, {len(plans)} measurements"
                 )
-                for label, runtime in runtimes.items():
-                    self._measure_runtime(label, runtime, turn)
+                # A server right after its runtime, so that both meet the machine in the same state.
+                for variant, runtime in runtimes.items():
+                    self._measure_runtime(variant, runtime, turn)
+                    for target, wire, plan in plans:
+                        if target.name == "moxserve" and target.variant == variant:
+                            self._measure(target, wire, plan, turn)
                 for target, wire, plan in plans:
-                    self._measure(target, wire, plan, turn)
+                    if target.name != "moxserve":
+                        self._measure(target, wire, plan, turn)
             for target in targets:
                 memory = tree_memory_mb(target.process.pid)
                 self.servers.append(

@@ -14,37 +14,34 @@ from collections.abc import Callable
 import numpy as np
 from serving_extras import cpu_us
 
+from moxserve.protocol import messages
+
 Pieces = dict[str, Callable[[], object]]
 
 
 def ours(image: np.ndarray) -> Pieces:
     """Return our codecs, on what a server and a client meet."""
-    from moxserve.client.calls import PredictCall
-    from moxserve.client.wire import encode
-    from moxserve.protocol import messages
-    from moxserve.protocol.tensors import from_proto, to_proto
+    from moxserve.protocol.predict_wire import read_predict, write_predict_request, write_predict_response
     from moxserve.types import ModelRef
 
-    call = PredictCall(ModelRef("resnet50"), {"images": image})
-    request = encode(call).payload
-    response = messages.PredictResponse()
-    response.outputs["images"].CopyFrom(to_proto(image))
+    ref, tensors = ModelRef("resnet50"), {"images": image}
+    request = write_predict_request(ref, "serving_default", tensors)
+    values = messages.PredictRequest.FromString(request)
+    values.inputs["images"].ClearField("tensor_content")
+    values.inputs["images"].float_val.extend(image.ravel())
+    typed = values.SerializeToString()
 
-    def decode() -> np.ndarray:
-        return from_proto(messages.PredictRequest.FromString(request).inputs["images"])
+    def decode(data: bytes) -> np.ndarray:
+        return read_predict(data).tensors()["images"]
 
-    assert np.array_equal(decode(), image)
+    assert np.array_equal(decode(request), image)
+    assert np.array_equal(decode(typed), image)
     return {
-        "client: array to request": lambda: encode(call).payload,
-        "server: request to array": decode,
-        "server: array to response": lambda: _response(messages, to_proto, image),
+        "client: array to request": lambda: write_predict_request(ref, "serving_default", tensors),
+        "server: request to array": lambda: decode(request),
+        "server: request with float_val to array": lambda: decode(typed),
+        "server: array to response": lambda: write_predict_response("resnet50", 1, "serving_default", tensors),
     }
-
-
-def _response(messages: object, to_proto: Callable[[np.ndarray], object], image: np.ndarray) -> bytes:
-    response = messages.PredictResponse()  # type: ignore[attr-defined]
-    response.outputs["images"].CopyFrom(to_proto(image))
-    return bytes(response.SerializeToString())
 
 
 def json_bodies(image: np.ndarray) -> Pieces:

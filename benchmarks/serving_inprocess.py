@@ -9,8 +9,8 @@ writes what the model answers to every input instead.
 Runtimes: `tensorflow` is a SavedModel in a session, called in the cheapest way (`_make_callable_from_options`): the
 same graph executor that the C++ server runs, without its transport, so what that server could reach at most;
 `tensorflow_bf16` the same with grappler's bfloat16 rewrite; `onnx` has a session with one thread for each caller, which
-costs the least CPU for single images; `openvino` (`openvino_f32`: no bfloat16) has a stream for each core; `moxserve`
-is our own backend, without a server around it.
+costs the least CPU for single images; `openvino` (`openvino_bf16`) has a stream for each core; `moxserve` is our
+own backend, without a server around it.
 """
 
 from __future__ import annotations
@@ -71,13 +71,11 @@ def onnx(path: str) -> Call:
     return call
 
 
-def openvino(path: str, *, precision: str | None = None) -> Call:
+def openvino(path: str, *, precision: str) -> Call:
     """Return a call that gives each thread an inference request of its own."""
     import openvino as ov
 
-    config: dict[str, Any] = {"NUM_STREAMS": THREADS, "INFERENCE_NUM_THREADS": THREADS}
-    if precision:
-        config["INFERENCE_PRECISION_HINT"] = precision
+    config = {"NUM_STREAMS": THREADS, "INFERENCE_NUM_THREADS": THREADS, "INFERENCE_PRECISION_HINT": precision}
     compiled = ov.Core().compile_model(path, "CPU", config)
     mine = threading.local()
 
@@ -102,8 +100,8 @@ RUNTIMES: dict[str, Callable[[str], Call]] = {
     "tensorflow": tensorflow,
     "tensorflow_bf16": lambda path: tensorflow(path, bf16=True),
     "onnx": onnx,
-    "openvino": openvino,
-    "openvino_f32": lambda path: openvino(path, precision="f32"),
+    "openvino": lambda path: openvino(path, precision="f32"),
+    "openvino_bf16": lambda path: openvino(path, precision="bf16"),
     "moxserve": moxserve,
 }
 

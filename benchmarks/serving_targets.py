@@ -65,7 +65,7 @@ TOLERANCES = {"frozen_bf16": 0.1, "onnx_int8": 0.3, "openvino": 0.1, "openvino_i
 FLAGS: dict[str, tuple[str, ...]] = {"frozen_bf16": ("--mixed_precision=bfloat16",)}
 RUNTIMES = {
     "tf": "tensorflow", "frozen": "tensorflow", "frozen_bf16": "tensorflow_bf16", "onnx": "onnx", "onnx_int8": "onnx",
-    "openvino": "openvino", "openvino_int8": "openvino",
+    "openvino": "openvino_bf16", "openvino_int8": "openvino",
 }  # fmt: skip
 
 
