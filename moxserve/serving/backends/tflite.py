@@ -21,9 +21,10 @@ from moxserve.errors import AlreadyExists, Internal, InvalidArgument, MissingExt
 from moxserve.export.manifest import TensorNames
 from moxserve.serving.backends.base import TfliteOptions
 from moxserve.serving.backends.graph import GraphBackend, own_signature, signature_map_of
+from moxserve.serving.backends.tflite_examples import CUSTOM_OPS, ExampleParser, cut_examples
 from moxserve.serving.backends.tflite_file import TfliteFile, read_tflite
 from moxserve.serving.cpus import cpus
-from moxserve.types import TensorSpec, dtype_of
+from moxserve.types import TensorSpec, dtype_by_name, dtype_of
 
 __all__ = ["TfliteGraph", "tflite_backend"]
 
@@ -60,15 +61,23 @@ class TfliteGraph:
         except OSError as error:
             raise InvalidArgument(f"Cannot build FlatBufferModel from buffer: {error}") from None
         self.file: TfliteFile = read_tflite(data)
+        self._parser: ExampleParser | None = None
+        if any(name in CUSTOM_OPS for name in self.file.custom_ops):
+            data, self._parser = cut_examples(data)
 
         def new() -> _Interpreter:
             return _Interpreter(_make(make, data, threads or 1, self.file), path)
 
         first = new()
         self.inputs: Mapping[str, TensorSpec] = _specs(first.raw.get_input_details(), "Input")
+        if self._parser is not None:
+            source = self._parser.source
+            rest = {name: spec for name, spec in self.inputs.items() if name not in self._parser.tensors}
+            self.inputs = {source: TensorSpec(source, dtype_by_name("string"), (None,), source), **rest}
         self.outputs: Mapping[str, TensorSpec] = _specs(first.raw.get_output_details(), "Output")
         self.names: Mapping[str, TensorNames] = self.file.names
         self.synonyms: Mapping[str, str] = {}
+        self._native = frozenset(d["name"] for d in first.raw.get_input_details())
         pools, each = options.pools or cpus(), max(1, options.interpreters_per_pool)
         self._interpreters = _Interpreters(new, first, max(1, pools) * each)
         self._workers = ThreadPoolExecutor(each, "moxserve-tflite") if each > 1 else None
@@ -91,6 +100,16 @@ class TfliteGraph:
         return [np.concatenate(values) for values in zip(*found, strict=True)]
 
     def _run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        if self._parser is not None:
+            parsed = self._parser.parse(feeds[self._parser.source])
+            rest = [name for name in fetches if name not in parsed]
+            others = {name: array for name, array in feeds.items() if name != self._parser.source}
+            values = dict(zip(rest, self._run_rest({**others, **parsed}, rest), strict=True)) if rest else {}
+            return [parsed[name] if name in parsed else values[name] for name in fetches]
+        return self._run_rest(feeds, fetches)
+
+    def _run_rest(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        feeds = {name: array for name, array in feeds.items() if name in self._native}
         with self._interpreters.borrow(feeds) as interpreter:
             return interpreter.run(feeds, fetches)
 
