@@ -7,6 +7,7 @@ ragged ones.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -207,7 +208,7 @@ class _Tensors:
         stored = self._buffers[self._all[index].buffer].data
         data = b"" if stored is None else bytes(bytearray(stored))
         dtype = self.dtype(index)
-        return _strings(data) if dtype == object else np.frombuffer(data, dtype)
+        return _strings(data) if dtype.kind == "O" else np.frombuffer(data, dtype)
 
 
 def _features(op: Any, name: str, tensors: _Tensors) -> list[_Feature]:
@@ -251,7 +252,7 @@ def _strings(data: bytes) -> np.ndarray:
     (count,) = np.frombuffer(data, "<i4", 1)
     offsets = np.frombuffer(data, "<i4", int(count) + 1, 4)
     result = np.empty(int(count), object)
-    result[:] = [data[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    result[:] = [data[a:b] for a, b in itertools.pairwise(offsets.tolist())]
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moxserve.errors import Internal, InvalidArgument, MoxserveError
+from moxserve.errors import Internal, InvalidArgument
 from moxserve.protocol.examples import make_example
 from moxserve.serving import backends
 from moxserve.serving.backends import LoadOptions, TfliteOptions
@@ -133,7 +134,5 @@ def test_damaged_files_are_refused(testdata: Path, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     content = content[: data.draw(st.integers(8, len(content)))]
-    try:
+    with contextlib.suppress(InvalidArgument):
         read_tflite(bytes(content))
-    except MoxserveError as error:
-        assert error.message.startswith("Cannot build FlatBufferModel from buffer")
