@@ -32,6 +32,8 @@ from moxserve.serving.classify import (
 from moxserve.serving.execution.context import RequestContext
 from moxserve.serving.manager import Manager, VersionStatus
 from moxserve.serving.metrics import ServingMetrics
+from moxserve.serving.observe import RequestRecord
+from moxserve.serving.observe.current import current_record
 from moxserve.serving.policy import State
 from moxserve.serving.request_log import RequestLogs
 from moxserve.serving.servable import Servable
@@ -135,13 +137,15 @@ class DataPlane:
             Internal: the signature is of an unknown method, and methods are checked.
             ServingError: the model failed.
         """
-        sample = self._logs.sampled(ref.name)
+        sample, record = self._logs.sampled(ref.name), _record_of(ref)
         with self._manager.borrow(ref) as servable:
             decode = sample.keep(decode) if sample else decode
             prediction = await predict_on(
                 servable, signature_name, decode, output_filter, context, check_method=self._check_methods
             )
             self._metrics.run(servable.name, "Predict", servable.backend.platform, prediction.run_s)
+        if record is not None:
+            record.answered(prediction.version, prediction.signature, prediction.run_s)
         if sample:
             sample.predict(prediction, output_filter)
         return prediction
@@ -155,11 +159,13 @@ class DataPlane:
             NotFound: no such model or version is available.
             ServingError: as of `classify_on`.
         """
-        sample = self._logs.sampled(ref.name)
+        sample, record = self._logs.sampled(ref.name), _record_of(ref)
         with self._manager.borrow(ref) as servable:
             examples = sample.keep(examples) if sample else examples
             inferred = await classify_on(servable, signature_name, examples, context, check_method=self._check_methods)
             self._metrics.run(servable.name, "Classify", servable.backend.platform, inferred.run_s)
+        if record is not None:
+            record.answered(inferred.version, inferred.signature, inferred.run_s)
         if sample:
             sample.classify(inferred)
         return inferred
@@ -168,11 +174,13 @@ class DataPlane:
         self, ref: ModelRef, signature_name: str, examples: ReadExamples, context: RequestContext = _NO_CONTEXT
     ) -> Inferred[Regression]:
         """Run a regress signature; see `classify`."""
-        sample = self._logs.sampled(ref.name)
+        sample, record = self._logs.sampled(ref.name), _record_of(ref)
         with self._manager.borrow(ref) as servable:
             examples = sample.keep(examples) if sample else examples
             inferred = await regress_on(servable, signature_name, examples, context, check_method=self._check_methods)
             self._metrics.run(servable.name, "Regress", servable.backend.platform, inferred.run_s)
+        if record is not None:
+            record.answered(inferred.version, inferred.signature, inferred.run_s)
         if sample:
             sample.regress(inferred)
         return inferred
@@ -186,12 +194,14 @@ class DataPlane:
             NotFound: no such model or version is available.
             ServingError: as of `infer_together`.
         """
-        sample = self._logs.sampled(ref.name)
+        sample, record = self._logs.sampled(ref.name), _record_of(ref)
         with self._manager.borrow(ref) as servable:
             examples = sample.keep(examples) if sample else examples
             answers = await infer_together(servable, tasks, examples, context, check_method=self._check_methods)
             self._metrics.run(servable.name, "MultiInference", servable.backend.platform, answers[0].run_s)
             self._metrics.examples(servable.name, answers[0].examples)
+        if record is not None:
+            record.answered(answers[0].version, ",".join(a.signature for a in answers), answers[0].run_s)
         if sample:
             sample.multi_inference(tasks, answers)
         return answers
@@ -202,6 +212,7 @@ class DataPlane:
         Raises:
             NotFound: no such model or version is available.
         """
+        _record_of(ref)
         with self._manager.borrow(ref) as servable:
             backend = servable.backend
             variant = getattr(backend, "variant", "")
@@ -220,6 +231,7 @@ class DataPlane:
         Raises:
             NotFound: nothing is known of them.
         """
+        _record_of(ref)
         known = self._manager.statuses(ref.name)
         if ref.version is not None:
             known = [status for status in known if status.version == ref.version]
@@ -247,6 +259,14 @@ class DataPlane:
             ModelListing(config.name, config.labels, _status_response(self._manager.statuses(config.name)))
             for config in self._manager.configs()
         ]
+
+
+def _record_of(ref: ModelRef) -> RequestRecord | None:
+    """Note the model in the record of this request, if there is one, and return it."""
+    record = current_record()
+    if record is not None:
+        record.model = ref.name
+    return record
 
 
 def _status_response(statuses: Sequence[VersionStatus]) -> Any:

@@ -38,9 +38,10 @@ class Flag:
     repeats: bool = False
 
 
-_MODEL, _NET, _PROCESS, _BATCH, _LOAD, _TF, _REFUSED, _LATER, _IGNORED = (
+_MODEL, _NET, _SEE, _PROCESS, _BATCH, _LOAD, _TF, _REFUSED, _LATER, _IGNORED = (
     "Models",
     "Addresses and transports",
+    "Watching",
     "Processes",
     "Batching and overload",
     "Versions, loading and warmup",
@@ -117,6 +118,19 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("shutdown_grace_seconds", "float", 25.0, _NET, "How long SIGTERM lets requests finish.", ours=True),
     Flag(
+        "status_page", "bool", True, _SEE,
+        "Show models, states and latencies at / of the REST port, with a form for a sample request.", ours=True,
+    ),
+    Flag(
+        "access_log", "str", "", _SEE, "File that gets a line of JSON for each request; - is stdout.", ours=True,
+    ),
+    Flag(
+        "otel", "bool", False, _SEE,
+        "Tell each request to OpenTelemetry; its OTEL_* variables say where, by default http://localhost:4318.",
+        ours=True,
+    ),
+    Flag("enable_profiler", "bool", True, _SEE, "TensorFlow's profiler service on the gRPC port."),
+    Flag(
         "num_processes", "int", 1, _PROCESS,
         "Server processes behind the same ports, for machines with more cores.", ours=True,
     ),
@@ -161,7 +175,6 @@ FLAGS: tuple[Flag, ...] = (
         "PlatformConfigMap in text; replaces all flags on sessions, batching, warmup, tags and TFLite.",
     ),
     _refused("use_alts_credentials", "bool", False, "Google's ALTS for gRPC."),
-    _later("enable_profiler", "bool", True, "TensorFlow's profiler service."),
     _later("num_unload_threads", "int", 0, "Unloads at once; each has a thread of its own here."),
     _ignored("flush_filesystem_caches", "bool", True, "Caches of TensorFlow's file systems."),
     _ignored("remove_unused_fields_from_bundle_metagraph", "bool", True, "Only signatures are kept here, always."),

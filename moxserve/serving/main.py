@@ -24,9 +24,12 @@ from moxserve.errors import MissingExtraError, Unavailable, UsageError
 from moxserve.serving import backends, warmup
 from moxserve.serving.dataplane import DataPlane
 from moxserve.serving.execution import LoopThread, RunnerFactory, WorkPool
+from moxserve.serving.grpc import profiler
 from moxserve.serving.grpc.server import GrpcServer
 from moxserve.serving.manager import Manager
 from moxserve.serving.metrics import ServingMetrics
+from moxserve.serving.observe import Recorder
+from moxserve.serving.observe.making import make_recorder
 from moxserve.serving.options import ServerOptions
 from moxserve.serving.reload import Reloader
 from moxserve.serving.request_log import RequestLogs
@@ -57,8 +60,8 @@ class Peers(Protocol):
     def reload(self, message: Any, timeout_s: float | None) -> None:
         """Put a ModelServerConfig message in effect in all of them, or in none; raises to refuse."""
 
-    def metrics_page(self) -> bytes:
-        """Return the page of metrics with the counts of all of them."""
+    def metrics(self) -> ServingMetrics:
+        """Return the counts of all of them, added up."""
 
 
 class Server:
@@ -72,6 +75,7 @@ class Server:
         rest_port: real port; 0 before `start` and without REST.
         dataplane: answers without a transport, from `start` on.
         metrics: what it has counted.
+        recorder: what tells each request, from `start` on.
     """
 
     def __init__(self, options: ServerOptions, peers: Peers | None = None) -> None:
@@ -82,7 +86,8 @@ class Server:
         self.metrics = ServingMetrics()
         models = options.models()
         self._manager = Manager(models, self._load, options.manager)
-        self._logs = RequestLogs(options.load.tags)
+        self.recorder = Recorder()
+        self._logs = RequestLogs(options.load.tags, counted=lambda *labels: self.metrics.logged.add(labels))
         self._logs.configure(models or ())
         self.reloader = Reloader(self._manager, options.config, self._logs.configure, listed=models is not None)
         self.dataplane = DataPlane(self._manager, self._logs, self.metrics, check_methods=options.check_methods)
@@ -110,6 +115,7 @@ class Server:
         except BaseException:
             backend.close()
             raise
+        self.metrics.loaded(name, version, path)
         return servable
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -138,7 +144,9 @@ class Server:
             if address:
                 # Loading may take minutes: a port that is taken is told before, not after.
                 bind(address, flag, share=self.options.share_ports).close()
+        self.recorder = make_recorder(self.options.observe, self.metrics)
         try:
+            self.recorder.start()
             self._loop = LoopThread()
             self._manager.start()
             if not self._manager.wait_until_ready():
@@ -155,7 +163,10 @@ class Server:
             raise
 
     async def _open_grpc(self) -> None:
-        server = GrpcServer(self.dataplane, self.options.grpc, (self._peers or self.reloader).reload, self.metrics)
+        reload = (self._peers or self.reloader).reload
+        server = GrpcServer(self.dataplane, self.options.grpc, reload, self.metrics, self.recorder)
+        if self.options.profiler:
+            server.add_service(profiler.SERVICE, profiler.ProfilerService().methods())
         self._grpc = server
         if self.options.grpc_address:
             self.grpc_port = server.listen(self.options.grpc_address)
@@ -175,15 +186,22 @@ class Server:
             return
         # Imported here: a server without REST needs no HTTP packages.
         from moxserve.serving.rest.app import RestApp
+        from moxserve.serving.rest.page import StatusPage
         from moxserve.serving.rest.server import RestServer
 
-        page = self._peers.metrics_page if self._peers else self.metrics.page
-        app = RestApp(self.dataplane, self.options.rest, self._codecs, self.metrics, page)
+        options = self.options.rest
+        more = [StatusPage(self.dataplane, self._counts, options.metrics_path)] if options.page else []
+        app = RestApp(
+            self.dataplane, options, self._codecs, self.metrics, lambda: self._counts().page(), more, self.recorder
+        )
         sock = bind(self.options.rest_address, "--rest_api_port", share=self.options.share_ports)
         self.rest_port = sock.getsockname()[1]
         self._rest = RestServer(app, sock)
         await self._rest.start()
         logger.info("Exporting HTTP/REST API at:localhost:%d ...", self.rest_port)
+
+    def _counts(self) -> ServingMetrics:
+        return self._peers.metrics() if self._peers else self.metrics
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the server is stopped; False when the time was up first."""
@@ -207,6 +225,7 @@ class Server:
             finished = self.call(self._close(grace_s)) if self._loop is not None else True
             finished = self._manager.stop(max(0.1, deadline - time.monotonic())) and finished
             finished = self._logs.close(max(1.0, deadline - time.monotonic())) and finished
+            finished = self.recorder.close(max(1.0, deadline - time.monotonic())) and finished
             self._runners.close()
             self._codecs.close()
             if self._loop is not None:

@@ -19,6 +19,7 @@ from moxserve.serving.grpc.options import GrpcOptions, parse_channel_arguments, 
 from moxserve.serving.load_flags import load_options, model_backends
 from moxserve.serving.manager import ManagerOptions
 from moxserve.serving.model_config import ModelConfig, check_labels, check_names, model_configs, read_config_file
+from moxserve.serving.observe import ObserveOptions
 from moxserve.serving.platform_config import read_platform_config
 from moxserve.serving.reload import ReloadOptions
 from moxserve.serving.rest.options import RestOptions, metrics_path
@@ -46,6 +47,8 @@ class ServerOptions:
         backends: model -> what runs it, where that is not as in `load`.
         grpc: threads and encoding.
         rest: threads and time limit.
+        observe: where each request is told.
+        profiler: whether gRPC offers TensorFlow's profiler.
         batching: whether and how requests are put together.
         max_queue_delay_s: how long a request may have to wait for its turn before it is refused; 0 for any time.
         check_methods: whether a signature must say that it is of the method that a request asks for.
@@ -67,6 +70,8 @@ class ServerOptions:
     backends: Mapping[str, str] = field(default_factory=dict)
     grpc: GrpcOptions = field(default_factory=GrpcOptions)
     rest: RestOptions = field(default_factory=RestOptions)
+    observe: ObserveOptions = field(default_factory=ObserveOptions)
+    profiler: bool = True
     batching: BatchingOptions = field(default_factory=BatchingOptions)
     max_queue_delay_s: float = 0.0
     check_methods: bool = False
@@ -204,7 +209,10 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
             timeout_s=max(0, values["rest_api_timeout_in_ms"]) / 1e3,
             cors=values["rest_api_enable_cors_support"],
             metrics_path=_metrics_path(values),
+            page=values["status_page"],
         ),
+        observe=ObserveOptions(access_log=values["access_log"], tracing=values["otel"]),
+        profiler=values["enable_profiler"],
         batching=batching_options(values, platform.batching if platform else None),
         max_queue_delay_s=max(0.0, values["max_queue_delay_ms"]) / 1e3,
         check_methods=values["enable_signature_method_name_check"],

@@ -19,7 +19,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from moxserve.errors import InvalidArgument, MoxserveError, Unavailable
+from moxserve.errors import InvalidArgument, MoxserveError, Unavailable, status_name
 from moxserve.protocol import messages
 from moxserve.protocol.classify import fill_classification, fill_regression
 from moxserve.protocol.examples import serialized_examples
@@ -28,9 +28,11 @@ from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.classify import Classification, Task
 from moxserve.serving.dataplane import DataPlane
 from moxserve.serving.execution import RequestContext
+from moxserve.serving.grpc.observed import begin_call
 from moxserve.serving.grpc.options import GrpcOptions
 from moxserve.serving.grpc.tls import credentials
 from moxserve.serving.metrics import ServingMetrics, status_of
+from moxserve.serving.observe import Recorder, RequestRecord
 from moxserve.types import ModelRef
 
 __all__ = ["GrpcServer", "context_of"]
@@ -70,10 +72,19 @@ class GrpcServer:
         options: encoding, gRPC's own arguments, certificates.
         reload: puts a ModelServerConfig message in effect within the time that the caller has left, in s; may block.
         metrics: where requests are counted.
+        recorder: where each request is told; None for nowhere.
     """
 
-    def __init__(self, dataplane: DataPlane, options: GrpcOptions, reload: Reload, metrics: ServingMetrics) -> None:
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        options: GrpcOptions,
+        reload: Reload,
+        metrics: ServingMetrics,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._dataplane = dataplane
+        self._recorder = recorder or Recorder()
         self._metrics = metrics
         self._options = options
         self._reload_config = reload
@@ -94,7 +105,10 @@ class GrpcServer:
             methods: unary methods, by name. An error of ours that one raises becomes the status of the call.
             streams: methods that take and give streams, by name.
         """
-        handlers = {name: grpc.unary_unary_rpc_method_handler(self._guarded(m)) for name, m in methods.items()}
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(self._guarded(f"/{service}/{name}", method))
+            for name, method in methods.items()
+        }
         handlers |= {name: grpc.stream_stream_rpc_method_handler(s) for name, s in (streams or {}).items()}
         self.add_handler(grpc.method_handlers_generic_handler(service, handlers))
 
@@ -183,13 +197,21 @@ class GrpcServer:
 
         return handle
 
-    def _guarded(self, method: Method) -> Method:
+    def _guarded(self, name: str, method: Method) -> Method:
         """Map errors to statuses. What is no error of ours is a bug: it is logged, and told as INTERNAL."""
 
         async def handle(data: bytes, context: Any) -> bytes:
+            record = begin_call(name, len(data), context, active=self._recorder.active)
             self._in_flight += 1
             try:
-                return await method(data, context)
+                answer = await method(data, context)
+                if record is not None:
+                    self._tell(record, 0, len(answer))
+                return answer
+            except asyncio.CancelledError:
+                if record is not None:
+                    self._tell(record, grpc.StatusCode.CANCELLED.value[0])
+                raise
             except MoxserveError as error:
                 code, message = error.grpc_code, str(error)
             except Exception as error:
@@ -197,10 +219,16 @@ class GrpcServer:
                 code, message = grpc.StatusCode.INTERNAL.value[0], f"{type(error).__name__}: {error}"
             finally:
                 self._in_flight -= 1
+            if record is not None:
+                self._tell(record, code)
             await context.abort(_CODES[code], _shortened(message))
             return b""
 
         return handle
+
+    def _tell(self, record: RequestRecord, code: int, response_bytes: int = 0) -> None:
+        record.end(status_name(code), code, response_bytes)
+        self._recorder.take(record)
 
     async def _predict(self, data: bytes, context: Any, call: _Call) -> bytes:
         request = read_predict(data)

@@ -85,15 +85,15 @@ class Membership:
         config = b64encode(message.SerializeToString()).decode()
         self._channel.call("reload", {"config": config, "timeout_s": timeout_s})
 
-    def metrics_page(self) -> bytes:
-        """Return the page of metrics with the counts of all processes.
+    def metrics(self) -> ServingMetrics:
+        """Return the counts of all processes, added up.
 
         Raises:
             ServingError: they cannot be had.
         """
         total = ServingMetrics()
         total.absorb(self._channel.call("counts", timeout_s=_METRICS_S))
-        return total.page()
+        return total
 
     # What the supervisor asks for
 

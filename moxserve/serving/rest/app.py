@@ -34,7 +34,9 @@ from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.dataplane import DataPlane
 from moxserve.serving.execution import RequestContext, WorkPool
 from moxserve.serving.metrics import ServingMetrics, status_of
+from moxserve.serving.observe import Recorder
 from moxserve.serving.rest.exchange import LARGE_BYTES, LARGE_CELLS, Headers, Receive, RestAnswer, RestRequest, Routes
+from moxserve.serving.rest.observed import begin_request, end_request
 from moxserve.serving.rest.options import RestOptions
 from moxserve.serving.servable import SignatureNotFound
 from moxserve.types import ModelRef
@@ -70,6 +72,7 @@ class RestApp:
         metrics: where requests are counted.
         metrics_page: gives what the page of metrics shows; may block.
         more: further groups of routes, for paths outside `/v1/`.
+        recorder: where each request is told; None for nowhere.
     """
 
     def __init__(
@@ -80,7 +83,9 @@ class RestApp:
         metrics: ServingMetrics,
         metrics_page: Callable[[], bytes],
         more: Sequence[Routes] = (),
+        recorder: Recorder | None = None,
     ) -> None:
+        self._recorder = recorder or Recorder()
         self._metrics = metrics
         self._metrics_page = metrics_page
         self._dataplane = dataplane
@@ -93,15 +98,21 @@ class RestApp:
         if scope["type"] != "http":
             return
         request = RestRequest(scope, receive, self._options.max_body_bytes)
+        record = begin_request(request, active=self._recorder.active)
         if request.path[:4].lower() in ("/v1/", "/v2/", "/v2"):
             answer = await self._api(request)
         else:
-            answer, _ = await _guarded(self._other(request))
+            answer, _ = await _guarded(self._other(request), request)
         headers = [
             (b"content-type", answer.content_type),
             (b"content-length", b"%d" % len(answer.body)),
             *answer.headers,
         ]
+        if request.context.request_id:
+            headers.append((b"x-request-id", request.context.request_id.encode()))
+        if record is not None:
+            end_request(record, request, answer)
+            self._recorder.take(record)
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})
 
@@ -109,8 +120,9 @@ class RestApp:
         began = time.perf_counter()
         if self._options.timeout_s > 0:
             request.context.deadline = time.monotonic() + self._options.timeout_s
-        answer, code = await _guarded(self._route(request))
+        answer, code = await _guarded(self._route(request), request)
         seconds = time.perf_counter() - began
+        request.status = code
         self._metrics.request(request.model, code, api=request.api, entrypoint="REST", seconds=seconds)
         if self._options.cors:
             answer.headers = (*answer.headers, *_CORS)
@@ -118,12 +130,18 @@ class RestApp:
 
     async def _other(self, request: RestRequest) -> RestAnswer:
         if self._options.metrics_path and request.path == self._options.metrics_path:
-            return RestAnswer(200, await asyncio.to_thread(self._metrics_page), b"text/plain")
+            return await self._monitoring(request)
         for routes in self._more:
             answer = await routes.answer(request)
             if answer is not None:
                 return answer
         return _NOT_FOUND
+
+    async def _monitoring(self, request: RestRequest) -> RestAnswer:
+        if request.query:
+            text = f"Unexpected path: {request.path}?{request.query}. Should be {self._options.metrics_path}"
+            return RestAnswer(400, text.encode(), b"text/plain")
+        return RestAnswer(200, await asyncio.to_thread(self._metrics_page), b"text/plain")
 
     async def _route(self, request: RestRequest) -> RestAnswer:
         method, path = request.method, request.path
@@ -204,19 +222,22 @@ def _cells(array: np.ndarray) -> int:
     return array.size
 
 
-async def _guarded(work: Awaitable[RestAnswer]) -> tuple[RestAnswer, str]:
+async def _guarded(work: Awaitable[RestAnswer], request: RestRequest) -> tuple[RestAnswer, str]:
     """Map errors to answers; give the name of the status, too. What is no error of ours is a bug: it is logged."""
     try:
         answer = await work
         return answer, "OK" if answer.status < 400 else "FAILED_PRECONDITION"
     except MoxserveError as error:
-        return RestAnswer(error.http_status, error_json(str(error))), status_of(error)
+        request.status = status_of(error)
+        return RestAnswer(error.http_status, error_json(str(error), request.context.request_id)), request.status
     except asyncio.CancelledError:
         # The caller has left: nobody reads this answer, but what was asked is counted.
         return RestAnswer(499, b""), "CANCELLED"
     except Exception as error:
         logger.exception("a REST request failed")
-        return RestAnswer(500, error_json(f"{type(error).__name__}: {error}")), status_of(error)
+        request.status = status_of(error)
+        body = error_json(f"{type(error).__name__}: {error}", request.context.request_id)
+        return RestAnswer(500, body), request.status
 
 
 def _ref(match: re.Match[str]) -> ModelRef:

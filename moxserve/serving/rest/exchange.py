@@ -55,9 +55,10 @@ class RestRequest:
         context: how long the caller waits; completes `gone` when it has left.
         model: that it turned out to ask for, for the metrics.
         api: likewise, such as `predict`.
+        status: name of the gRPC status that it is answered with; empty when only the answer's code tells.
     """
 
-    __slots__ = ("_max_bytes", "_receive", "_scope", "api", "context", "method", "model", "path", "query")
+    __slots__ = ("_max_bytes", "_receive", "_scope", "api", "context", "method", "model", "path", "query", "status")
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, max_body_bytes: int) -> None:
         raw = scope.get("raw_path") or scope["path"].encode()
@@ -68,6 +69,7 @@ class RestRequest:
         self.context = RequestContext(gone=self._gone)
         self.model = ""
         self.api = ""
+        self.status = ""
         self._scope = scope
         self._receive = receive
         self._max_bytes = max_body_bytes

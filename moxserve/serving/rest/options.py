@@ -22,6 +22,7 @@ class RestOptions:
         max_body_bytes: largest body after inflating.
         cors: whether web pages of other origins may read the answers.
         metrics_path: of the page that Prometheus reads; empty is none.
+        page: whether `/` shows the status page.
     """
 
     threads: int = 8
@@ -29,6 +30,7 @@ class RestOptions:
     max_body_bytes: int = 2**31 - 1
     cors: bool = False
     metrics_path: str = ""
+    page: bool = True
 
 
 def metrics_path(config_file: str) -> str:

@@ -1,0 +1,47 @@
+"""What is noted of a gRPC call for the access log and for traces, and the request's id as metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote
+
+from moxserve.serving.observe.current import set_current_record
+from moxserve.serving.observe.record import GRPC, RequestRecord
+from moxserve.serving.observe.request_id import HEADER, new_request_id, valid_request_id
+
+__all__ = ["begin_call"]
+
+
+def begin_call(method: str, request_bytes: int, context: Any, *, active: bool) -> RequestRecord | None:
+    """Take note that a call has begun, and give its id back as trailing metadata.
+
+    Args:
+        method: full name, such as `/tensorflow.serving.PredictionService/Predict`.
+        request_bytes: size of the message.
+        context: of gRPC.
+        active: whether anybody wants records. If not, only an id that the caller sent is looked at.
+
+    Returns:
+        The record, also set as the current one; None when nobody wants it.
+    """
+    metadata = context.invocation_metadata()
+    request_id = ""
+    for name, value in metadata or ():
+        if name == HEADER:
+            request_id = valid_request_id(value)
+    if not active:
+        if request_id:
+            context.set_trailing_metadata(((HEADER, request_id),))
+        return None
+    request_id = request_id or new_request_id()
+    context.set_trailing_metadata(((HEADER, request_id),))
+    record = RequestRecord(GRPC, method, metadata or (), _address(context.peer()), request_id)
+    record.request_bytes = request_bytes
+    set_current_record(record)
+    return record
+
+
+def _address(peer: str) -> str:
+    """Turn `ipv6:%5B::1%5D:4711` into `[::1]:4711`; a UNIX socket stays `unix:...`."""
+    kind, _, address = peer.partition(":")
+    return unquote(address) if kind in ("ipv4", "ipv6") else peer

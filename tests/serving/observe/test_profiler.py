@@ -1,0 +1,148 @@
+"""TensorFlow's own profiler client against the server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from moxserve.client import Client
+from moxserve.protocol import profiler
+from moxserve.serving.main import Server, ServerOptions
+
+PROFILE = "/tensorflow.ProfilerService/Profile"
+
+
+@pytest.fixture(scope="module")
+def half(shared_dir: Path) -> str:
+    return str(shared_dir / "testdata" / "tfserving" / "saved_model_half_plus_two_cpu")
+
+
+@pytest.fixture(scope="module")
+def server(half):
+    with Server(ServerOptions("half", half)) as running:
+        yield running
+
+
+def ask(server: Server, method: str, data: bytes) -> bytes:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        answer: bytes = channel.unary_unary(f"/tensorflow.ProfilerService/{method}")(data, timeout=60)
+        return answer
+
+
+def refused(server: Server, method: str, data: bytes) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(server, method, data)
+    return caught.value.code().name, caught.value.details()
+
+
+def request(folder: Path, **more: object) -> bytes:
+    fields = {"duration_ms": 300, "repository_root": str(folder), "session_id": "one", "host_name": "host:1", **more}
+    data: bytes = profiler.profile_request()(**fields).SerializeToString()
+    return data
+
+
+def test_a_profile_of_what_is_served(server, tmp_path) -> None:
+    pytest.importorskip("tensorflow")
+    from tensorflow.tsl.profiler.protobuf.profiler_options_pb2 import ProfileOptions
+    from tensorflow.tsl.profiler.protobuf.xplane_pb2 import XSpace
+
+    done = threading.Event()
+
+    def load() -> None:
+        with Client(f"127.0.0.1:{server.grpc_port}") as client:
+            while not done.is_set():
+                client.predict("half", {"x": np.ones(1, np.float32)})
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        options = ProfileOptions(host_tracer_level=2).SerializeToString()
+        answer = profiler.profile_response().FromString(ask(server, "Profile", request(tmp_path, opts=options)))
+    finally:
+        done.set()
+        thread.join()
+    assert not answer.empty_trace
+    space = XSpace.FromString((tmp_path / "one" / "host_1.xplane.pb").read_bytes())
+    names = {m.name for plane in space.planes for m in plane.event_metadata.values()}
+    assert any("SessionRun" in name or "RunSync" in name or "Executor" in name for name in names), names
+
+
+def test_one_at_a_time_and_it_can_be_ended(server, tmp_path) -> None:
+    results: list[bytes] = []
+    thread = threading.Thread(
+        target=lambda: results.append(ask(server, "Profile", request(tmp_path, duration_ms=50_000)))
+    )
+    thread.start()
+    # The second is refused as soon as the first has begun.
+    status, text = "", ""
+    while not status:
+        try:
+            ask(server, "Profile", request(tmp_path, duration_ms=1, session_id="two"))
+        except grpc.RpcError as error:
+            status, text = error.code().name, error.details()
+    assert (status, text.startswith("another profile is being taken")) == ("UNAVAILABLE", True)
+    ask(server, "Terminate", profiler.terminate_request()(session_id="one").SerializeToString())
+    thread.join(30)
+    assert len(results) == 1
+
+
+def test_what_is_refused(server, tmp_path) -> None:
+    assert refused(server, "Monitor", b"") == ("UNIMPLEMENTED", "unimplemented.")
+    assert refused(server, "Profile", b"\xff")[0] == "INVALID_ARGUMENT"
+    assert refused(server, "Profile", request(tmp_path, duration_ms=0))[0] == "INVALID_ARGUMENT"
+    assert refused(server, "Profile", request(tmp_path, repository_root=""))[0] == "INVALID_ARGUMENT"
+    status, text = refused(server, "Profile", request(tmp_path, repository_root="/proc/nothing", duration_ms=50))
+    assert (status, "cannot be written" in text) in {("FAILED_PRECONDITION", True), ("OK", False)}
+
+
+def test_a_server_without_the_service(half) -> None:
+    with Server(ServerOptions("half", half, profiler=False)) as running:
+        assert refused(running, "Monitor", b"")[0] == "UNIMPLEMENTED"
+        assert "unimplemented." not in refused(running, "Monitor", b"")[1]
+
+
+def test_without_tensorflow_it_says_why() -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from moxserve.errors import Unavailable\n"
+        "from moxserve.protocol import profiler\n"
+        "from moxserve.serving.grpc.profiler import ProfilerService\n"
+        "data = profiler.profile_request()(duration_ms=5, repository_root='/tmp').SerializeToString()\n"
+        "try:\n    asyncio.run(ProfilerService().methods()['Profile'](data, None))\n"
+        "except Unavailable as error:\n    print(error)\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "none of the models that this server has loaded so far needed TensorFlow" in done.stdout
+
+
+@pytest.mark.slow
+def test_tensorflows_own_client(server, tmp_path) -> None:
+    """As TensorBoard does it; in a process of its own, with its own descriptors."""
+    done_loading = threading.Event()
+
+    def load() -> None:
+        with Client(f"127.0.0.1:{server.grpc_port}") as client:
+            while not done_loading.is_set():
+                client.predict("half", {"x": np.ones(1, np.float32)})
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    code = (
+        "import sys\nfrom tensorflow.python.profiler import profiler_client\n"
+        f"profiler_client.trace('grpc://127.0.0.1:{server.grpc_port}', {str(tmp_path)!r}, 500)\n"
+    )
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    finally:
+        done_loading.set()
+        thread.join()
+    assert done.returncode == 0, done.stderr
+    (found,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
+    assert found.stat().st_size > 0
