@@ -91,7 +91,9 @@ class Server:
         self._logs.configure(models or ())
         self.reloader = Reloader(self._manager, options.config, self._logs.configure, listed=models is not None)
         self.dataplane = DataPlane(self._manager, self._logs, self.metrics, check_methods=options.check_methods)
-        self._runners = RunnerFactory(options.grpc.max_threads)
+        self._runners = RunnerFactory(
+            options.grpc.max_threads, options.batching, options.max_queue_delay_s, self.metrics
+        )
         self._codecs = WorkPool(options.rest.threads, _MAX_WAITING, "moxserve-rest")
         self._loop: LoopThread | None = None
         self._grpc: GrpcServer | None = None

@@ -26,6 +26,8 @@ from moxserve.errors import (
 from moxserve.serving.batching.merge import alike, check_rows, merge, split
 from moxserve.serving.batching.params import BatchingParameters
 from moxserve.serving.batching.scheduler import Task, settled
+from moxserve.serving.execution.admission import ServiceTimes
+from moxserve.serving.execution.quickness import payload_bytes
 from moxserve.serving.metrics import ServingMetrics
 
 __all__ = ["Executor", "Model"]
@@ -40,19 +42,11 @@ _BY_REQUEST = (
 )  # fmt: skip
 
 
-class Recorder(Protocol):
-    """Notes how long batches take; see `moxserve.serving.execution.admission.ServiceTimes`."""
-
-    def record(self, size: int, seconds: float) -> None:
-        """Note a run."""
-        ...
-
-
 class Learner(Protocol):
-    """What learns from batches; see `moxserve.serving.batching.adaptive.BatchLimit`."""
+    """What learns from batches; see `moxserve.serving.batching.inline.Learned`."""
 
-    def learn(self, rows: int, row_bytes: int) -> None:
-        """Take a batch into account."""
+    def learn(self, rows: int, size: int, seconds: float) -> None:
+        """Take a batch into account: its rows, the bytes of its inputs and how long it took."""
         ...
 
     def fix(self) -> None:
@@ -80,7 +74,7 @@ class Executor:
         model: Model,
         done: Callable[[Sequence[Task]], None],
         parameters: BatchingParameters,
-        times: Recorder,
+        times: ServiceTimes,
         learner: Learner | None = None,
         metrics: ServingMetrics | None = None,
     ) -> None:
@@ -148,11 +142,12 @@ class Executor:
             self._metrics.batch(sizes, padded, padded - rows if self._parameters.allowed_batch_sizes else None)
         began = time.perf_counter()
         outputs = self._model(inputs)
-        self._times.record(padded, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self._times.record(padded, seconds)
         if self._learner is None:
             check_rows(outputs, padded)
         else:
-            self._learner.learn(padded, sum(array.nbytes for array in inputs) // max(1, padded))
+            self._learner.learn(padded, payload_bytes(inputs), seconds)
             if len(tasks) > 1:
                 self._check_promise(self._learner, outputs, padded)
         return outputs

@@ -7,7 +7,6 @@ that comes alone waits for nothing.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,71 +15,35 @@ from moxserve.errors import Unavailable
 from moxserve.serving.batching.adaptive import BatchLimit
 from moxserve.serving.batching.scheduler import Task
 from moxserve.serving.execution.admission import ServiceTimes
+from moxserve.serving.execution.quickness import Quickness, payload_bytes
 
-__all__ = ["LoopBatches", "Quickness", "Recorded"]
+__all__ = ["Learned", "LoopBatches"]
 
-_QUICK_S = 250e-6
 _MAX_S = 500e-6
-_PAUSE_S = 0.005
-_SURE_AFTER, _MAX_PENALTY = 4, 256
-_RISE = 1.05
-
-
-class Quickness:
-    """Whether a model is quick enough for the loop, from its runs in both places.
-
-    On a busy server a run on a thread also waits for the interpreter, often much longer than it takes: of those the
-    quickest tell most, so what is known rises by a few per cent a run at most. A run that held the loop up for
-    milliseconds sends the next few to the threads, and twice as many when that happens again.
-    """
-
-    def __init__(self) -> None:
-        self._times = ServiceTimes()
-        self._doubt = _SURE_AFTER
-        self._penalty = _SURE_AFTER
-
-    def note(self, rows: int, seconds: float, *, on_loop: bool) -> None:
-        """Note a run; from any thread.
-
-        Args:
-            rows: of the batch.
-            seconds: how long it took.
-            on_loop: whether it ran on the loop.
-        """
-        if on_loop and seconds > _PAUSE_S:
-            self._penalty = min(2 * self._penalty, _MAX_PENALTY)
-            self._doubt = self._penalty
-        elif self._doubt:
-            self._doubt -= 1
-        elif on_loop and self._penalty > _SURE_AFTER:
-            self._penalty -= 1
-        if not on_loop and not math.isnan(unit_s := self._times.unit_s(rows)):
-            seconds = min(seconds, unit_s * max(1, rows) * _RISE)
-        self._times.record(rows, seconds)
-
-    def suits(self, rows: int) -> bool:
-        """Whether a batch of so many rows may run on the loop."""
-        return not self._doubt and self._times.run_s(rows) < _QUICK_S
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """Notes a run where it counts as one on the loop, or on a thread, as well as among all; an `execute.Recorder`.
+class Learned:
+    """Learns from batches run in one place, for both places; see `execute.Learner`.
 
     Attributes:
-        times: of all runs.
+        limit: of a batch.
         quickness: of the model.
-        on_loop: whether these runs are on the loop.
+        on_loop: whether these batches are run on the loop.
     """
 
-    times: ServiceTimes
+    limit: BatchLimit
     quickness: Quickness
     on_loop: bool
 
-    def record(self, size: int, seconds: float) -> None:
-        """Note a run; see `ServiceTimes.record`."""
-        self.times.record(size, seconds)
+    def learn(self, rows: int, size: int, seconds: float) -> None:
+        """Take a batch into account."""
+        self.limit.learn(rows, size // max(1, rows))
         self.quickness.note(size, seconds, on_loop=self.on_loop)
+
+    def fix(self) -> None:
+        """Put nothing together any more."""
+        self.limit.fix()
 
 
 class LoopBatches:
@@ -109,9 +72,9 @@ class LoopBatches:
         self._max_waiting = max_waiting
         self._tasks: deque[Task] = deque()
 
-    def suits(self, rows: int) -> bool:
-        """Whether a request of so many rows is known to be quick."""
-        return self._quickness.suits(rows)
+    def suits(self, task: Task) -> bool:
+        """Whether a request is known to be quick."""
+        return self._quickness.suits(payload_bytes(task.arrays))
 
     def offer(self, task: Task, now: float) -> None:
         """Take a task in, to be run when the loop has read what else there is.

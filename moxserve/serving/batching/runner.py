@@ -15,7 +15,7 @@ from moxserve.errors import InvalidArgument
 from moxserve.serving.backends.base import Backend
 from moxserve.serving.batching.adaptive import AdaptiveQueue, BatchLimit
 from moxserve.serving.batching.execute import Executor
-from moxserve.serving.batching.inline import LoopBatches, Quickness, Recorded
+from moxserve.serving.batching.inline import Learned, LoopBatches
 from moxserve.serving.batching.lanes import Form, Key, common_rows, form_of, form_together
 from moxserve.serving.batching.params import MAX_WAITING, BatchingParameters
 from moxserve.serving.batching.queues import BatchQueue
@@ -24,6 +24,7 @@ from moxserve.serving.execution.admission import ServiceTimes
 from moxserve.serving.execution.base import Runner
 from moxserve.serving.execution.context import RequestContext
 from moxserve.serving.execution.pool import patiently
+from moxserve.serving.execution.quickness import Quickness
 from moxserve.serving.metrics import ServingMetrics
 
 __all__ = ["BatchingRunner"]
@@ -128,7 +129,7 @@ class BatchingRunner:
         context.check()
         future: asyncio.Future[Sequence[np.ndarray]] = asyncio.get_running_loop().create_future()
         task.owner = future
-        if lane.on_loop is not None and lane.on_loop.suits(task.rows):
+        if lane.on_loop is not None and lane.on_loop.suits(task):
             lane.on_loop.offer(task, time.monotonic())
         else:
             self._threads.submit(lane.queue, task)
@@ -158,7 +159,7 @@ class BatchingRunner:
             return _Lane(BatchQueue(self._parameters, execute, times))
         limit, quickness, any_size = BatchLimit(times), Quickness(), BatchingParameters()
         on_thread, on_loop = (
-            Executor(form.name, form.model, tell, any_size, Recorded(times, quickness, here), limit, metrics)
+            Executor(form.name, form.model, tell, any_size, times, Learned(limit, quickness, here), metrics)
             for tell, here in ((_deliver, False), (_resolve, True))
         )
         return _Lane(

@@ -7,25 +7,19 @@ Every other one runs on the threads of the pool, so that the loop never waits fo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from moxserve.serving.backends.base import Backend
+from moxserve.serving.execution.admission import ServiceTimes
 from moxserve.serving.execution.context import RequestContext
 from moxserve.serving.execution.pool import WorkPool
+from moxserve.serving.execution.quickness import Quickness, payload_bytes
 
 __all__ = ["DirectRunner"]
-
-T = TypeVar("T")
-
-_QUICK_S = 250e-6
-_SURE_AFTER = 4
-_WEIGHT = 0.2
-_LAPSE_S = 0.005
-
-Key = tuple[object, int]
 
 
 class DirectRunner:
@@ -39,7 +33,7 @@ class DirectRunner:
     def __init__(self, backend: Backend, pool: WorkPool) -> None:
         self._backend = backend
         self._pool = pool
-        self._times = _Times()
+        self._known: dict[str, _Known] = defaultdict(_Known)
 
     async def run(
         self,
@@ -49,56 +43,42 @@ class DirectRunner:
         context: RequestContext,
     ) -> dict[str, np.ndarray]:
         """Run one signature; see `Runner.run`."""
-        key = (signature, _size(inputs).bit_length())
-        if self._times.quick(key):
-            return self._timed(key, lambda: self._backend.run(signature, inputs, outputs))
-        return await self._pool.run(
-            lambda: self._timed(key, lambda: self._backend.run(signature, inputs, outputs)), context
-        )
+        known, size = self._known[signature], payload_bytes(inputs.values())
+        on_loop = known.quickness.suits(size)
+
+        def work() -> dict[str, np.ndarray]:
+            began = time.perf_counter()
+            result = self._backend.run(signature, inputs, outputs)
+            known.note(size, time.perf_counter() - began, on_loop=on_loop)
+            return result
+
+        return work() if on_loop else await self._pool.run(work, context, known.times.run_s(size))
 
     async def run_together(
         self, signatures: Sequence[str], array: np.ndarray, context: RequestContext
     ) -> list[dict[str, np.ndarray]]:
         """Run several signatures at once; see `Runner.run_together`."""
-        return await self._pool.run(lambda: self._backend.run_together(signatures, array), context)
+        known, size = self._known["\0".join(signatures)], payload_bytes([array])
 
-    def _timed(self, key: Key, work: Callable[[], T]) -> T:
-        began = time.perf_counter()
-        result = work()
-        self._times.note(key, time.perf_counter() - began)
-        return result
+        def work() -> list[dict[str, np.ndarray]]:
+            began = time.perf_counter()
+            result = self._backend.run_together(signatures, array)
+            known.times.record(size, time.perf_counter() - began)
+            return result
+
+        return await self._pool.run(work, context, known.times.run_s(size))
 
     def close(self) -> None:
         """Free what the runner holds; the pool is everybody's."""
 
 
-def _size(inputs: Mapping[str, np.ndarray]) -> int:
-    size = 0
-    for array in inputs.values():
-        # A string may be a word or a photograph.
-        size += array.nbytes if array.dtype != object else sum(map(len, array.flat))
-    return size
+@dataclass(slots=True)
+class _Known:
+    """How long a signature takes, by the size of its inputs."""
 
+    times: ServiceTimes = field(default_factory=ServiceTimes)
+    quickness: Quickness = field(default_factory=Quickness)
 
-class _Times:
-    """How long runs take, by signature and magnitude of the inputs.
-
-    Magnitude, because one row may be quick and a thousand rows not. The first runs compile things and do not count
-    as typical; one that takes far too long withdraws the trust at once.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[Key, tuple[int, float]] = {}
-
-    def quick(self, key: Key) -> bool:
-        count, mean_s = self._known.get(key, (0, 0.0))
-        return count >= _SURE_AFTER and mean_s < _QUICK_S
-
-    def note(self, key: Key, seconds: float) -> None:
-        count, mean_s = self._known.get(key, (0, 0.0))
-        if seconds > _LAPSE_S:
-            self._known[key] = (0, seconds)
-        elif count == 0:
-            self._known[key] = (1, seconds)
-        else:
-            self._known[key] = (count + 1, mean_s + _WEIGHT * (seconds - mean_s))
+    def note(self, size: int, seconds: float, *, on_loop: bool) -> None:
+        self.times.record(size, seconds)
+        self.quickness.note(size, seconds, on_loop=on_loop)

@@ -20,6 +20,7 @@ from moxserve.protocol import messages
 from moxserve.protocol.tensors import to_proto
 from moxserve.serving import backends
 from moxserve.serving.batching import BatchingOptions, BatchingParameters
+from moxserve.serving.grpc.options import GrpcOptions
 from moxserve.serving.main import Server
 
 ROW_S = 0.010
@@ -102,8 +103,8 @@ def of(ended: Sequence[tuple[str, float]], status: str) -> list[float]:
             STORM_S,
             id="parameters",
         ),
-        pytest.param(BatchingOptions(True, threads=1), 5.0, id="adaptive"),
-        pytest.param(BatchingOptions(), 5.0, id="unbatched"),
+        pytest.param(BatchingOptions(True, threads=1), 10.0, id="adaptive"),
+        pytest.param(BatchingOptions(), 10.0, id="unbatched"),
     ],
 )
 def test_three_times_the_capacity(
@@ -115,7 +116,7 @@ def test_three_times_the_capacity(
     monkeypatch.setattr(backends, "load", lambda *_: backend)
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"x")
-    server = serve(tmp_path, batching=batching, max_queue_delay_s=MAX_DELAY_S)
+    server = serve(tmp_path, batching=batching, max_queue_delay_s=MAX_DELAY_S, grpc=GrpcOptions(max_threads=1))
     clients = Clients(f"127.0.0.1:{server.grpc_port}")
     try:
         clients.one_by_one(0.5)
@@ -138,6 +139,7 @@ def test_three_times_the_capacity(
     assert len(accepted) >= 0.3 * CAPACITY * storm_s
     assert len(refused) >= 0.3 * 3 * CAPACITY * storm_s
     # Without a bound the last ones would wait for two thirds of the storm.
-    assert p99(accepted) <= max(10 * calm_p99, 0.5)
+    assert np.median(accepted) <= max(3 * calm_p99, 0.5)
+    assert p99(accepted) <= max(10 * calm_p99, 2.0)
     assert np.median(refused) < np.median(accepted)
     assert {name for name, _ in after} == {"OK"}
