@@ -52,10 +52,7 @@ print(json.dumps(seen))
 def test_two_hundred_loads_and_unloads(
     name: str, testdata: Path, tmp_path: Path, half_onnx: Callable[[], Path]
 ) -> None:
-    if name == "tensorflow":
-        source = testdata / "saved_model_half_plus_two_cpu" / "00000123"
-    else:
-        source = half_onnx()
+    source = testdata / "saved_model_half_plus_two_cpu" / "00000123" if name == "tensorflow" else half_onnx()
     command: list[Any] = [sys.executable, "-c", SCRIPT, source, tmp_path / "base", str(CYCLES)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
