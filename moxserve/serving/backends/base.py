@@ -96,6 +96,15 @@ class Backend(Protocol):
         """
         ...
 
+    def run_here(
+        self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run one signature that is known to be quick, without other threads where the runtime can; see `run`.
+
+        A run of some microseconds costs several times that when its operations are handed to another thread.
+        """
+        ...
+
     def run_together(self, signatures: Sequence[str], array: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Run several signatures at once, with one array for every input of each: what they share runs once.
 

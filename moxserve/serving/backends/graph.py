@@ -258,6 +258,12 @@ class GraphBackend:
         call.match_inputs(inputs)
         return self._run(call, inputs, call.match_outputs(outputs))
 
+    def run_here(
+        self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run one signature; see `Backend.run_here`."""
+        return self.run(signature, inputs, outputs)
+
     def run_together(self, signatures: Sequence[str], array: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Run several signatures at once; see `Backend.run_together`."""
         calls = [self._call(name) for name in signatures]

@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 _INIT_OP = "__saved_model_init_op"
 _MAX_PROGRAMS = 256
+# What RunOptions.inter_op_thread_pool means by it.
+_CALLING_THREAD = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,14 @@ class _Program:
     Attributes:
         feeds: alias and element type of each argument of `call`, in order.
         call: the session callable.
+        call_here: the same, but its operations run on the calling thread alone.
         fetched: output aliases in the order of the results of `call`.
         passed: output alias -> input alias, for outputs that are inputs handed through.
     """
 
     feeds: tuple[tuple[str, np.dtype[Any]], ...]
     call: Callable[..., list[Any]]
+    call_here: Callable[..., list[Any]]
     fetched: tuple[str, ...]
     passed: Mapping[str, str]
 
@@ -134,6 +138,14 @@ class SavedModelBackend:
         call.match_inputs(inputs)
         return self._run(call, inputs, call.match_outputs(outputs))
 
+    def run_here(
+        self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run one signature; see `Backend.run_here`."""
+        call = self._call(signature)
+        call.match_inputs(inputs)
+        return self._run(call, inputs, call.match_outputs(outputs), here=True)
+
     def run_together(self, signatures: Sequence[str], array: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Run several signatures at once; see `Backend.run_together`."""
         calls = [self._call(name) for name in signatures]
@@ -151,14 +163,14 @@ class SavedModelBackend:
         return call
 
     def _run(
-        self, call: CallSignature, inputs: Mapping[str, np.ndarray], names: tuple[str, ...]
+        self, call: CallSignature, inputs: Mapping[str, np.ndarray], names: tuple[str, ...], *, here: bool = False
     ) -> dict[str, np.ndarray]:
         program = self._programs.get((call.signature.name, names)) or self._compile(call, names)
         if call.defaults:
             inputs = {**call.defaults, **inputs}
         arguments = [checked(inputs[alias], dtype, i, alias) for i, (alias, dtype) in enumerate(program.feeds)]
         try:
-            values = program.call(*arguments)
+            values = program.call_here(*arguments) if here else program.call(*arguments)
         except self._tf.errors.OpError as error:
             raise serving_error(error.error_code, error.message) from None
         except UnicodeDecodeError as error:
@@ -203,17 +215,25 @@ class SavedModelBackend:
         from tensorflow.core.protobuf import config_pb2
 
         options = config_pb2.CallableOptions(feed=feed_tensors, fetch=[outputs[alias].tensor for alias in fetched])
+        here = config_pb2.CallableOptions()
+        here.CopyFrom(options)
+        here.run_options.inter_op_thread_pool = _CALLING_THREAD
         try:
             dtypes = [np.dtype(self._graph.get_tensor_by_name(t).dtype.as_numpy_dtype) for t in feed_tensors]
             # TensorFlow refuses to run nothing, which is what a signature that only hands its inputs through needs.
-            compiled = self._session._make_callable_from_options(options) if fetched else lambda *_: []
+            make = self._session._make_callable_from_options if fetched else _no_fetch
+            compiled, compiled_here = make(options), make(here)
         except self._tf.errors.OpError as error:
             raise serving_error(error.error_code, error.message) from None
         except (KeyError, ValueError) as error:
             raise FailedPrecondition(
                 f"signature {call.signature.name!r} names a tensor that the graph does not have: {error}"
             ) from None
-        return _Program(tuple(zip(inputs, dtypes, strict=True)), compiled, fetched, passed)
+        return _Program(tuple(zip(inputs, dtypes, strict=True)), compiled, compiled_here, fetched, passed)
+
+
+def _no_fetch(options: Any) -> Callable[..., list[Any]]:  # noqa: ARG001 - as the session's own
+    return lambda *_: []
 
 
 def _import_tensorflow() -> Any:

@@ -62,6 +62,13 @@ class VariantBackend:
         backend = self._main if signature in self._main.signatures else self._other(signature)
         return backend.run(signature, inputs, outputs)
 
+    def run_here(
+        self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run one signature; see `Backend.run_here`."""
+        backend = self._main if signature in self._main.signatures else self._other(signature)
+        return backend.run_here(signature, inputs, outputs)
+
     def run_together(self, signatures: Sequence[str], array: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Run several signatures at once; see `Backend.run_together`."""
         other = next((key for key in signatures if key not in self._main.signatures), None)
