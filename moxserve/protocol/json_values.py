@@ -117,8 +117,8 @@ def _first_of_each_key(body: bytes, document: dict[str, Any]) -> dict[str, Any]:
         if len(keys) == len(document):
             # The name of an input, or text.
             return document
-    except (ImportError, ValueError):
-        # Not installed, or no JSON in the strict sense.
+    except (ImportError, ValueError, RuntimeError):
+        # Not installed; or no JSON in the strict sense, or with integers of more than 64 bits.
         pass
     text = body.decode("utf-8", "surrogateescape")
     try:

@@ -197,6 +197,7 @@ def test_of_keys_given_twice_the_first_counts(tail) -> None:
     body = '{"inputs": [1, 2], "signature_name": "a", "inputs": [3], "signature_name": "b"}' + tail
     assert read(body, x="int32")["x"].tolist() == [1, 2]
     assert parse_predict(body.encode()).signature_name == "a"
+    assert refused('{"inputs": 18446744073709551616000, "inputs": [3]}', x="int32").startswith("JSON Value: 184")
     # A name that is said twice at different places is none of them.
     assert read('{"inputs": {"inputs": [NaN]}}', inputs="float32")["inputs"].shape == (1,)
     assert read('{"inputs": {"inputs": ["\\"inputs\\""]}}', inputs="string")["inputs"].tolist() == [b'"inputs"']
