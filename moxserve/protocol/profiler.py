@@ -1,6 +1,7 @@
 """The messages of `tensorflow.ProfilerService`, as far as they are used; no Python package carries them.
 
-The options of a profile stay bytes here: their message is TensorFlow's own and is read where TensorFlow is.
+The options of a profile stay bytes here: their message is TensorFlow's own and is read where TensorFlow is. Of a
+profile, XSpace, only the way to its events is declared.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-__all__ = ["profile_request", "profile_response", "terminate_request"]
+__all__ = ["has_events", "profile_request", "profile_response", "terminate_request"]
 
 _PACKAGE = "tensorflow"
 _MESSAGES = {
@@ -23,6 +24,10 @@ _MESSAGES = {
     ),
     "ProfileResponse": ((7, "empty_trace", "TYPE_BOOL"),),
     "TerminateRequest": ((1, "session_id", "TYPE_STRING"),),
+    "XSpace": ((1, "planes", "XPlane"),),
+    "XPlane": ((3, "lines", "XLine"),),
+    "XLine": ((4, "events", "XEvent"),),
+    "XEvent": (),
 }
 
 
@@ -41,6 +46,12 @@ def terminate_request() -> Any:
     return _classes()["TerminateRequest"]
 
 
+def has_events(profile: bytes) -> bool:
+    """Tell whether anything was recorded in a serialized XSpace message."""
+    space = _classes()["XSpace"].FromString(profile)
+    return any(line.events for plane in space.planes for line in plane.lines)
+
+
 @cache
 def _classes() -> dict[str, Any]:
     file_proto = descriptor_pb2.FileDescriptorProto(name="moxserve/profiler.proto", package=_PACKAGE, syntax="proto3")
@@ -48,7 +59,11 @@ def _classes() -> dict[str, Any]:
         declared = file_proto.message_type.add(name=message)
         for number, name, kind in fields:
             entry = declared.field.add(name=name, number=number)
-            entry.label, entry.type = entry.LABEL_OPTIONAL, getattr(entry, kind)
+            if kind.startswith("TYPE_"):
+                entry.label, entry.type = entry.LABEL_OPTIONAL, getattr(entry, kind)
+            else:
+                entry.label, entry.type = entry.LABEL_REPEATED, entry.TYPE_MESSAGE
+                entry.type_name = f".{_PACKAGE}.{kind}"
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file_proto)
     return {m: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{m}")) for m in _MESSAGES}

@@ -150,7 +150,7 @@ def test_latencies_are_told_in_microseconds(serve, save_slow, tmp_path) -> None:
 
 def test_the_page_text_by_text(half: Server) -> None:
     grpc_call(half, "Predict", request_of("PredictRequest", "half"))
-    text = httpx2.get(f"http://127.0.0.1:{half.rest_port}{PATH}?x=1").text
+    text = httpx2.get(f"http://127.0.0.1:{half.rest_port}{PATH}").text
     assert "# HELP" not in text
     assert text.endswith("\n")
     lines = text.splitlines()

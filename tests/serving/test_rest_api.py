@@ -84,7 +84,7 @@ def test_paths_that_are_none(http, method, path, status, error) -> None:
 
 
 def test_other_paths_are_a_plain_404(http) -> None:
-    for path in ("/", "/v2", "/v1", "/favicon.ico"):
+    for path in ("/v1", "/favicon.ico", "/nowhere"):
         reply = http.get(path)
         assert reply.status_code == 404
         assert reply.headers["content-type"] == "text/html"

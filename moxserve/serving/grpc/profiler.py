@@ -3,16 +3,19 @@
 The original's service is part of TensorFlow and can only be had from Python with a server of its own, which listens on
 every address of the machine, whatever --host says and without TLS. So the three methods are answered here, with
 TensorFlow's profiler itself. The profile is written where the original writes it: on the server's disk, below the path
-that the request names.
+that the request names. How much is traced is TensorFlow's default (operations on the host and on devices, no Python):
+in 2.21 its Python interface takes no levels, and warns of each that it is given.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import glob
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -36,8 +39,6 @@ SERVICE = "tensorflow.ProfilerService"
 _MAX_S = 3600.0
 _MAX_WAIT_S = 60.0
 _STRANGE = re.compile(r"[^A-Za-z0-9._-]")
-# What TensorFlow's ProfilerSession takes; the rest of the options are for other devices.
-_LEVELS = ("host_tracer_level", "device_tracer_level", "python_tracer_level")
 
 
 class ProfilerService:
@@ -122,10 +123,12 @@ def _profile(request: Any, options: Any, ended: threading.Event) -> bool:
     # The hosts of one profile begin together.
     ended.wait(min(_MAX_WAIT_S, max(0.0, (options.start_timestamp_ns - time.time_ns()) / 1e9)))
     session = _pywrap_profiler.ProfilerSession()
-    with _tensorflow_errors():
-        session.start("", {name: getattr(options, name) for name in _LEVELS})
+    with tempfile.TemporaryDirectory() as folder, _tensorflow_errors():
+        session.start(folder, {})
         ended.wait(request.duration_ms / 1e3)
-        space: bytes = session.stop()
+        session.export_to_tb()
+        (written,) = glob.glob(os.path.join(folder, "**", "*.xplane.pb"), recursive=True)
+        space: bytes = file.read(written, binary=True)
     return _write(space, request)
 
 
@@ -145,10 +148,7 @@ def _write(space: bytes, request: Any) -> bool:
     Raises:
         ServingError: it cannot be written.
     """
-    from tensorflow.tsl.profiler.protobuf.xplane_pb2 import XSpace
-
-    recorded = XSpace.FromString(space)
-    if not any(line.events for plane in recorded.planes for line in plane.lines):
+    if not profiler.has_events(space):
         return False
     folder = os.path.join(request.repository_root, _STRANGE.sub("_", request.session_id) or "profile")
     path = os.path.join(folder, f"{_STRANGE.sub('_', request.host_name) or 'moxserve'}.xplane.pb")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -47,30 +50,34 @@ def request(folder: Path, **more: object) -> bytes:
     return data
 
 
-def test_a_profile_of_what_is_served(server, tmp_path) -> None:
-    pytest.importorskip("tensorflow")
-    from tensorflow.tsl.profiler.protobuf.profiler_options_pb2 import ProfileOptions
-    from tensorflow.tsl.profiler.protobuf.xplane_pb2 import XSpace
-
+@contextlib.contextmanager
+def busy(server: Server) -> Iterator[None]:
     done = threading.Event()
 
     def load() -> None:
         with Client(f"127.0.0.1:{server.grpc_port}") as client:
             while not done.is_set():
-                client.predict("half", {"x": np.ones(1, np.float32)})
+                client.predict("half", {"x": np.ones((1, 1), np.float32)})
 
     thread = threading.Thread(target=load)
     thread.start()
     try:
-        options = ProfileOptions(host_tracer_level=2).SerializeToString()
-        answer = profiler.profile_response().FromString(ask(server, "Profile", request(tmp_path, opts=options)))
+        yield
     finally:
         done.set()
         thread.join()
+
+
+def test_a_profile_of_what_is_served(server, tmp_path) -> None:
+    pytest.importorskip("tensorflow")
+    from tensorflow.tsl.profiler.protobuf.profiler_options_pb2 import ProfileOptions
+
+    options = ProfileOptions(host_tracer_level=2).SerializeToString()
+    with busy(server):
+        answer = profiler.profile_response().FromString(ask(server, "Profile", request(tmp_path, opts=options)))
     assert not answer.empty_trace
-    space = XSpace.FromString((tmp_path / "one" / "host_1.xplane.pb").read_bytes())
-    names = {m.name for plane in space.planes for m in plane.event_metadata.values()}
-    assert any("SessionRun" in name or "RunSync" in name or "Executor" in name for name in names), names
+    profile = (tmp_path / "one" / "host_1.xplane.pb").read_bytes()
+    assert b"SessionRun" in profile
 
 
 def test_one_at_a_time_and_it_can_be_ended(server, tmp_path) -> None:
@@ -79,6 +86,7 @@ def test_one_at_a_time_and_it_can_be_ended(server, tmp_path) -> None:
         target=lambda: results.append(ask(server, "Profile", request(tmp_path, duration_ms=50_000)))
     )
     thread.start()
+    time.sleep(0.5)
     # The second is refused as soon as the first has begun.
     status, text = "", ""
     while not status:
@@ -97,8 +105,10 @@ def test_what_is_refused(server, tmp_path) -> None:
     assert refused(server, "Profile", b"\xff")[0] == "INVALID_ARGUMENT"
     assert refused(server, "Profile", request(tmp_path, duration_ms=0))[0] == "INVALID_ARGUMENT"
     assert refused(server, "Profile", request(tmp_path, repository_root=""))[0] == "INVALID_ARGUMENT"
-    status, text = refused(server, "Profile", request(tmp_path, repository_root="/proc/nothing", duration_ms=50))
-    assert (status, "cannot be written" in text) in {("FAILED_PRECONDITION", True), ("OK", False)}
+    (tmp_path / "file").write_text("in the way")
+    with busy(server):
+        status, text = refused(server, "Profile", request(tmp_path, repository_root=str(tmp_path / "file")))
+    assert (status, "cannot be written" in text) == ("FAILED_PRECONDITION", True)
 
 
 def test_a_server_without_the_service(half) -> None:
@@ -125,24 +135,12 @@ def test_without_tensorflow_it_says_why() -> None:
 @pytest.mark.slow
 def test_tensorflows_own_client(server, tmp_path) -> None:
     """As TensorBoard does it; in a process of its own, with its own descriptors."""
-    done_loading = threading.Event()
-
-    def load() -> None:
-        with Client(f"127.0.0.1:{server.grpc_port}") as client:
-            while not done_loading.is_set():
-                client.predict("half", {"x": np.ones(1, np.float32)})
-
-    thread = threading.Thread(target=load)
-    thread.start()
     code = (
         "import sys\nfrom tensorflow.python.profiler import profiler_client\n"
         f"profiler_client.trace('grpc://127.0.0.1:{server.grpc_port}', {str(tmp_path)!r}, 500)\n"
     )
-    try:
+    with busy(server):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    finally:
-        done_loading.set()
-        thread.join()
     assert done.returncode == 0, done.stderr
     (found,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
     assert found.stat().st_size > 0

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,18 +22,25 @@ FLAGS = (
     "--disable-dev-shm-usage", "--hide-scrollbars", "--no-proxy-server", "--remote-debugging-pipe",
 )  # fmt: skip
 
+# Puts the two pipes where the browser looks for them, by way of numbers that are surely neither 3 nor 4.
+_LAUNCH = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]]
+for target, fd in zip((3, 4), high):
+    os.dup2(fd, target)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
 
 class Browser:
     """One tab. Commands go to the browser's file descriptor 3, answers and events come from 4, ended by a zero byte."""
 
     def __init__(self, path: str, profile: Path, width: int, height: int) -> None:
         (commands_out, self._commands), (self._answers, answers_in) = os.pipe(), os.pipe()
-        # A shell puts the two pipes where the browser looks for them.
-        script = f'exec 3<&{commands_out} 4>&{answers_in}; exec "$0" "$@"'
         arguments = [*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", script, path, *arguments], pass_fds=(commands_out, answers_in),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [sys.executable, "-S", "-c", _LAUNCH, str(commands_out), str(answers_in), path, *arguments],
+            pass_fds=(commands_out, answers_in), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(commands_out)
         os.close(answers_in)
@@ -75,6 +83,7 @@ class Browser:
         return answer["result"]
 
     def open(self, url: str) -> None:
+        self.problems.clear()
         self.call("Page.navigate", session=True, url=url)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
 
