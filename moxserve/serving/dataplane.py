@@ -249,9 +249,9 @@ class DataPlane:
         }
 
     def ready(self) -> bool:
-        """Tell whether requests can be answered: a model has a version that answers, or none is configured."""
+        """Tell whether requests can be answered: the start is over; a model has a version, or none is configured."""
         models = self.available()
-        return not models or any(models.values())
+        return self._manager.started_up and (not models or any(models.values()))
 
     def models(self) -> list[ModelListing]:
         """List the models of the configuration, in its order, each with all its versions."""

@@ -111,6 +111,10 @@ FLAGS: tuple[Flag, ...] = (
     Flag("grpc_channel_arguments", "str", "", _NET, "gRPC's own arguments: key=value,key=value."),
     Flag("ssl_config_file", "str", "", _NET, "SSLConfig file: TLS for gRPC, with or without clients' certificates."),
     Flag("monitoring_config_file", "str", "", _NET, "MonitoringConfig file: a page of metrics for Prometheus."),
+    Flag(
+        "enable_grpc_reflection", "bool", True, _NET,
+        "Let tools such as grpcurl ask the gRPC port which services and messages it has.", ours=True,
+    ),
     Flag("enable_grpc_healthcheck_service", "bool", False, _NET, "Offer grpc.health.v1.Health, also for each model."),
     Flag(
         "enable_serialization_as_tensor_content", "bool", False, _NET,
@@ -150,6 +154,10 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "max_queue_delay_ms", "float", 0.0, _BATCH,
         "Refuse a request that would wait longer for its turn, by how fast the model is; 0 for any.", ours=True,
+    ),
+    Flag(
+        "serve_while_loading", "bool", False, _LOAD,
+        "Open the ports at once; what is not loaded yet is UNAVAILABLE, and the server not ready.", ours=True,
     ),
     Flag("file_system_poll_wait_seconds", "int", 1, _LOAD, "Time between two looks for versions; 0 looks once."),
     Flag("max_num_load_retries", "int", 5, _LOAD, "Attempts to load a version after a first failed one."),

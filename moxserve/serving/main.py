@@ -1,8 +1,9 @@
 """Puts a server together: start-up order, addresses, shutdown.
 
 Start: check the options and the addresses, load, wait until every model has a version, then open gRPC and REST. So a
-port that answers means a server that is ready. Stop: refuse new requests, let those in flight finish within a limit,
-unload. Both transports live on one event loop in a thread of its own.
+port that answers means a server that is ready, unless `serve_while_loading` has the ports open first. Stop: refuse new
+requests, let those in flight finish within a limit, unload. Both transports live on one event loop in a thread of its
+own.
 """
 
 from __future__ import annotations
@@ -25,17 +26,20 @@ from moxserve.serving import backends, warmup
 from moxserve.serving.dataplane import DataPlane
 from moxserve.serving.execution import LoopThread, RunnerFactory, WorkPool
 from moxserve.serving.grpc import profiler
-from moxserve.serving.grpc.server import GrpcServer
+from moxserve.serving.grpc.server import GrpcServer, context_of
+from moxserve.serving.grpc.v2 import InferenceService
 from moxserve.serving.manager import Manager
 from moxserve.serving.metrics import ServingMetrics
 from moxserve.serving.observe import Recorder
 from moxserve.serving.observe.making import make_recorder
+from moxserve.serving.open_inference import OpenInference
 from moxserve.serving.options import ServerOptions
 from moxserve.serving.reload import Reloader
 from moxserve.serving.request_log import RequestLogs
 from moxserve.serving.servable import Servable
 
 if TYPE_CHECKING:
+    from moxserve.serving.rest.exchange import Routes
     from moxserve.serving.rest.server import RestServer
 
 __all__ = ["Server", "ServerOptions"]
@@ -151,12 +155,14 @@ class Server:
             self.recorder.start()
             self._loop = LoopThread()
             self._manager.start()
+            if self.options.serve_while_loading:
+                self.call(self._open())
             if not self._manager.wait_until_ready():
                 raise Unavailable("stopped before the models were loaded")
             if self._peers is not None:
                 self._peers.before_opening()
-            self.call(self._open_grpc())
-            self.call(self._open_rest())
+            if not self.options.serve_while_loading:
+                self.call(self._open())
             self.reloader.start()
             if self._peers is not None:
                 self._peers.opened()
@@ -164,11 +170,18 @@ class Server:
             self.stop(0.0)
             raise
 
-    async def _open_grpc(self) -> None:
+    async def _open(self) -> None:
+        core = OpenInference(self.dataplane)
+        await self._open_grpc(core)
+        await self._open_rest(core)
+
+    async def _open_grpc(self, core: OpenInference) -> None:
         reload = (self._peers or self.reloader).reload
         server = GrpcServer(self.dataplane, self.options.grpc, reload, self.metrics, self.recorder)
         if self.options.profiler:
             server.add_service(profiler.SERVICE, profiler.ProfilerService().methods())
+        inference = InferenceService(core, self.metrics, context_of)
+        server.add_service(inference.SERVICE, inference.methods(), inference.streams())
         self._grpc = server
         if self.options.grpc_address:
             self.grpc_port = server.listen(self.options.grpc_address)
@@ -183,16 +196,19 @@ class Server:
         if path:
             logger.info("Running gRPC ModelServer at UNIX socket %s ...", path)
 
-    async def _open_rest(self) -> None:
+    async def _open_rest(self, core: OpenInference) -> None:
         if not self.options.rest_address:
             return
         # Imported here: a server without REST needs no HTTP packages.
         from moxserve.serving.rest.app import RestApp
         from moxserve.serving.rest.page import StatusPage
         from moxserve.serving.rest.server import RestServer
+        from moxserve.serving.rest.v2 import InferenceRoutes
 
         options = self.options.rest
-        more = [StatusPage(self.dataplane, self._counts, options.metrics_path)] if options.page else []
+        more: list[Routes] = [InferenceRoutes(core, self._codecs)]
+        if options.page:
+            more.append(StatusPage(self.dataplane, self._counts, options.metrics_path))
         app = RestApp(
             self.dataplane, options, self._codecs, self.metrics, lambda: self._counts().page(), more, self.recorder
         )

@@ -89,6 +89,7 @@ class Manager:
         self._next_poll = math.inf if self._options.poll_interval_s < 0 else -math.inf
         self._frozen = False
         self._stopping = False
+        self._started_up = False
         self._thread = threading.Thread(target=self._run, name="moxserve-manager", daemon=True)
 
     # Requests
@@ -99,7 +100,8 @@ class Manager:
         Raises:
             InvalidArgument: the name is empty, or there is no such label.
             NotFound: no such model or version is available.
-            Unavailable: it names a label, and there is no configuration yet.
+            Unavailable: it names a label, and there is no configuration yet; or nothing else is available because the
+                server is still loading what it was started with.
         """
         if not ref.name:
             raise InvalidArgument("ModelSpec has no name specified.")
@@ -109,11 +111,21 @@ class Manager:
             ready = model.ready if model else {}
             if version is None:
                 if not ready:
-                    raise NotFound(f"Servable not found for request: Latest({ref.name})")
+                    raise self._missing(model, f"Latest({ref.name})")
                 return ready[max(ready)].hold()
             if version not in ready:
-                raise NotFound(f"Servable not found for request: Specific({ref.name}, {version})")
+                raise self._missing(model, f"Specific({ref.name}, {version})")
             return ready[version].hold()
+
+    def _missing(self, model: TrackedModel | None, request: str) -> ServingError:
+        if model is None or self._started_up:
+            return NotFound(f"Servable not found for request: {request}")
+        return Unavailable(f"Servable for request {request} is loading, the server has just been started; try again")
+
+    @property
+    def started_up(self) -> bool:
+        """Whether the wait for the first versions of each model is over."""
+        return self._started_up
 
     def _labelled(self, model: TrackedModel | None, label: str) -> int:
         if not self._configured:
@@ -183,7 +195,8 @@ class Manager:
             failed = [line for model in self._models.values() for line in model.failures()]
             if failed:
                 raise UnknownError(f"{len(failed)} servable(s) did not become available: {{{''.join(failed)}}}")
-            return not self._stopping and all(model.ready for model in self._models.values())
+            self._started_up = not self._stopping and all(model.ready for model in self._models.values())
+            return self._started_up
 
     def stop(self, timeout_s: float | None = None) -> bool:
         """Stop polling and unload everything, each version when its last request has finished.

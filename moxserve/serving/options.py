@@ -54,6 +54,7 @@ class ServerOptions:
         check_methods: whether a signature must say that it is of the method that a request asks for.
         warmup: whether recorded requests are replayed before a version is served.
         warmup_iterations: how often each is run.
+        serve_while_loading: whether the ports open before the models are loaded.
         shutdown_grace_s: how long `stop` lets requests finish.
         share_ports: whether other server processes listen at the same addresses.
     """
@@ -77,6 +78,7 @@ class ServerOptions:
     check_methods: bool = False
     warmup: bool = True
     warmup_iterations: int = 1
+    serve_while_loading: bool = False
     shutdown_grace_s: float = 25.0
     share_ports: bool = False
 
@@ -201,6 +203,7 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
             max_threads=values["grpc_max_threads"] if values["grpc_max_threads"] > 0 else threads,
             tensor_content=values["enable_serialization_as_tensor_content"],
             health=values["enable_grpc_healthcheck_service"],
+            reflection=values["enable_grpc_reflection"],
             channel_arguments=parse_channel_arguments(values["grpc_channel_arguments"]),
             tls=read_tls(values["ssl_config_file"]) if values["ssl_config_file"] else None,
         ),
@@ -218,6 +221,7 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
         check_methods=values["enable_signature_method_name_check"],
         warmup=values["enable_model_warmup"],
         warmup_iterations=max(1, values["num_request_iterations_for_warmup"]),
+        serve_while_loading=values["serve_while_loading"],
         shutdown_grace_s=max(0.0, values["shutdown_grace_seconds"]),
     )
 

@@ -1,8 +1,9 @@
 """The standard health service, telling what can be asked for at the moment.
 
-`` (the server), `PredictionService` and `ModelService` (also by their full names) are SERVING while a model has a
-version that answers, or while no model is configured; a model's own name while that model has one. The original tells
-SERVING for ever, so that a server whose models have all gone keeps its traffic.
+`` (the server), `PredictionService`, `ModelService` (also by their full names) and `inference.GRPCInferenceService` are
+SERVING while the server is ready: its start is over, and a model has a version that answers, or no model is configured.
+A model's own name is SERVING while that model has one, else NOT_SERVING: also while it is being loaded. The original
+tells SERVING for ever, so that a server whose models have all gone keeps its traffic.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _SERVER = (
     "",
     "ModelService",
     "PredictionService",
+    "inference.GRPCInferenceService",
     "tensorflow.serving.ModelService",
     "tensorflow.serving.PredictionService",
 )
@@ -32,10 +34,12 @@ class HealthService:
     Args:
         server: the grpc.aio.Server that offers it.
         available: gives the names of the models, and whether each has a version that answers.
+        ready: tells whether the server is ready.
     """
 
-    def __init__(self, server: Any, available: Callable[[], Mapping[str, bool]]) -> None:
+    def __init__(self, server: Any, available: Callable[[], Mapping[str, bool]], ready: Callable[[], bool]) -> None:
         self._available = available
+        self._ready = ready
         self._servicer = _Servicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
         self._known: set[str] = set()
@@ -64,8 +68,7 @@ class HealthService:
         # A model that has left the configuration is no service any more.
         self._known |= models.keys()
         now.update(dict.fromkeys(self._known - models.keys(), reply.SERVICE_UNKNOWN))
-        server = reply.SERVING if not models or any(models.values()) else reply.NOT_SERVING
-        now.update(dict.fromkeys(_SERVER, server))
+        now.update(dict.fromkeys(_SERVER, reply.SERVING if self._ready() else reply.NOT_SERVING))
         self._servicer.tell(now)
 
 
@@ -94,6 +97,10 @@ class _Servicer(health_pb2_grpc.HealthServicer):
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no service is named {request.service!r:.200}")
         return health_pb2.HealthCheckResponse(status=status)
+
+    async def List(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 - gRPC's name
+        replies = {name: health_pb2.HealthCheckResponse(status=status) for name, status in self._statuses.items()}
+        return health_pb2.HealthListResponse(statuses=replies)
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802 - gRPC's name
         told = None

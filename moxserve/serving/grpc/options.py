@@ -38,6 +38,7 @@ class GrpcOptions:
         max_threads: requests worked on at once.
         tensor_content: answer with `tensor_content` instead of the typed fields.
         health: offer the standard health service.
+        reflection: let clients ask which services and messages there are.
         channel_arguments: further arguments of gRPC's own, which win over ours.
         tls: certificates, for every address; None to listen in the clear.
     """
@@ -45,6 +46,7 @@ class GrpcOptions:
     max_threads: int = 8
     tensor_content: bool = False
     health: bool = False
+    reflection: bool = True
     channel_arguments: tuple[tuple[str, int | str], ...] = ()
     tls: TlsOptions | None = None
 

@@ -8,6 +8,7 @@ coroutine of a caller that has left.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import math
 import time
@@ -89,6 +90,7 @@ class GrpcServer:
         self._options = options
         self._reload_config = reload
         self._in_flight = 0
+        self._names: list[str] = []
         self._server = grpc.aio.server(options=list({**_ARGUMENTS, **dict(options.channel_arguments)}.items()))
         self._credentials = credentials(options.tls) if options.tls else None
         for service, methods in self._services().items():
@@ -110,6 +112,7 @@ class GrpcServer:
             for name, method in methods.items()
         }
         handlers |= {name: grpc.stream_stream_rpc_method_handler(s) for name, s in (streams or {}).items()}
+        self._names.append(service)
         self.add_handler(grpc.method_handlers_generic_handler(service, handlers))
 
     def add_handler(self, handler: Any) -> None:
@@ -156,6 +159,8 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Begin to answer."""
+        if self._options.reflection:
+            self._offer_reflection()
         if self._health is not None:
             self._health.start()
         await self._server.start()
@@ -174,6 +179,15 @@ class GrpcServer:
         deadline = time.monotonic() + grace_s
         await self._server.stop(grace_s)
         return self._in_flight == 0 and (grace_s <= 0 or time.monotonic() < deadline)
+
+    def _offer_reflection(self) -> None:
+        if not all(map(importlib.util.find_spec, ("grpc_reflection", "grpc_health"))):
+            logger.info("no server reflection: grpcio-reflection or grpcio-health-checking is not installed")
+            return
+        # Imported here: its package is needed only by who wants the service.
+        from moxserve.serving.grpc.reflection import Reflection
+
+        self.add_handler(Reflection([*self._names, *(["grpc.health.v1.Health"] if self._health else [])]))
 
     # Methods
 
@@ -383,4 +397,4 @@ def _health_service(server: Any, dataplane: DataPlane) -> Any:
     # Imported here: its package is needed only by who wants the service.
     from moxserve.serving.grpc.health import HealthService
 
-    return HealthService(server, dataplane.available)
+    return HealthService(server, dataplane.available, dataplane.ready)
