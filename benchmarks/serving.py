@@ -171,6 +171,8 @@ class CaseRun:
         store = self.settings.store
         for variant in self._variants():
             yield serving_targets.ours(self.case, variant, store, self._logs, self.settings.flags)
+        if not self.case.image:
+            yield serving_targets.bare(self.case, store, self._logs)
         for name, peer in serving_targets.available(self.settings.environments).items():
             if name in self.settings.peers:
                 yield peer.target(self.case, store, self.settings.environments, self._logs)

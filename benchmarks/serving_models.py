@@ -60,7 +60,7 @@ FAMILIES = {
         Family("mobilenetv2", "MobileNetV2"),
         # Not 32 x 32: where int8 convolutions come down to one pixel, OpenVINO 2026.4 answers garbage at batch 1 (this
         # ResNet-50) or ends with a segmentation fault (this MobileNetV2).
-        Family("digits_resnet50", "ResNet50", side=64, classes=10, digits=True),
+        Family("digits_resnet50", "ResNet50", side=48, classes=10, digits=True),
         Family("digits_mobilenetv2", "MobileNetV2", side=64, classes=10, digits=True),
     )
 }
@@ -339,7 +339,7 @@ def digits(side: int) -> Digits:
     return Digits(x[:1000], y[:1000], x[1000:], y[1000:])
 
 
-def _trained(model: Any, family: Family, epochs: int = 24) -> Any:
+def _trained(model: Any, family: Family, epochs: int = 12) -> Any:
     """Train on the digits; print the accuracy on those held out."""
     import tensorflow as tf
     import tf_keras

@@ -19,8 +19,9 @@ Row = dict[str, Any]
 TITLES = {
     "tf": "TensorFlow fp32 SavedModel", "frozen": "TensorFlow fp32, frozen", "frozen_bf16": "TensorFlow bf16, frozen",
     "onnx": "ONNX Runtime fp32", "onnx_int8": "ONNX Runtime int8", "openvino": "OpenVINO bf16",
-    "openvino_int8": "OpenVINO int8",
+    "openvino_int8": "OpenVINO int8", "none": "no model",
 }  # fmt: skip
+INSIDE, BARE = "in process", "transport alone"
 # Shares of the in-process limit to reach, for ResNet-50.
 SHARES = {"tf": 0.95, "frozen": 0.95, "onnx": 0.95, "onnx_int8": 0.90, "openvino_int8": 0.85}
 
@@ -78,12 +79,12 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]], text_columns: int
 
 def servers_table(figures: Figures) -> str:
     """Return CPU-ms per request of every server of a case, with throughput and latency of the middle concurrency."""
-    levels = sorted({row["concurrency"] for row in figures.rows if row["server"] != "in process"})
+    levels = sorted({row["concurrency"] for row in figures.rows if row["server"] != INSIDE})
     middle = levels[len(levels) // 2] if levels else 0
     head = ["server", "wire", *(f"CPU-ms c{level}" for level in levels), f"req/s c{middle}", "p50 ms", "p99 ms"]
     lines = []
     for server in figures.values("server"):
-        if server == "in process":
+        if server == INSIDE:
             continue
         for variant in figures.where(server=server).values("variant"):
             mine = figures.where(server=server, variant=variant)
@@ -121,7 +122,7 @@ class Share:
 
 def shares(figures: Figures, wire: str = "gRPC") -> list[Share]:
     """Return each of our variants beside its in-process limit."""
-    inside = figures.where(server="in process")
+    inside = figures.where(server=INSIDE)
     tf = inside.where(variant="tf")
     tf_one = tf.where(wire="1 threads, batch 1").least("cpu_ms")
     tf_batch = tf.where(wire="1 threads, batch 8").least("cpu_ms")
@@ -153,6 +154,10 @@ def limits_table(figures: Figures) -> str:
     return table(head, lines)
 
 
+def _peers(figures: Figures) -> list[str]:
+    return [name for name in figures.values("server") if name not in ("moxserve", INSIDE, BARE)]
+
+
 def peers_table(figures: Figures) -> str:
     """Return how many times as much CPU each peer's cheapest wire takes as ours, with the same ONNX model."""
     ours = figures.where(server="moxserve", variant="onnx")
@@ -160,7 +165,7 @@ def peers_table(figures: Figures) -> str:
     head = ["server", "its cheapest wire", *(f"CPU-ms c{level}" for level in levels)]
     head += [f"× ours over {wire}, c{level}" for wire in ("gRPC", "REST") for level in levels]
     lines = []
-    for server in ["moxserve", *(s for s in figures.values("server") if s not in ("moxserve", "in process"))]:
+    for server in ["moxserve", *_peers(figures)]:
         mine = figures.where(server=server, variant="onnx")
         wires = mine.values("wire")
         if not wires:
@@ -252,9 +257,7 @@ def aims(results: dict[str, Any]) -> list[Aim]:
 
 def _peer_aims(figures: Figures, bound: float, title: str) -> list[Aim]:
     found = []
-    for server in figures.values("server"):
-        if server in ("moxserve", "in process"):
-            continue
+    for server in _peers(figures):
         mine, ours = (figures.where(server=name, variant="onnx") for name in (server, "moxserve"))
         for level in sorted(mine.values("concurrency")):
             at, our = mine.where(concurrency=level), ours.where(concurrency=level)
@@ -313,7 +316,7 @@ def report(results: dict[str, Any]) -> str:
         parts.append(
             f"### {case}: our server beside each runtime in process, least CPU-ms of the rounds\n\n{limits_table(mine)}"
         )
-        if len(mine.values("server")) > 2:
+        if _peers(mine) and mine.where(server="moxserve", variant="onnx"):
             parts.append(f"### {case}: peers with the same ONNX model\n\n{peers_table(mine)}")
     parts += extras(results["extras"])
     parts.append("## Aims\n\n" + aims_table(aims(results)))

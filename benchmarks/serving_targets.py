@@ -186,6 +186,8 @@ def _list_or_b64(array: np.ndarray) -> bytes:
     return json.dumps({"x": array.tolist()}).encode()
 
 
+_PREDICT = "/tensorflow.serving.PredictionService/Predict"
+BARE = "transport alone"
 _V2_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
@@ -211,14 +213,40 @@ def ours(case: Case, variant: str, store: Store, logs: Path, flags: Sequence[str
     ]  # fmt: skip
     path = f"/v1/models/{case.family}"
     process = ServerProcess(command, lambda: answers(rest_port, path, grpc_port), logs / f"{case.family}_{variant}.log")
-    method = "/tensorflow.serving.PredictionService/Predict"
     wires = [
-        Wire("gRPC", "grpc", method, tfs_grpc_body(case), "tfs_grpc"),
+        Wire("gRPC", "grpc", _PREDICT, tfs_grpc_body(case), "tfs_grpc"),
         Wire("REST", "http", f"{path}:predict", tfs_rest_body, "tfs_rest"),
     ]
     if case.image:
         wires.append(_v2_binary(case, f"/v2/models/{case.family}/infer"))
     return Target("moxserve", variant, wires, process, {"grpc": grpc_port, "http": rest_port})
+
+
+def bare(case: Case, store: Store, logs: Path) -> Target:
+    """Return the transports of our server without a server behind them (`peers/bare_server.py`)."""
+    grpc_port, rest_port = free_port(), free_port()
+    scratch = tempfile.TemporaryDirectory(prefix="bench-")
+    file = Path(scratch.name) / "answers.json"
+    pairs = []
+    for given, answer in zip(store.inputs(case.family), store.expected(case.family), strict=True):
+        pairs.append((tfs_grpc_body(case)(given), _tfs_grpc_answer(case, answer)))
+        pairs.append((tfs_rest_body(given), json.dumps({"predictions": answer.tolist()}).encode()))
+    file.write_text(json.dumps([[base64.b64encode(each).decode() for each in pair] for pair in pairs]))
+    command = [sys.executable, str(PEERS_FOLDER / "bare_server.py"), str(grpc_port), str(rest_port), str(file)]
+    process = ServerProcess(
+        command, lambda: answers(rest_port, "/", grpc_port), logs / f"{case.family}_bare.log", scratch=scratch
+    )
+    wires = [
+        Wire("gRPC", "grpc", _PREDICT, tfs_grpc_body(case), "tfs_grpc"),
+        Wire("REST", "http", f"/v1/models/{case.family}:predict", tfs_rest_body, "tfs_rest"),
+    ]
+    return Target(BARE, "none", wires, process, {"grpc": grpc_port, "http": rest_port})
+
+
+def _tfs_grpc_answer(case: Case, array: np.ndarray) -> bytes:
+    from moxserve.protocol.predict_wire import write_predict_response
+
+    return write_predict_response(case.family, 1, "serving_default", {"y": array})
 
 
 # Peers
