@@ -18,3 +18,8 @@ class ObserveOptions:
 
     access_log: str = ""
     tracing: bool = False
+
+    @property
+    def access_log_file(self) -> str:
+        """Return the path of the access log; empty when there is none, or when it is no file that can be moved."""
+        return "" if self.access_log == "-" else self.access_log

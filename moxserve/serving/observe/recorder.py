@@ -87,10 +87,9 @@ class Recorder:
             self._wake.set()
 
     def reopen(self) -> None:
-        """Have files opened anew, after they were moved away."""
+        """Have files opened anew, after they were moved away; may be called from a handler of signals."""
         for sink in self._sinks:
             sink.reopen()
-        self._wake.set()
 
     def close(self, timeout_s: float) -> bool:
         """Tell what is left and end; False when the time was up first."""

@@ -30,7 +30,11 @@ def serve_with_processes(values: Mapping[str, Any], options: ServerOptions) -> N
         MoxserveError: they could not start, or no longer be kept running.
     """
     supervisor = Supervisor(plan(values, options))
-    asked = on_stop_signals(lambda signum: _stop(supervisor, signal.Signals(signum).name), supervisor.kill)
+    asked = on_stop_signals(
+        lambda signum: _stop(supervisor, signal.Signals(signum).name), supervisor.kill,
+        # Nothing to do here: the processes see by themselves that their access log was moved.
+        moved=(lambda: None) if options.observe.access_log_file else None,
+    )  # fmt: skip
 
     def reload(message: Any) -> None:
         config = message.SerializeToString(deterministic=True)

@@ -1,4 +1,7 @@
-"""How a server process is told to stop: SIGTERM, SIGINT or SIGHUP, and what is waited for then."""
+"""How a server process is told to stop: SIGTERM, SIGINT or SIGHUP, and what is waited for then.
+
+A server that writes an access log takes SIGHUP as logrotate means it: its file was moved away.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _DUPLICATE_S = 0.5
 
 
-def on_stop_signals(stop: Callable[[int], None], kill: Callable[[], None] = lambda: None) -> threading.Event:
+def on_stop_signals(
+    stop: Callable[[int], None], kill: Callable[[], None] = lambda: None, moved: Callable[[], None] | None = None
+) -> threading.Event:
     """Have a function called, in a thread of its own, when the process is told to stop.
 
     A second signal ends the process at once, but for one that comes right after the first: a terminal sends Ctrl-C to
@@ -32,6 +37,7 @@ def on_stop_signals(stop: Callable[[int], None], kill: Callable[[], None] = lamb
     Args:
         stop: called with the number of the first signal.
         kill: called before the second signal ends the process.
+        moved: called on SIGHUP instead, quickly; None has SIGHUP stop like the others.
 
     Returns:
         Set when the first signal came.
@@ -56,6 +62,8 @@ def on_stop_signals(stop: Callable[[int], None], kill: Callable[[], None] = lamb
         # What was started with nohup is to outlive its terminal.
         if signal.getsignal(signum) is not signal.SIG_IGN or signum == signal.SIGTERM:
             signal.signal(signum, ask)
+    if moved is not None:
+        signal.signal(signal.SIGHUP, lambda _signum, _frame: moved())
     return asked
 
 
@@ -75,7 +83,11 @@ def serve_until_signal(server: Server) -> None:
         MoxserveError: the server could not start.
     """
     opened = threading.Event()
-    asked = on_stop_signals(lambda signum: _stop(server, signal.Signals(signum).name, opened=opened.is_set()))
+    asked = on_stop_signals(
+        lambda signum: _stop(server, signal.Signals(signum).name, opened=opened.is_set()),
+        # At its time, since the recorder is made by the start.
+        moved=(lambda: server.recorder.reopen()) if server.options.observe.access_log_file else None,
+    )
     try:
         with startup_notes_hidden():
             server.start()
