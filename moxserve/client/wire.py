@@ -29,8 +29,7 @@ from moxserve.client.calls import (
 from moxserve.errors import InvalidArgument, UsageError
 from moxserve.protocol import messages
 from moxserve.protocol.metadata import signatures_from_map
-from moxserve.protocol.predict_wire import write_predict_request
-from moxserve.protocol.tensors import from_proto
+from moxserve.protocol.predict_wire import read_predict_response, write_predict_request
 from moxserve.types import ModelRef
 
 __all__ = ["Exchange", "encode"]
@@ -94,10 +93,9 @@ def _predict_request(call: PredictCall) -> bytes:
 
 
 def _predict_reply(data: bytes) -> PredictReply:
-    response = messages.PredictResponse.FromString(data)
-    outputs = {alias: _writable(from_proto(response.outputs[alias])) for alias in sorted(response.outputs)}
-    spec = response.model_spec
-    return PredictReply(outputs, spec.version.value if spec.HasField("version") else None)
+    response = read_predict_response(data)
+    outputs = response.tensors()
+    return PredictReply({alias: _writable(outputs[alias]) for alias in sorted(outputs)}, response.version)
 
 
 def _writable(array: Array) -> Array:

@@ -25,10 +25,9 @@ from moxserve.protocol.tensors import filled, from_proto
 from moxserve.protocol.wire import tag, tensor_head, tensor_payload
 from moxserve.types import DTYPES, ModelRef
 
-__all__ = ["PredictMessage", "read_predict", "write_predict_request", "write_predict_response"]
+__all__ = ["PredictMessage", "read_predict", "read_predict_response", "write_predict_request", "write_predict_response"]
 
 # Tags: a field's number, shifted by 3, and 2 for what has a size, 0 for a varint.
-_MODEL_SPEC, _INPUTS, _OUTPUT_FILTER = 0x0A, 0x12, 0x1A
 _KEY, _VALUE = 0x0A, 0x12
 _DTYPE, _SHAPE, _CONTENT, _INT_VAL, _INT64_VAL, _BOOL_VAL = 0x08, 0x12, 0x22, 0x3A, 0x52, 0x5A
 _FIXED = {"float_val": 0x2A, "double_val": 0x32, "scomplex_val": 0x4A, "dcomplex_val": 0x62}
@@ -43,6 +42,21 @@ _KEPT_BYTES = 512
 
 class _UnusualError(Exception):
     """What is read is not as clients write it; protobuf must read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How one of the two messages is put together: its name, its map of tensors and the tags of its fields."""
+
+    message: str
+    map: str
+    spec_tag: int
+    map_tag: int
+    filter_tag: int | None
+
+
+_REQUEST = _Layout("PredictRequest", "inputs", 0x0A, 0x12, 0x1A)
+_RESPONSE = _Layout("PredictResponse", "outputs", 0x12, 0x0A, None)
 
 
 # Reading
@@ -61,14 +75,14 @@ class _View:
 
 @dataclass(slots=True)
 class PredictMessage:
-    """A PredictRequest whose tensors are still bytes.
+    """A PredictRequest or PredictResponse whose tensors are still bytes.
 
     Attributes:
         model: name of the model.
-        version: that is asked for; None for none.
+        version: that is asked for, or that answered; None for none.
         label: of the version that is asked for; None for none.
         signature_name: key; empty for the default.
-        has_spec: whether the request says which model at all.
+        has_spec: whether the message names a model at all.
         output_filter: outputs that are asked for; empty for all.
     """
 
@@ -83,14 +97,14 @@ class PredictMessage:
 
     @property
     def aliases(self) -> Collection[str]:
-        """Names of the inputs that were sent."""
+        """Names of the tensors."""
         return self._tensors.keys()
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Return the inputs by alias.
+        """Return the tensors by alias.
 
         Returns:
-            Arrays, strings as object arrays of bytes. They are read-only, keep the whole request alive, may lie at any
+            Arrays, strings as object arrays of bytes. They are read-only, keep the whole message alive, may lie at any
             address (`flags.aligned`), and have strides of 0 where one value stands for all.
 
         Raises:
@@ -113,20 +127,34 @@ def read_predict(data: bytes) -> PredictMessage:
     Raises:
         InvalidArgument: the bytes are none.
     """
+    return _read(data, _REQUEST)
+
+
+def read_predict_response(data: bytes) -> PredictMessage:
+    """Read a serialized PredictResponse.
+
+    Raises:
+        InvalidArgument: the bytes are none.
+    """
+    return _read(data, _RESPONSE)
+
+
+def _read(data: bytes, layout: _Layout) -> PredictMessage:
     try:
-        return _walk(data)
+        return _walk(data, layout)
     except (_UnusualError, IndexError, UnicodeDecodeError, DecodeError):
-        return _read_with_protobuf(data)
+        return _read_with_protobuf(data, layout)
 
 
-def _read_with_protobuf(data: bytes) -> PredictMessage:
+def _read_with_protobuf(data: bytes, layout: _Layout) -> PredictMessage:
     try:
-        request = messages.PredictRequest.FromString(data)
+        message = getattr(messages, layout.message).FromString(data)
     except DecodeError as error:
-        raise InvalidArgument(f"the {len(data)} bytes of the request are no PredictRequest: {error}") from None
-    tensors = dict(request.inputs.items())
-    spec = _spec_of(request.model_spec)
-    return PredictMessage(*spec, request.HasField("model_spec"), tuple(request.output_filter), data, tensors)
+        what = "request" if layout is _REQUEST else "answer"
+        raise InvalidArgument(f"the {len(data)} bytes of the {what} are no {layout.message}: {error}") from None
+    tensors = dict(getattr(message, layout.map).items())
+    wanted = tuple(message.output_filter) if layout.filter_tag else ()
+    return PredictMessage(*_spec_of(message.model_spec), message.HasField("model_spec"), wanted, data, tensors)
 
 
 Spec = tuple[str, "int | None", "str | None", str]
@@ -150,7 +178,7 @@ _kept_spec = lru_cache(maxsize=1024)(_parse_spec)
 _kept_shape = lru_cache(maxsize=1024)(_parse_shape)
 
 
-def _walk(data: bytes) -> PredictMessage:
+def _walk(data: bytes, layout: _Layout) -> PredictMessage:
     at, end = 0, len(data)
     spec: Spec | None = None
     tensors: dict[str, Any] = {}
@@ -163,12 +191,12 @@ def _walk(data: bytes) -> PredictMessage:
         stop = at + size
         if stop > end:
             raise _UnusualError
-        if kind == _INPUTS:
+        if kind == layout.map_tag:
             _read_entry(data, at, stop, tensors)
-        elif kind == _MODEL_SPEC and spec is None:
+        elif kind == layout.spec_tag and spec is None:
             part = data[at:stop]
             spec = _kept_spec(part) if size <= _KEPT_BYTES else _parse_spec(part)
-        elif kind == _OUTPUT_FILTER:
+        elif kind == layout.filter_tag:
             wanted.append(data[at:stop].decode())
         else:
             raise _UnusualError
@@ -191,7 +219,7 @@ def _long_size(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _read_entry(data: bytes, at: int, stop: int, tensors: dict[str, Any]) -> None:
-    """Read an entry of the map of inputs; of entries with one key the last one counts."""
+    """Read an entry of the map of tensors; of entries with one key the last one counts."""
     if data[at] != _KEY:
         raise _UnusualError
     size = data[at + 1]

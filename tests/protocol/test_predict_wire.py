@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 
 from moxserve.errors import InvalidArgument
 from moxserve.protocol import messages
-from moxserve.protocol.predict_wire import read_predict, write_predict_request, write_predict_response
+from moxserve.protocol.predict_wire import (
+    read_predict,
+    read_predict_response,
+    write_predict_request,
+    write_predict_response,
+)
 from moxserve.protocol.tensors import from_proto, to_proto
 from moxserve.protocol.wire import packed_varints, tag, varint
 from moxserve.types import DTYPES, ModelRef
@@ -146,9 +151,45 @@ requests = st.lists(st.one_of(specs, entries(), entries(), entries(), filters, u
 
 
 @given(requests)
-@settings(max_examples=2500, deadline=None)
+@settings(max_examples=1500, deadline=None)
 def test_any_request_means_what_protobuf_says(data: bytes) -> None:
     assert by_wire(data) == by_protobuf(data)
+
+
+def as_response(data: bytes) -> bytes:
+    """Swap the numbers of the first two fields, as far as the bytes are such fields."""
+    parts, at = [], 0
+    while at < len(data):
+        swapped = {0x0A: b"\x12", 0x12: b"\x0a"}.get(data[at])
+        if swapped is None or at + 1 == len(data) or data[at + 1] > 0x7F:
+            return b"".join(parts) + data[at:]
+        stop = at + 2 + data[at + 1]
+        parts.append(swapped + data[at + 1 : stop])
+        at = stop
+    return b"".join(parts)
+
+
+@given(requests)
+@settings(max_examples=300, deadline=None)
+def test_any_answer_means_what_protobuf_says(data: bytes) -> None:
+    data = as_response(data)
+    try:
+        response = messages.PredictResponse.FromString(data)
+    except DecodeError:
+        with pytest.raises(InvalidArgument, match="are no PredictResponse"):
+            read_predict_response(data)
+        return
+    found = read_predict_response(data)
+    spec = response.model_spec
+    assert (found.model, found.signature_name) == (spec.name, spec.signature_name)
+    assert found.version == (spec.version.value if spec.HasField("version") else None)
+    try:
+        expected = {alias: bits(from_proto(proto)) for alias, proto in response.outputs.items()}
+    except InvalidArgument:
+        with pytest.raises(InvalidArgument, match="tensor parsing error"):
+            found.tensors()
+    else:
+        assert {alias: bits(array) for alias, array in found.tensors().items()} == expected
 
 
 @given(requests, st.data())
