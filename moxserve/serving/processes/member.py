@@ -13,6 +13,7 @@ import socket
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from moxserve.errors import MoxserveError
@@ -48,6 +49,7 @@ class Membership:
         self.flags: Mapping[str, Any] = hello["flags"]
         self.config = None if hello["config"] is None else b64decode(hello["config"])
         self._generation: int = hello["generation"]
+        self._opened: bool = hello["opened"]
 
     def serve(self) -> None:
         """Run the server until the process is told to stop.
@@ -55,7 +57,11 @@ class Membership:
         Raises:
             MoxserveError: it could not start.
         """
-        self._server = Server(member_options(self.flags, self.config, self.index), peers=self)
+        options = member_options(self.flags, self.config, self.index)
+        if self._opened:
+            # The others answer already: requests are to go to them until this one has loaded its models, too.
+            options = replace(options, serve_while_loading=False)
+        self._server = Server(options, peers=self)
         serve_until_signal(self._server)
 
     def failed(self, error: MoxserveError) -> None:

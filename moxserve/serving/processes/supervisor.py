@@ -207,8 +207,9 @@ class Supervisor:
 
     def _hello(self, index: int) -> dict[str, Any]:
         with self._changed:
-            config, generation = self._config, self._generation
-        return {"index": index, "flags": dict(self._plan.flags), "config": _text(config), "generation": generation}
+            config, generation, opened = self._config, self._generation, self._opened
+        flags = dict(self._plan.flags)
+        return {"index": index, "flags": flags, "config": _text(config), "generation": generation, "opened": opened}
 
     def _on_loaded(self, member: _Member, generation: int) -> dict[str, Any]:
         """Hold a member until all have loaded; tell it the configuration if that has changed since its start."""

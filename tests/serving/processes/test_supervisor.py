@@ -50,6 +50,7 @@ channel.start()
 hello = channel.call("hello", None, 30)
 index = hello["index"]
 write(f"pids{index}", str(os.getpid()))
+write(f"opened{index}", str(hello["opened"]))
 started = len(open(f"{folder}/pids{index}").readlines())
 served = [base64.b64decode(hello["config"] or b"").decode()]
 write(f"served{index}", served[-1])
@@ -111,7 +112,7 @@ def test_members_start_and_end(supervise, served) -> None:
     assert not any(alive(pid) for pid in pids)
 
 
-def test_one_that_dies_is_started_again_with_what_is_in_effect(supervise, served, wait_for) -> None:
+def test_one_that_dies_is_started_again_with_what_is_in_effect(supervise, served, wait_for, tmp_path) -> None:
     supervisor = supervise()
     supervisor.start()
     supervisor.reload(b"second")
@@ -120,6 +121,7 @@ def test_one_that_dies_is_started_again_with_what_is_in_effect(supervise, served
     wait_for(lambda: len(supervisor.pids()) == 2 and first not in supervisor.pids(), "a new member")
     assert supervisor.pids()[1] == other
     assert served(0) == ["first", "second", "second"]
+    assert (tmp_path / "opened0").read_text().split() == ["False", "True"], "it must open no port before it is ready"
 
 
 @pytest.mark.parametrize(
