@@ -35,7 +35,11 @@ WARM_ROUNDS = 300
 REFUSALS = {
     "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE",
 }  # fmt: skip
-PREDICTION, MODELS = "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"
+PREDICTION, MODELS, V2 = (
+    "tensorflow.serving.PredictionService",
+    "tensorflow.serving.ModelService",
+    "inference.GRPCInferenceService",
+)
 
 
 # Valid requests
@@ -97,6 +101,21 @@ def spec_requests(kind: str, **fields: Any) -> list[bytes]:
     return requests
 
 
+def infer_requests() -> list[bytes]:
+    """Requests of the Open Inference Protocol: typed contents and raw ones."""
+    requests = []
+    for raw in (False, True):
+        request = messages.by_full_name("inference.ModelInferRequest")(model_name="default", id="1")
+        tensor = request.inputs.add(name="x", datatype="FP32", shape=[2])
+        if raw:
+            request.raw_input_contents.append(np.float32([1, 2]).tobytes())
+        else:
+            tensor.contents.fp32_contents.extend([1, 2])
+        request.outputs.add(name="y")
+        requests.append(request.SerializeToString())
+    return requests
+
+
 GRPC_SEEDS: dict[str, Callable[[], list[bytes]]] = {
     f"/{PREDICTION}/Predict": predict_requests,
     f"/{PREDICTION}/Classify": lambda: example_requests("ClassificationRequest"),
@@ -106,6 +125,7 @@ GRPC_SEEDS: dict[str, Callable[[], list[bytes]]] = {
         "GetModelMetadataRequest", metadata_field=["signature_def"]
     ),
     f"/{MODELS}/GetModelStatus": lambda: spec_requests("GetModelStatusRequest"),
+    f"/{V2}/ModelInfer": infer_requests,
 }
 REST_SEEDS: dict[str, list[bytes]] = {
     "/v1/models/default:predict": [
@@ -127,6 +147,11 @@ REST_SEEDS: dict[str, list[bytes]] = {
         b'{"signature_name": "classify_x_to_y", "context": {"x": 1.5, "z": {"b64": "AA=="}}, "examples": [{}]}',
     ],
     "/v1/models/default:regress": [b'{"signature_name": "regress_x_to_y", "examples": [{"x": 2.0}]}'],
+    "/v2/models/default/infer": [
+        b'{"id": "1", "inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": [1.5, 2]}]}',
+        b'{"inputs": [{"name": "x", "shape": [2, 1], "datatype": "FP32", "data": [[1], [2]]}], '
+        b'"outputs": [{"name": "y", "parameters": {"binary_data": true}}]}',
+    ],
 }  # fmt: skip
 
 
