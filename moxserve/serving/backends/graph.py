@@ -174,7 +174,8 @@ def _match(
     found: dict[str, str] = {}
     for alias, spec in specs.items():
         bare = spec.tensor.removesuffix(":0")
-        ways = [told.get(alias, ""), told.get(spec.tensor, ""), *((alias,) if loose else ()), spec.tensor, bare]
+        own = (alias, f"{alias}:0") if loose else ()
+        ways = [told.get(alias, ""), told.get(spec.tensor, ""), *own, spec.tensor, bare]
         name = next((n for way in ways if (n := synonyms.get(way, way)) in known), None)
         if name is not None:
             found[alias] = name

@@ -131,8 +131,8 @@ def _import_onnxruntime() -> Any:
 
 
 def _spec(argument: Any) -> TensorSpec:
-    dims = argument.shape
-    shape = None if dims is None else tuple(d if isinstance(d, int) and d >= 0 else None for d in dims)
+    # ONNX Runtime tells of an unknown rank and of a scalar in the same way, as no dimensions.
+    shape = tuple(d if isinstance(d, int) and d >= 0 else None for d in argument.shape or ()) or None
     return TensorSpec(argument.name, _dtype(argument), shape, argument.name)
 
 

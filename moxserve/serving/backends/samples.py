@@ -19,7 +19,7 @@ from moxserve.protocol.tensors import from_proto
 from moxserve.protocol.tfrecord import read_records
 from moxserve.types import Signature, TensorSpec
 
-__all__ = ["WARMUP_FILE", "Sample", "made_up", "recorded"]
+__all__ = ["WARMUP_FILE", "Sample", "made_up", "recorded", "without_ones"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,21 @@ def made_up(signature: Signature) -> Iterator[Sample]:
     random = np.random.default_rng(20240229)
     yield Sample(signature.name, {a: _random(s, random) for a, s in signature.inputs.items()})
     yield Sample(signature.name, {a: np.zeros(_shape(s), s.dtype.numpy) for a, s in signature.inputs.items()})
+
+
+def without_ones(sample: Sample, signature: Signature) -> Sample | None:
+    """Return the same request without dimensions of size 1 at the end; None when there are none.
+
+    JSON rows such as `[1.0, 2.0]` make such tensors, and graphs that only compute with each element take them.
+    """
+    inputs = {}
+    for alias, array in sample.inputs.items():
+        spec = signature.inputs[alias]
+        wanted = spec.shape or ()
+        inputs[alias] = array[..., 0] if array.ndim > 1 and array.ndim == len(wanted) and wanted[-1] == 1 else array
+    if all(inputs[alias].ndim == array.ndim for alias, array in sample.inputs.items()):
+        return None
+    return Sample(sample.signature, inputs)
 
 
 def _shape(spec: TensorSpec) -> tuple[int, ...]:

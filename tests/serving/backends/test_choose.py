@@ -258,6 +258,35 @@ def test_warmup_records_are_what_variants_are_compared_with(
         assert backends.load(path).variant == serves
 
 
+def test_a_variant_takes_every_shape_that_the_savedmodel_takes(
+    tmp_path: Path, save_linear: Callable[..., Path], speeds: dict[str, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """JSON rows `[1.0, 2.0]` become [2], where a careful client sends [2, 1]: whatever served both goes on to."""
+    import tensorflow as tf
+    from onnx import TensorProto, helper
+
+    tf1 = tf.compat.v1
+    path = tmp_path / "1"
+    with tf.Graph().as_default(), tf1.Session() as session:
+        x = tf1.placeholder("float32", [None, 1], "x")
+        tf1.saved_model.simple_save(session, str(path), {"x": x}, {"y": x * 0.5 + 2.0})
+    info, number = helper.make_tensor_value_info, helper.make_tensor
+    speeds.update(saved_model=1.0, strict=5.0, lax=2.0)
+    for name, rank in (("strict", ["n", 1]), ("lax", None)):
+        graph = helper.make_graph(
+            [helper.make_node("Mul", ["x", "a"], ["t"]), helper.make_node("Add", ["t", "b"], ["y"])], "g",
+            [info("x", TensorProto.FLOAT, rank)], [info("y", TensorProto.FLOAT, rank)],
+            [number("a", TensorProto.FLOAT, [], [0.5]), number("b", TensorProto.FLOAT, [], [2.0])],
+        )  # fmt: skip
+        (path / "variants" / name).mkdir(parents=True)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        (path / "variants" / name / "model.onnx").write_bytes(model.SerializeToString())
+    backend = backends.load(path)
+    assert backend.variant == "lax"
+    assert backend.run("serving_default", {"x": np.float32([1, 2])})["y"].tolist() == [2.5, 3.0]
+    assert "variant strict is not served: signature 'serving_default' answers otherwise: it refuses what" in caplog.text
+
+
 def test_without_tensorflow_the_manifest_is_trusted(
     version: Make, forms: Any, declare: Callable[..., None], monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]
 ) -> None:
