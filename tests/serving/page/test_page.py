@@ -62,6 +62,8 @@ def test_the_page_without_a_script(server) -> None:
     ):  # fmt: skip
         assert text in answer.text, text
     assert "<b onclick" not in answer.text
+    half = answer.text.partition('<form data-path="v1/models/half:predict">')[2]
+    assert half.index('<option value="serving_default"') < half.index("<option", half.index("<option") + 1)
 
 
 def test_its_files_and_nothing_else(server) -> None:

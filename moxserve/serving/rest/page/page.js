@@ -35,8 +35,8 @@ function noteCounts(root, at) {
   }
 }
 
-function drawSpark(svg, points) {
-  if (!svg || points.length < 2 || Math.max(...points) === 0) {
+function drawSpark(place, points) {
+  if (!place || points.length < 2 || Math.max(...points) === 0) {
     return;
   }
   const highest = Math.max(...points);
@@ -45,13 +45,14 @@ function drawSpark(svg, points) {
   const path = points
     .map((rate, i) => `${i ? "L" : "M"}${((first + i) * step).toFixed(1)} ${(23 - (22 * rate) / highest).toFixed(1)}`)
     .join("");
+  const svg = place.querySelector("svg");
   let line = svg.firstElementChild;
   if (!line) {
     line = document.createElementNS("http://www.w3.org/2000/svg", "path");
     svg.append(line);
   }
   line.setAttribute("d", path);
-  svg.removeAttribute("hidden");
+  place.hidden = false;
 }
 
 // Refresh

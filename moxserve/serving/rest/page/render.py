@@ -215,8 +215,8 @@ def _figures(model: ModelView, figures: ModelFigures, uptime_s: float) -> str:
     why = f'<p class="hint">{reasons}</p>' if reasons else ""
     return (
         f'<div data-live="{name}/figures"><dl class="facts">{body}</dl>{why}{_latencies(figures)}</div>'
-        f'<svg class="spark" data-spark="{name}" viewBox="0 0 120 24" preserveAspectRatio="none" '
-        'aria-hidden="true" hidden></svg>'
+        f'<div class="spark" data-spark="{name}" hidden><p class="hint">Requests a second, last two minutes</p>'
+        '<svg viewBox="0 0 120 24" preserveAspectRatio="none" aria-hidden="true"></svg></div>'
     )
 
 
@@ -251,7 +251,7 @@ def _form(model: ModelView) -> str:
     if not options:
         return f'<p class="hint">This version has no signature to ask.</p>{known}'
     first = next(iter(model.samples.values()))
-    height = min(12, max(4, first.text.count("\n") + 1))
+    height = min(12, max(4, first.text.count("\n") + 2))
     return f"""
 <form data-path="v1/models/{escape(quote(model.name, safe=""))}:predict">
 <p class="field"><label>Signature <select name="signature">{options}</select></label></p>

@@ -22,6 +22,7 @@ from moxserve.types import ModelRef
 
 __all__ = ["StatusPage"]
 
+_DEFAULT = "serving_default"
 _FILES = {"/ui/page.css": b"text/css; charset=utf-8", "/ui/page.js": b"text/javascript; charset=utf-8"}
 _HEADERS = (
     # Nothing from elsewhere, nothing inline: a name that got through unescaped could still run no script.
@@ -82,7 +83,9 @@ class StatusPage:
             current = self._dataplane.metadata(ModelRef(listing.name))
         except ServingError:
             return ModelView(listing.name, versions)
-        signatures = current.signatures
+        # What is asked when no signature is named comes first.
+        names = sorted(current.signatures, key=lambda name: (name != _DEFAULT, name))
+        signatures = {name: current.signatures[name] for name in names}
         return ModelView(
             listing.name,
             versions,
