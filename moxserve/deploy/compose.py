@@ -65,7 +65,7 @@ def _volumes(deployment: Deployment) -> list[dict[str, Any]]:
 
 def _healthcheck() -> dict[str, Any]:
     # The image has Python, but no curl.
-    look = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{REST_PORT}/v1/models', timeout=3)"
+    look = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{REST_PORT}/v2/health/ready', timeout=3)"
     return {"test": ["CMD", "python", "-c", look], "interval": "10s", "timeout": "5s", "start_period": "120s"}
 
 

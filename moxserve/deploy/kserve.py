@@ -17,6 +17,7 @@ from moxserve.errors import UsageError
 __all__ = ["documents"]
 
 _MOUNT = "/mnt/models"
+_READY = {"httpGet": {"path": "/v2/health/ready", "port": REST_PORT}}
 _SCHEMES = ("pvc", "s3", "gs", "hdfs", "webhdfs", "http", "https", "hf", "oci")
 
 
@@ -93,6 +94,8 @@ def _custom(deployment: Deployment, name: str, place: str, protocol: str) -> dic
     ports = [f"--port={GRPC_PORT}", f"--rest_api_port={REST_PORT}"]
     named = [*ports, f"--model_name={name}", f"--model_base_path={_MOUNT}"]
     port_name, number = ("h2c", GRPC_PORT) if protocol == "grpc" else ("http1", REST_PORT)
+    # Over gRPC an open port says it: it opens when the model is loaded.
+    ready = {"tcpSocket": {"port": number}} if protocol == "grpc" else _READY
     container = {
         "name": "kserve-container",
         "image": deployment.image_name,
@@ -102,6 +105,6 @@ def _custom(deployment: Deployment, name: str, place: str, protocol: str) -> dic
         "env": [{"name": "STORAGE_URI", "value": place}],
         "ports": [{"name": port_name, "containerPort": number, "protocol": "TCP"}],
         "resources": quantities(deployment),
-        "readinessProbe": {"tcpSocket": {"port": number}, "periodSeconds": 5},
+        "readinessProbe": {**ready, "periodSeconds": 5},
     }
     return {"containers": [container], "terminationGracePeriodSeconds": deployment.grace_s}
