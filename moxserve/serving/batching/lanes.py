@@ -34,6 +34,7 @@ class Form:
         key: of the lane: requests of forms with equal keys meet.
         name: of the signature, or several, for the log.
         model: runs a batch of the lane.
+        model_here: the same for one that is known to be quick, on the calling thread.
         feeds: input aliases of the request in the order of the lane.
         ranks: how many dimensions each must have to be put together with others; empty
             when that does not matter.
@@ -43,6 +44,7 @@ class Form:
     key: Key
     name: str
     model: Model
+    model_here: Model
     feeds: tuple[str, ...]
     ranks: tuple[int, ...]
     fetches: tuple[str, ...]
@@ -87,8 +89,12 @@ def form_of(
         found = backend.run(name, dict(zip(feeds, arrays, strict=True)), fetched)
         return [found[alias] for alias in fetched]
 
+    def model_here(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        found = backend.run_here(name, dict(zip(feeds, arrays, strict=True)), fetched)
+        return [found[alias] for alias in fetched]
+
     ranks = tuple(_rank(call.signature.inputs[alias], by_example) for alias in feeds) if rows_only else ()
-    return Form(key, name, model, feeds, ranks, fetched)
+    return Form(key, name, model, model_here, feeds, ranks, fetched)
 
 
 def form_together(backend: Backend, names: Sequence[str]) -> Form | None:
@@ -109,7 +115,7 @@ def form_together(backend: Backend, names: Sequence[str]) -> Form | None:
         return [found[i][alias] for i, _, alias in fetches]
 
     labels = tuple(f"{name}\0{alias}" for _, name, alias in fetches)
-    return Form(("together", *names), ", ".join(names), model, ("",), (1,), labels)
+    return Form(("together", *names), ", ".join(names), model, model, ("",), (1,), labels)
 
 
 def _vary(specs: Sequence[TensorSpec]) -> bool:

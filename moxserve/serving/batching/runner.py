@@ -26,6 +26,7 @@ from moxserve.serving.execution.context import RequestContext
 from moxserve.serving.execution.pool import patiently
 from moxserve.serving.execution.quickness import Quickness
 from moxserve.serving.metrics import ServingMetrics
+from moxserve.serving.observe.current import current_record
 
 __all__ = ["BatchingRunner"]
 
@@ -134,7 +135,11 @@ class BatchingRunner:
         else:
             self._threads.submit(lane.queue, task)
         try:
-            return await patiently(future, context)
+            outputs = await patiently(future, context)
+            record = current_record()
+            if record is not None and task.run_began:
+                record.ran(task.run_began, task.run_s)
+            return outputs
         finally:
             if not task.done:
                 self._threads.cancel(lane.queue, task)
@@ -159,8 +164,8 @@ class BatchingRunner:
             return _Lane(BatchQueue(self._parameters, execute, times))
         limit, quickness, any_size = BatchLimit(times), Quickness(), BatchingParameters()
         on_thread, on_loop = (
-            Executor(form.name, form.model, tell, any_size, times, Learned(limit, quickness, here), metrics)
-            for tell, here in ((_deliver, False), (_resolve, True))
+            Executor(form.name, model, tell, any_size, times, Learned(limit, quickness, here), metrics)
+            for model, tell, here in ((form.model, _deliver, False), (form.model_here, _resolve, True))
         )
         return _Lane(
             AdaptiveQueue(limit, self._max_waiting, on_thread, times),

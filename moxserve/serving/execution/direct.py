@@ -18,6 +18,7 @@ from moxserve.serving.execution.admission import ServiceTimes
 from moxserve.serving.execution.context import RequestContext
 from moxserve.serving.execution.pool import WorkPool
 from moxserve.serving.execution.quickness import Quickness, payload_bytes
+from moxserve.serving.observe.current import current_record
 
 __all__ = ["DirectRunner"]
 
@@ -45,11 +46,15 @@ class DirectRunner:
         """Run one signature; see `Runner.run`."""
         known, size = self._known[signature], payload_bytes(inputs.values())
         on_loop = known.quickness.suits(size)
+        record = current_record()
 
         def work() -> dict[str, np.ndarray]:
             began = time.perf_counter()
             result = self._backend.run(signature, inputs, outputs)
-            known.note(size, time.perf_counter() - began, on_loop=on_loop)
+            seconds = time.perf_counter() - began
+            known.note(size, seconds, on_loop=on_loop)
+            if record is not None:
+                record.ran(began, seconds)
             return result
 
         return work() if on_loop else await self._pool.run(work, context, known.times.run_s(size))

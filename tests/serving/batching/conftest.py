@@ -60,6 +60,9 @@ class FakeBackend:
         found = self.function(inputs)
         return {name: found[name] for name in outputs or found}
 
+    def run_here(self, signature: str, inputs: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        return self.run(signature, inputs, outputs)
+
     def run_together(self, signatures: Sequence[str], array: np.ndarray) -> list[dict[str, np.ndarray]]:
         return [self.run(name, {"inputs": array}, self.calls[name].output_names) for name in signatures]
 
