@@ -144,6 +144,8 @@ class Executor:
         outputs = self._model(inputs)
         seconds = time.perf_counter() - began
         self._times.record(padded, seconds)
+        for task in tasks:
+            task.run_began, task.run_s = began, seconds
         if self._learner is None:
             check_rows(outputs, padded)
         else:

@@ -40,6 +40,8 @@ class Task:
         parts: what it was cut into; empty when it was not.
         whole: of what it is a part; None for a request.
         told: whether `settled` has named it.
+        run_began: when the model began to run it, by `time.perf_counter`, in s; 0.0 when it did not yet.
+        run_s: how long the model ran, in s.
     """
 
     arrays: Sequence[np.ndarray]
@@ -53,6 +55,8 @@ class Task:
     parts: Sequence[Task] = ()
     whole: Task | None = None
     told: bool = False
+    run_began: float = 0.0
+    run_s: float = 0.0
 
     def split(self, sizes: Sequence[int]) -> Sequence[Task]:
         """Cut it into parts of so many rows, which are run each by itself; `settled` puts their outputs together."""

@@ -58,17 +58,21 @@ class RequestRecord:
     run_s: float = -1.0
     duration_s: float = 0.0
 
+    def ran(self, began: float, seconds: float) -> None:
+        """Note when the model began to run, by `time.perf_counter`, and for how long it did, in s."""
+        self.run_began, self.run_s = began, seconds
+
     def answered(self, version: int, signature: str, run_s: float) -> None:
-        """Note which version answered, and how long the model ran.
+        """Note which version answered.
 
         Args:
             version: number.
             signature: key of the signature that was run.
-            run_s: in s, counted back from now when the beginning of the run is not known.
+            run_s: how long its runner took, in s; counts as the run, up to now, unless `ran` knows better.
         """
-        self.version, self.signature, self.run_s = version, signature, run_s
+        self.version, self.signature = version, signature
         if not self.run_began:
-            self.run_began = time.perf_counter() - run_s
+            self.ran(time.perf_counter() - run_s, run_s)
 
     def end(self, status: str, code: int, response_bytes: int) -> None:
         """Note how it ended, now."""

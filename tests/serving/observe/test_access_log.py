@@ -42,8 +42,8 @@ def test_a_line_has_what_is_known(tmp_path) -> None:
     run = RequestRecord("grpc", "/tensorflow.serving.PredictionService/Predict", peer="127.0.0.1:1", request_id="abc")
     run.time_ns = 1_700_000_000_123_456_789
     run.model, run.request_bytes = "half", 45
-    run.run_began = run.began + 0.002
-    run.answered(123, "serving_default", 0.25)
+    run.ran(run.began + 0.002, 0.25)
+    run.answered(123, "serving_default", 0.3)
     run.end("OK", 0, 67)
     run.duration_s = 0.5
     refused = record(model="nope", peer="[::1]:7")

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from moxserve.protocol import messages
+from moxserve.serving.batching.params import BatchingOptions
 from moxserve.serving.main import Server, ServerOptions
 from moxserve.serving.observe import ObserveOptions
 from moxserve.serving.rest.options import RestOptions
@@ -167,6 +168,17 @@ def test_many_requests_at_once_are_each_told_once(serve, tmp_path) -> None:
         f"{n}-{i}" for n in range(4) for i in range(100)
     )
     assert {(line["model"], line["version"], line["status"]) for line in lines(path)} == {("half", 123, "OK")}
+
+
+def test_the_wait_for_a_turn_is_told_apart_from_the_run(serve, tmp_path) -> None:
+    path = tmp_path / "access.log"
+    server = serve(ObserveOptions(access_log=str(path)), batching=BatchingOptions(enabled=True))
+    for _ in range(20):
+        assert call(server.channel, PREDICT, predict_bytes())[0] == "OK"
+    server.server.stop(5)
+    for line in lines(path):
+        assert line["queue_ms"] >= 0
+        assert 0 < line["run_ms"] <= line["duration_ms"] - line["queue_ms"] + 0.002
 
 
 # Traces

@@ -37,8 +37,8 @@ def told():
 def predict(**more: Any) -> RequestRecord:
     record = RequestRecord("grpc", "/tensorflow.serving.PredictionService/Predict", peer="[::1]:4711", **more)
     record.model = "half"
-    record.run_began = record.began + 0.01
-    record.answered(123, "serving_default", 0.2)
+    record.ran(record.began + 0.01, 0.2)
+    record.answered(123, "serving_default", 0.3)
     record.end("OK", 0, 10)
     record.duration_s = 0.5
     return record
