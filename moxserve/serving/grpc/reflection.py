@@ -16,44 +16,39 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from moxserve.protocol import messages
+from moxserve.serving.grpc.streams import Stream
 
-__all__ = ["SERVICES", "Reflection"]
+__all__ = ["SERVICES", "reflection_stream"]
 
 SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
 
-class Reflection(grpc.GenericRpcHandler):
-    """The handler of the reflection services on a grpc.aio server.
+def reflection_stream(services: Iterable[str]) -> Stream:
+    """Return the method of both services, `ServerReflectionInfo`; bytes, since the messages are those of one of them.
 
     Args:
-        services: full names of the services that the server has besides these. One that is not described by the
-            descriptors here is not listed either.
+        services: full names of all services that the server has. One that is not described by the descriptors here is
+            not listed either.
     """
+    names = tuple(services)
 
-    def __init__(self, services: Iterable[str]) -> None:
-        self._services = (*services, *SERVICES)
-        self._paths = frozenset(f"/{name}/ServerReflectionInfo" for name in SERVICES)
-        # Bytes in, bytes out: the generated code knows only one of the two forms.
-        self._handler = grpc.stream_stream_rpc_method_handler(self._answer)
+    async def answer(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        servicer = reflection.aio.ReflectionServicer(filter(_is_described, names), pool=_pool())
+        async for reply in servicer.ServerReflectionInfo(_parsed(requests, context), context):
+            yield reply.SerializeToString()
 
-    def service(self, details: Any) -> Any:
-        """Return the handler of a call; None for the calls of other services."""
-        return self._handler if details.method in self._paths else None
+    return answer
 
-    async def _answer(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        async def read() -> AsyncIterator[Any]:
-            async for data in requests:
-                try:
-                    yield reflection_pb2.ServerReflectionRequest.FromString(data)
-                except DecodeError as error:
-                    await context.abort(
-                        grpc.StatusCode.INVALID_ARGUMENT,
-                        f"the {len(data)} bytes of the request are no ServerReflectionRequest: {error}",
-                    )
 
-        servicer = reflection.aio.ReflectionServicer(filter(_is_described, self._services), pool=_pool())
-        async for answer in servicer.ServerReflectionInfo(read(), context):
-            yield answer.SerializeToString()
+async def _parsed(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+    async for data in requests:
+        try:
+            yield reflection_pb2.ServerReflectionRequest.FromString(data)
+        except DecodeError as error:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"the {len(data)} bytes of the request are no ServerReflectionRequest: {error}",
+            )
 
 
 @cache

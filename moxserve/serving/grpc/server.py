@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from moxserve.serving.dataplane import DataPlane
 from moxserve.serving.execution import RequestContext
 from moxserve.serving.grpc.observed import begin_call
 from moxserve.serving.grpc.options import GrpcOptions
+from moxserve.serving.grpc.streams import Stream, ending_with
 from moxserve.serving.grpc.tls import credentials
 from moxserve.serving.metrics import ServingMetrics, status_of
 from moxserve.serving.observe import Recorder, RequestRecord
@@ -54,7 +55,6 @@ _PREDICTION = "tensorflow.serving.PredictionService"
 _MODEL = "tensorflow.serving.ModelService"
 
 Method = Callable[[bytes, Any], Awaitable[bytes]]
-Stream = Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]
 Reload = Callable[[Any, "float | None"], None]
 
 
@@ -91,6 +91,7 @@ class GrpcServer:
         self._reload_config = reload
         self._in_flight = 0
         self._names: list[str] = []
+        self._stopping = asyncio.Event()
         self._server = grpc.aio.server(options=list({**_ARGUMENTS, **dict(options.channel_arguments)}.items()))
         self._credentials = credentials(options.tls) if options.tls else None
         for service, methods in self._services().items():
@@ -105,19 +106,18 @@ class GrpcServer:
         Args:
             service: full name.
             methods: unary methods, by name. An error of ours that one raises becomes the status of the call.
-            streams: methods that take and give streams, by name.
+            streams: methods that take and give streams, by name; they see their requests end when the server stops.
         """
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(self._guarded(f"/{service}/{name}", method))
             for name, method in methods.items()
         }
-        handlers |= {name: grpc.stream_stream_rpc_method_handler(s) for name, s in (streams or {}).items()}
+        handlers |= {
+            name: grpc.stream_stream_rpc_method_handler(ending_with(self._stopping, stream))
+            for name, stream in (streams or {}).items()
+        }
         self._names.append(service)
-        self.add_handler(grpc.method_handlers_generic_handler(service, handlers))
-
-    def add_handler(self, handler: Any) -> None:
-        """Offer what a grpc.GenericRpcHandler offers; before `start`."""
-        self._server.add_generic_rpc_handlers((handler,))
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
     def _services(self) -> Mapping[str, Mapping[str, Method]]:
         return {
@@ -176,6 +176,7 @@ class GrpcServer:
         """
         if self._health is not None:
             self._health.stop()
+        self._stopping.set()
         deadline = time.monotonic() + grace_s
         await self._server.stop(grace_s)
         return self._in_flight == 0 and (grace_s <= 0 or time.monotonic() < deadline)
@@ -185,9 +186,11 @@ class GrpcServer:
             logger.info("no server reflection: grpcio-reflection or grpcio-health-checking is not installed")
             return
         # Imported here: its package is needed only by who wants the service.
-        from moxserve.serving.grpc.reflection import Reflection
+        from moxserve.serving.grpc.reflection import SERVICES, reflection_stream
 
-        self.add_handler(Reflection([*self._names, *(["grpc.health.v1.Health"] if self._health else [])]))
+        stream = reflection_stream([*self._names, *SERVICES, *(["grpc.health.v1.Health"] if self._health else [])])
+        for service in SERVICES:
+            self.add_service(service, {}, {"ServerReflectionInfo": stream})
 
     # Methods
 

@@ -16,6 +16,7 @@ from moxserve.errors import MoxserveError, Unimplemented
 from moxserve.protocol import v2_grpc
 from moxserve.protocol.v2 import model_ref
 from moxserve.serving.execution import RequestContext
+from moxserve.serving.grpc.streams import Stream
 from moxserve.serving.metrics import ServingMetrics, status_of
 from moxserve.serving.open_inference import OpenInference
 from moxserve.types import ModelRef
@@ -36,7 +37,6 @@ _REFUSED = {
 }  # fmt: skip
 
 Method = Callable[[bytes, Any], Awaitable[bytes]]
-Stream = Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]
 
 
 class InferenceService:

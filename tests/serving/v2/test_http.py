@@ -6,6 +6,7 @@ import gzip
 import json
 from typing import Any
 
+import grpc
 import httpx2
 import numpy as np
 import pytest
@@ -235,3 +236,18 @@ def test_any_json_is_answered_or_refused_with_a_reason(http: httpx2.Client, valu
     assert reply.status_code in (200, 400, 501)
     assert reply.status_code == 200 or reply.json()["error"]
     assert http.get("/v2/health/ready").status_code == 200
+
+
+@given(
+    st.sampled_from(
+        ["ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex",
+         "RepositoryModelLoad", "TraceSetting", "ServerMetadata"]
+    ),
+    st.binary(max_size=60),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_over_grpc_are_answered_or_refused(server: Any, method: str, data: bytes) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", (("grpc.use_local_subchannel_pool", 0),)) as channel:
+        call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}").future(data, timeout=20)
+        assert call.code().name in ("OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED")
+        assert call.code().name == "OK" or call.details()

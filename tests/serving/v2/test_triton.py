@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -180,6 +181,22 @@ def test_streams(triton_grpc) -> None:
     triton_grpc.stop_stream()
 
 
+def test_an_open_stream_does_not_hold_up_a_stop(serve, testdata) -> None:
+    import tritonclient.grpc
+
+    server = serve(testdata / "saved_model_half_plus_two_cpu")
+    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        triton = Triton(tritonclient.grpc, client)
+        answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        client.async_stream_infer("default", triton.tensors({"x": X}))
+        assert answers.get(timeout=30)[1] is None
+        began = time.monotonic()
+        assert server.stop(60)
+        assert time.monotonic() - began < 30
+        client.stop_stream()
+
+
 # Refusals
 
 
@@ -339,6 +356,21 @@ def test_a_caller_that_waits_too_short(triton: Triton, serve, save_slow, tmp_pat
         inputs = [triton.module.InferInput("n", [], "INT32").set_data_from_numpy(n)]
         status, _ = slow.refused(lambda: client.infer("default", inputs, timeout=100_000))
     assert status in ("DEADLINE_EXCEEDED", "504")
+
+
+def test_a_caller_over_http_that_has_left_is_seen(serve, save_slow, tmp_path, wait_for) -> None:
+    server = serve(save_slow(tmp_path / "slow" / "1").parent)
+    body = b'{"inputs": [{"name": "n", "shape": [], "datatype": "INT32", "data": [200000]}]}'
+    head = f"POST /v2/models/default/infer HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+
+    def left() -> bool:
+        # One that leaves before its request was read is counted by nobody.
+        with socket.create_connection(("127.0.0.1", server.rest_port)) as connection:
+            connection.sendall(head + body)
+            time.sleep(0.2)
+        return server.metrics.request_count.value(("default", "CANCELLED")) > 0
+
+    wait_for(left, "the server sees that a caller has left")
 
 
 def test_a_cancelled_call_is_dropped(serve, save_slow, tmp_path, wait_for) -> None:
