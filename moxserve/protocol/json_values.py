@@ -33,8 +33,8 @@ __all__ = [
 ]
 
 _EXCERPT_BYTES = 256
-# The keys that requests have a meaning for.
-_KEYS = (b'"signature_name"', b'"instances"', b'"inputs"', b'"examples"', b'"context"')
+# The keys that requests have a meaning for, and how they are written.
+_KEYS = {key: f'"{key}"'.encode() for key in ("signature_name", "instances", "inputs", "examples", "context")}
 _TYPE_NAMES: Mapping[type, str] = {
     type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number",
 }  # fmt: skip
@@ -97,8 +97,10 @@ def read_object(body: bytes) -> tuple[str, dict[str, Any]]:
     document = loads(body)
     if type(document) is not dict:
         raise InvalidArgument(f"JSON Value: {excerpt(document)} Is not object")
-    if any(body.count(key) > 1 for key in _KEYS):
-        document = _first_of_each_key(body, document)
+    for key in document:
+        if key in _KEYS and body.count(_KEYS[key]) > 1:
+            document = _first_of_each_key(body, document)
+            break
     name = document.get("signature_name", "")
     if type(name) is not str:
         raise InvalidArgument(
