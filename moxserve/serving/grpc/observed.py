@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from moxserve.serving.observe.current import set_current_record
-from moxserve.serving.observe.record import GRPC, RequestRecord
+from moxserve.serving.observe.record import GRPC, RequestRecord, address
 from moxserve.serving.observe.request_id import HEADER, new_request_id, valid_request_id
 
 __all__ = ["begin_call"]
@@ -43,5 +43,5 @@ def begin_call(method: str, request_bytes: int, context: Any, *, active: bool) -
 
 def _address(peer: str) -> str:
     """Turn `ipv6:%5B::1%5D:4711` into `[::1]:4711`; a UNIX socket stays `unix:...`."""
-    kind, _, address = peer.partition(":")
-    return unquote(address) if kind in ("ipv4", "ipv6") else peer
+    kind, _, rest = peer.partition(":")
+    return address(unquote(rest)) if kind in ("ipv4", "ipv6") else peer

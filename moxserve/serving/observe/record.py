@@ -6,9 +6,22 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["GRPC", "HTTP", "RequestRecord"]
+__all__ = ["GRPC", "HTTP", "RequestRecord", "address"]
 
 GRPC, HTTP = "grpc", "http"
+
+
+def address(peer: str) -> str:
+    """Write `host:port` as people read it: IPv4 as such also on a dual stack, IPv6 in brackets.
+
+    Args:
+        peer: `host:port`, IPv6 with or without brackets.
+    """
+    host, colon, port = peer.rpartition(":")
+    host = host.strip("[]")
+    if host.startswith("::ffff:") and "." in host:
+        host = host.removeprefix("::ffff:")
+    return f"[{host}]{colon}{port}" if ":" in host else f"{host}{colon}{port}"
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from moxserve.serving.observe.current import set_current_record
-from moxserve.serving.observe.record import HTTP, RequestRecord
+from moxserve.serving.observe.record import HTTP, RequestRecord, address
 from moxserve.serving.observe.request_id import HEADER, new_request_id, valid_request_id
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def begin_request(request: RestRequest, *, active: bool) -> RequestRecord | None
         return None
     request.context.request_id = request.context.request_id or new_request_id()
     record = RequestRecord(
-        HTTP, f"{request.method} {request.path}", request.headers, request.peer, request.context.request_id
+        HTTP, f"{request.method} {request.path}", request.headers, address(request.peer), request.context.request_id
     )
     set_current_record(record)
     return record

@@ -18,6 +18,7 @@ import pytest
 from moxserve.errors import UsageError
 from moxserve.serving.observe import Recorder, RequestRecord
 from moxserve.serving.observe.access_log import AccessLog
+from moxserve.serving.observe.record import address
 
 
 def record(method: str = "GET /v1/models", **more: Any) -> RequestRecord:
@@ -60,6 +61,21 @@ def test_a_line_has_what_is_known(tmp_path) -> None:
     assert (second["status"], second["code"], second["model"]) == ("NOT_FOUND", 404, "nope")
     assert not {"version", "signature", "run_ms", "queue_ms"} & second.keys()
     assert third["dropped"] == 3
+
+
+@pytest.mark.parametrize(
+    ("peer", "written"),
+    [
+        ("127.0.0.1:4711", "127.0.0.1:4711"),
+        ("::ffff:10.0.0.1:4711", "10.0.0.1:4711"),
+        ("[::ffff:10.0.0.1]:4711", "10.0.0.1:4711"),
+        ("::1:4711", "[::1]:4711"),
+        ("[2001:db8::1]:80", "[2001:db8::1]:80"),
+        ("", ""),
+    ],
+)
+def test_addresses(peer, written) -> None:
+    assert address(peer) == written
 
 
 def test_any_name_makes_one_line_of_json(tmp_path) -> None:
