@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from base64 import b64decode, b64encode
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 _PATIENCE_S = 30.0
 _MAX_PAUSE_S = 30.0
 _STEADY_S = 60.0
-_MAX_FRUITLESS = 5
+_MAX_DEATHS = 5
 _SNAPSHOT_S = 2.0
 _KILL_S = 10.0
 
@@ -107,7 +108,7 @@ class Supervisor:
         self._opened = False
         self._started = False
         self._stopping = False
-        self._fruitless = 0
+        self._deaths: Counter[int] = Counter()
         self._error: MoxserveError | None = None
         self._ended_counts = ServingMetrics()
 
@@ -118,9 +119,14 @@ class Supervisor:
 
         Raises:
             MoxserveError: one of them could not start; the others are ended.
+            OSError: the system does not start another process.
         """
-        for index in range(self._plan.count):
-            self._spawn(index)
+        try:
+            for index in range(self._plan.count):
+                self._spawn(index)
+        except OSError:
+            self.stop(0.0)
+            raise
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._stopping or self._all_ready())
             error = self._error
@@ -227,7 +233,6 @@ class Supervisor:
     def _on_ready(self, member: _Member) -> None:
         with self._changed:
             member.ready_at = time.monotonic()
-            self._fruitless = 0
             self._changed.notify_all()
 
     # Death
@@ -246,17 +251,27 @@ class Supervisor:
                 self._error = self._error or _start_error(member, status)
                 return
             steady = time.monotonic() - member.ready_at >= _STEADY_S
-            self._fruitless = 0 if steady else self._fruitless + 1
-            if self._fruitless > _MAX_FRUITLESS and not self.pids():
+            deaths = self._deaths[member.index] = 1 if steady else self._deaths[member.index] + 1
+            if deaths > _MAX_DEATHS and not self.pids():
                 reason = _start_error(member, status)
                 self._error = UnknownError(f"no server process stays alive; the last one: {reason.message}")
                 return
-            pause_s = 0.0 if self._fruitless <= 1 else min(_MAX_PAUSE_S, 2.0 ** (self._fruitless - 2))
-            logger.error("%s %s; it is started again in %g s", member, _ending(status), pause_s)
-            self._changed.wait_for(lambda: self._stopping, pause_s)
-            if self._stopping:
+        self._replace(member.index, f"{member} {_ending(status)}", deaths)
+
+    def _replace(self, index: int, why: str, deaths: int) -> None:
+        while True:
+            pause_s = 0.0 if deaths <= 1 else min(_MAX_PAUSE_S, 2.0 ** (deaths - 2))
+            logger.error("%s; it is started again in %g s", why, pause_s)
+            with self._changed:
+                if self._changed.wait_for(lambda: self._stopping, pause_s):
+                    return
+            try:
+                self._spawn(index)
+            except OSError as error:
+                # The machine is out of processes or memory: that may pass.
+                why, deaths = f"server process {index} could not be started: {error}", deaths + 1
+            else:
                 return
-        self._spawn(member.index)
 
     def _retire(self, member: _Member) -> None:
         """Keep what it has counted, as far as it was asked: a counter that falls looks like a restart of them all."""

@@ -194,7 +194,19 @@ def test_a_configuration_that_kills_costs_one_member_and_is_not_taken(supervise,
     assert (served(0)[-1], served(1)) == ("first", ["first"])
 
 
-def test_one_that_starts_meanwhile_catches_up(supervise, served, wait_for) -> None:
+def test_one_that_dies_again_and_again_gets_longer_pauses(supervise, wait_for, caplog) -> None:
+    supervisor = supervise()
+    supervisor.start()
+    for _ in range(3):
+        pid = supervisor.pids()[1]
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda pid=pid: len(supervisor.pids()) == 2 and pid not in supervisor.pids(), "a new member")
+    pauses = [message.rpartition(" in ")[2] for message in caplog.messages if "started again" in message]
+    assert pauses == ["0 s", "1 s", "2 s"], "to answer for a moment is no recovery"
+
+
+def test_one_that_starts_meanwhile_catches_up(supervise, served, wait_for, monkeypatch) -> None:
+    monkeypatch.setattr("moxserve.serving.processes.supervisor._MAX_PAUSE_S", 0.01)
     supervisor = supervise()
     supervisor.start()
     stop = threading.Event()
