@@ -34,8 +34,8 @@ _SAMPLE_BYTES = 32
 # What is no list of numbers is walked in Python, at 2 us for each of them: that must pay.
 _BYTES_PER_NODE = 1024
 _FREE_NODES, _MAX_NODES, _MAX_KEYS = 8, 2000, 200
-# A parser keeps about ten times the memory of the largest body that it has seen.
-_KEPT_PARSERS, _KEPT_BYTES = 4, 16 << 20
+# A parser keeps several times the memory of the largest body that it has seen.
+_KEPT_PARSERS, _KEPT_BYTES = 2, 8 << 20
 
 _parsers: list[Any] = []
 

@@ -6,7 +6,7 @@ on the way to the socket. What is written here is what the C++ library would wri
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,6 @@ def _few_varints(values: np.ndarray) -> bytes:
     return field[2 if len(field) - 2 < 0x80 else 3 :]
 
 
-@lru_cache(maxsize=1024)
 def tensor_head(enum: int, shape: tuple[int, ...], field: int, size: int) -> bytes:
     """Return a serialized TensorProto up to its content.
 
