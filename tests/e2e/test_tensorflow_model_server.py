@@ -322,10 +322,25 @@ def test_predict(binary, half, testdata, batching) -> None:
     check_predict(server.grpc, 3.0, version_of(half), only_y=False)
 
 
-def test_predict_over_a_unix_socket_that_several_servers_were_given(binary, half) -> None:
-    # The last one that started has it; another one that has it serves another model, so start that of this one last.
-    binary.serve(half, "--file_system_poll_wait_seconds=2")
+@pytest.fixture(scope="module")
+def with_arguments(binary, half, testdata) -> Running:
+    """A server with a page of metrics and gRPC's own arguments; an earlier one was given the same UNIX socket."""
+    binary.serve(half)
+    arguments = "--grpc_channel_arguments=grpc.max_connection_age_ms=2000,grpc.lb_policy_name=grpclb"
+    return binary.serve(half, arguments, f"--monitoring_config_file={testdata / 'monitoring_config.txt'}")
+
+
+def test_predict_over_a_unix_socket_that_several_servers_were_given(binary, half, with_arguments) -> None:
+    # The one that started last has it: neither an earlier one nor nobody.
     check_predict(f"unix:{binary.socket}", 3.0, version_of(half), only_y=False)
+
+
+def test_grpc_channel_arguments(half, with_arguments) -> None:
+    check_predict(with_arguments.grpc, 3.0, version_of(half), only_y=False)
+
+
+def test_a_page_for_prometheus(with_arguments) -> None:
+    assert "# TYPE" in call_rest(f"http://{with_arguments.rest}/monitoring/prometheus/metrics").decode()
 
 
 def test_a_good_model_config(binary, half, half_plus_three, testdata) -> None:
@@ -366,11 +381,6 @@ def test_the_model_config_is_read_again(binary, half, half_plus_three, poll_s) -
         check_predict(server.grpc, 3.0, 123, model="half_plus_two", only_y=False)
 
 
-def test_grpc_channel_arguments(binary, half) -> None:
-    arguments = "--grpc_channel_arguments=grpc.max_connection_age_ms=2000,grpc.lb_policy_name=grpclb"
-    check_predict(binary.serve(half, arguments).grpc, 3.0, version_of(half), only_y=False)
-
-
 @pytest.mark.parametrize(
     ("verb", "question", "answer"),
     [
@@ -395,11 +405,6 @@ def test_status_over_rest(binary, half) -> None:
 def test_metadata_over_rest(binary, half, testdata) -> None:
     answer = call_rest(f"http://{binary.serve(half).rest}/v1/models/default/metadata")
     assert json.loads(answer) == json.loads((testdata / "half_plus_two_model_metadata.json").read_text())
-
-
-def test_a_page_for_prometheus(binary, half, testdata) -> None:
-    server = binary.serve(half, f"--monitoring_config_file={testdata / 'monitoring_config.txt'}")
-    assert "# TYPE" in call_rest(f"http://{server.rest}/monitoring/prometheus/metrics").decode()
 
 
 @pytest.mark.parametrize("name", ["saved_model_half_plus_two_tflite", "saved_model_half_plus_two_tflite_with_sigdef"])
