@@ -180,7 +180,7 @@ class Server:
         server = GrpcServer(self.dataplane, self.options.grpc, reload, self.metrics, self.recorder)
         if self.options.profiler:
             server.add_service(profiler.SERVICE, profiler.ProfilerService().methods())
-        inference = InferenceService(core, self.metrics, context_of)
+        inference = InferenceService(core, self.metrics, context_of, self.recorder)
         server.add_service(inference.SERVICE, inference.methods(), inference.streams())
         self._grpc = server
         if self.options.grpc_address:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
 
@@ -9,7 +10,7 @@ from moxserve.serving.observe.current import set_current_record
 from moxserve.serving.observe.record import GRPC, RequestRecord, address
 from moxserve.serving.observe.request_id import HEADER, new_request_id, valid_request_id
 
-__all__ = ["begin_call"]
+__all__ = ["begin_call", "begin_message"]
 
 
 def begin_call(method: str, request_bytes: int, context: Any, *, active: bool) -> RequestRecord | None:
@@ -24,18 +25,36 @@ def begin_call(method: str, request_bytes: int, context: Any, *, active: bool) -
     Returns:
         The record, also set as the current one; None when nobody wants it.
     """
-    metadata = context.invocation_metadata()
+    metadata = context.invocation_metadata() or ()
+    request_id = _sent_id(metadata)
+    if active:
+        request_id = request_id or new_request_id()
+    if request_id:
+        context.set_trailing_metadata(((HEADER, request_id),))
+    return _begin(method, request_bytes, context, request_id) if active else None
+
+
+def begin_message(method: str, request_bytes: int, context: Any, *, active: bool) -> RequestRecord | None:
+    """Take note that a request within a stream has begun; see `begin_call`. To be called in a task of its own.
+
+    Without an id of the stream each request gets one of its own.
+    """
+    if not active:
+        return None
+    request_id = _sent_id(context.invocation_metadata() or ()) or new_request_id()
+    return _begin(method, request_bytes, context, request_id)
+
+
+def _sent_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     request_id = ""
-    for name, value in metadata or ():
+    for name, value in metadata:
         if name == HEADER:
             request_id = valid_request_id(value)
-    if not active:
-        if request_id:
-            context.set_trailing_metadata(((HEADER, request_id),))
-        return None
-    request_id = request_id or new_request_id()
-    context.set_trailing_metadata(((HEADER, request_id),))
-    record = RequestRecord(GRPC, method, metadata or (), _address(context.peer()), request_id)
+    return request_id
+
+
+def _begin(method: str, request_bytes: int, context: Any, request_id: str) -> RequestRecord:
+    record = RequestRecord(GRPC, method, context.invocation_metadata() or (), _address(context.peer()), request_id)
     record.request_bytes = request_bytes
     set_current_record(record)
     return record

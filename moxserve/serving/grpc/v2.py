@@ -12,12 +12,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from moxserve.errors import MoxserveError, Unimplemented
+from moxserve.errors import Internal, MoxserveError, Unimplemented, status_name
 from moxserve.protocol import v2_grpc
 from moxserve.protocol.v2 import model_ref
 from moxserve.serving.execution import RequestContext
+from moxserve.serving.grpc.observed import begin_message
 from moxserve.serving.grpc.streams import Stream
 from moxserve.serving.metrics import ServingMetrics, status_of
+from moxserve.serving.observe import Recorder
 from moxserve.serving.open_inference import OpenInference
 from moxserve.types import ModelRef
 
@@ -46,13 +48,19 @@ class InferenceService:
         core: that answers.
         metrics: where requests are counted.
         context_of: tells of gRPC's context of a call how long its caller waits.
+        recorder: where each request of a stream is told; None for nowhere.
     """
 
     SERVICE = "inference.GRPCInferenceService"
 
     def __init__(
-        self, core: OpenInference, metrics: ServingMetrics, context_of: Callable[[Any], RequestContext]
+        self,
+        core: OpenInference,
+        metrics: ServingMetrics,
+        context_of: Callable[[Any], RequestContext],
+        recorder: Recorder | None = None,
     ) -> None:
+        self._recorder = recorder or Recorder()
         self._core = core
         self._metrics = metrics
         self._context_of = context_of
@@ -110,7 +118,7 @@ class InferenceService:
             try:
                 async for data in requests:
                     await room.acquire()
-                    task = asyncio.ensure_future(self._streamed(data, self._context_of(context)))
+                    task = asyncio.ensure_future(self._streamed(data, context))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
                     pending.put_nowait(task)
@@ -126,14 +134,21 @@ class InferenceService:
             for left in (reader, *tasks):
                 left.cancel()
 
-    async def _streamed(self, data: bytes, context: RequestContext) -> bytes:
+    async def _streamed(self, data: bytes, context: Any) -> bytes:
+        name = f"/{self.SERVICE}/ModelStreamInfer"
+        record = begin_message(name, len(data), context, active=self._recorder.active)
+        code = 0
         try:
-            return v2_grpc.stream_response(await self._answered(data, context))
+            answer = v2_grpc.stream_response(await self._answered(data, self._context_of(context)))
         except MoxserveError as error:
-            return v2_grpc.stream_error(data, str(error))
+            code, answer = error.grpc_code, v2_grpc.stream_error(data, str(error))
         except Exception as error:
             logger.exception("a request of a gRPC stream failed")
-            return v2_grpc.stream_error(data, f"{type(error).__name__}: {error}")
+            code, answer = Internal.grpc_code, v2_grpc.stream_error(data, f"{type(error).__name__}: {error}")
+        if record is not None:
+            record.end(status_name(code), code, len(answer))
+            self._recorder.take(record)
+        return answer
 
     # The server
 

@@ -170,6 +170,50 @@ def test_many_requests_at_once_are_each_told_once(serve, tmp_path) -> None:
     assert {(line["model"], line["version"], line["status"]) for line in lines(path)} == {("half", 123, "OK")}
 
 
+def v2_request(model: str) -> bytes:
+    """A ModelInferRequest: x = [[1.0]]."""
+    request = messages.by_full_name("inference.ModelInferRequest")(model_name=model, id="7")
+    tensor = request.inputs.add(name="x", datatype="FP32", shape=[1, 1])
+    tensor.contents.fp32_contents.append(1.0)
+    data: bytes = request.SerializeToString()
+    return data
+
+
+def test_the_open_inference_protocol_is_told_as_well(serve, tmp_path) -> None:
+    path = tmp_path / "access.log"
+    server = serve(ObserveOptions(access_log=str(path)))
+    service = "/inference.GRPCInferenceService"
+    call(server.channel, f"{service}/ModelInfer", v2_request("half"), **{"x-request-id": "unary"})
+    stream = server.channel.stream_stream(f"{service}/ModelStreamInfer")
+    sent = iter([v2_request("half"), v2_request("nope"), v2_request("half")])
+    assert len(list(stream(sent, metadata=[("x-request-id", "stream")], timeout=20))) == 3
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]}
+    server.http.post("/v2/models/half/infer", json=body, headers={"x-request-id": "rest"})
+    answer = server.http.post("/v2/models/nope/infer", json=body, headers={"x-request-id": "refused"})
+    assert answer.json()["request_id"] == "refused"
+    server.server.stop(5)
+    told = [(line["request_id"], line["model"], line.get("version"), line["status"]) for line in lines(path)]
+    assert sorted(told) == sorted([
+        ("unary", "half", 123, "OK"), ("stream", "half", 123, "OK"), ("stream", "nope", None, "NOT_FOUND"),
+        ("stream", "half", 123, "OK"), ("rest", "half", 123, "OK"), ("refused", "nope", None, "NOT_FOUND"),
+    ])  # fmt: skip
+
+
+def test_a_caller_that_leaves_is_told(serve, tmp_path) -> None:
+    path = tmp_path / "access.log"
+    server = serve(ObserveOptions(access_log=str(path)))
+    config = 'model_config_list { config { name: "late" base_path: "/nowhere" model_platform: "tensorflow" } }'
+    request = messages.ReloadConfigRequest()
+    messages.parse_text(config, request.config)
+    reload = server.channel.unary_unary("/tensorflow.serving.ModelService/HandleReloadConfigRequest")
+    waiting = reload.future(request.SerializeToString(), timeout=20)
+    time.sleep(0.3)
+    waiting.cancel()
+    time.sleep(0.3)
+    server.server.stop(5)
+    assert [(line["status"], line["code"]) for line in lines(path)] == [("CANCELLED", 1)]
+
+
 def test_the_wait_for_a_turn_is_told_apart_from_the_run(serve, tmp_path) -> None:
     path = tmp_path / "access.log"
     server = serve(ObserveOptions(access_log=str(path)), batching=BatchingOptions(enabled=True))
