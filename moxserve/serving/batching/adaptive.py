@@ -20,27 +20,29 @@ _MAX_ROWS = 1024
 _MAX_BYTES = 64 << 20
 _MAX_BATCH_S = 0.25
 _GAIN = 0.95
-_SURE_AFTER = 4
-_TRY_AGAIN_AFTER = 256
+_SURE_AFTER = 8
+_TRY_AGAIN_AFTER = 128
 
 
 class BatchLimit:
     """The rows of the largest batch of a queue, learned from how long batches take.
 
     It begins with one row. Only batches that fill the limit teach anything about it. After a few of them it is doubled;
-    when the rows of the larger batches are then not at least 5 % cheaper, it is halved again, and stays for a few
+    when the rows of the larger batches are then not at least 5 % cheaper, it is halved again, and stays for a
     hundred batches before the next try, since models and machines change. A batch never grows beyond 1024 rows, 64 MiB
     of inputs or a quarter of a second, which is how long the requests that come meanwhile wait.
 
     Args:
         times: how long batches take, which the caller notes.
+        max_batch_s: how long a batch may take, in s.
 
     Attributes:
         rows: the limit, a power of two.
     """
 
-    def __init__(self, times: ServiceTimes) -> None:
+    def __init__(self, times: ServiceTimes, max_batch_s: float = _MAX_BATCH_S) -> None:
         self.rows = 1
+        self._max_batch_s = max_batch_s
         self._times = times
         self._largest = _MAX_ROWS
         self._full = 0
@@ -79,10 +81,10 @@ class BatchLimit:
         here, half = self._times.unit_s(self.rows), self._times.unit_s(self.rows // 2)
         # Nobody knows about smaller batches when requests have many rows; they get a try, too, when it does not hurry.
         smaller = math.isnan(half) and self._patience == _TRY_AGAIN_AFTER
-        if self.rows > 1 and (smaller or here > _GAIN * half or here * self.rows > _MAX_BATCH_S):
+        if self.rows > 1 and (smaller or here > _GAIN * half or here * self.rows > self._max_batch_s):
             self.rows //= 2
             self._patience = _SURE_AFTER if smaller else _TRY_AGAIN_AFTER
-        elif self.rows < self._largest and 2 * here * self.rows <= _MAX_BATCH_S:
+        elif self.rows < self._largest and 2 * here * self.rows <= self._max_batch_s:
             self.rows *= 2
             self._patience = _SURE_AFTER
         else:

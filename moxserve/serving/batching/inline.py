@@ -1,12 +1,14 @@
 """Batches of a quick model, run right on the event loop: the way to a thread and back costs more than the run.
 
-Requests that the loop reads in one go meet: the first one has a batch run after all that is ready now. So a request
-that comes alone waits for nothing.
+Requests that the loop has at hand meet: a batch is run when it is full, when the loop had a few turns without another
+request, or after a millisecond. A turn of an idle loop takes a few microseconds, so a request that comes alone does not
+wait.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,20 +16,21 @@ from dataclasses import dataclass
 from moxserve.errors import Unavailable
 from moxserve.serving.batching.adaptive import BatchLimit
 from moxserve.serving.batching.scheduler import Task
-from moxserve.serving.execution.admission import ServiceTimes
 from moxserve.serving.execution.quickness import Quickness, payload_bytes
 
-__all__ = ["Learned", "LoopBatches"]
+__all__ = ["MAX_BATCH_S", "Learned", "LoopBatches"]
 
-_MAX_S = 500e-6
+MAX_BATCH_S = 0.001
+_QUIET_TURNS = 8
+_COLLECT_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """Learns from batches run in one place, for both places; see `execute.Learner`.
+    """Learns from the batches run in one place; see `execute.Learner`.
 
     Attributes:
-        limit: of a batch.
+        limit: of a batch there.
         quickness: of the model.
         on_loop: whether these batches are run on the loop.
     """
@@ -51,8 +54,7 @@ class LoopBatches:
 
     Args:
         execute: runs a batch, and tells the owners on the same thread.
-        limit: of a batch.
-        times: how long batches take, by their rows.
+        limit: of a batch, which should take little more than `MAX_BATCH_S`.
         quickness: of the model.
         max_waiting: requests that may wait.
     """
@@ -61,23 +63,25 @@ class LoopBatches:
         self,
         execute: Callable[[Sequence[Task]], None],
         limit: BatchLimit,
-        times: ServiceTimes,
         quickness: Quickness,
         max_waiting: int,
     ) -> None:
         self._execute = execute
         self._limit = limit
-        self._times = times
         self._quickness = quickness
         self._max_waiting = max_waiting
         self._tasks: deque[Task] = deque()
+        self._rows = 0
+        self._seen = 0
+        self._quiet = 0
+        self._until = 0.0
 
     def suits(self, task: Task) -> bool:
         """Whether a request is known to be quick."""
         return self._quickness.suits(payload_bytes(task.arrays))
 
     def offer(self, task: Task, now: float) -> None:
-        """Take a task in, to be run when the loop has read what else there is.
+        """Take a task in, to be run when the loop has read what else there is at hand.
 
         Raises:
             Unavailable: too many wait.
@@ -86,18 +90,33 @@ class LoopBatches:
             raise Unavailable(f"overloaded: {len(self._tasks)} requests are waiting for this model, which is the most")
         task.queued_at = now
         self._tasks.append(task)
+        self._rows += task.rows
         if len(self._tasks) == 1:
-            asyncio.get_running_loop().call_soon(self._run)
+            self._collect()
 
-    def _run(self) -> None:
-        batch = [self._tasks.popleft()]
-        rows = batch[0].rows
-        while self._tasks and (more := rows + self._tasks[0].rows) < 2 * self._limit.rows:
-            if rows >= self._limit.rows or self._times.run_s(more) > _MAX_S:
-                break
-            batch.append(self._tasks.popleft())
-            rows = more
+    def _collect(self) -> None:
+        self._seen, self._quiet, self._until = 0, 0, time.monotonic() + _COLLECT_S
+        asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Run a batch, unless it is not full yet and more may come: requests come out of gRPC one a turn."""
+        if self._rows < self._limit.rows and time.monotonic() < self._until:
+            self._quiet = 0 if len(self._tasks) > self._seen else self._quiet + 1
+            self._seen = len(self._tasks)
+            if self._quiet < _QUIET_TURNS:
+                asyncio.get_running_loop().call_soon(self._turn)
+                return
+        batch = self._take()
         if self._tasks:
             # Not all in one go: others on the loop have their turn in between.
-            asyncio.get_running_loop().call_soon(self._run)
+            self._collect()
         self._execute(batch)
+
+    def _take(self) -> list[Task]:
+        batch = [self._tasks.popleft()]
+        rows, limit = batch[0].rows, self._limit.rows
+        while self._tasks and rows < limit and (more := rows + self._tasks[0].rows) < 2 * limit:
+            batch.append(self._tasks.popleft())
+            rows = more
+        self._rows -= rows
+        return batch

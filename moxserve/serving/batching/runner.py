@@ -15,7 +15,7 @@ from moxserve.errors import InvalidArgument
 from moxserve.serving.backends.base import Backend
 from moxserve.serving.batching.adaptive import AdaptiveQueue, BatchLimit
 from moxserve.serving.batching.execute import Executor
-from moxserve.serving.batching.inline import Learned, LoopBatches
+from moxserve.serving.batching.inline import MAX_BATCH_S, Learned, LoopBatches
 from moxserve.serving.batching.lanes import Form, Key, common_rows, form_of, form_together
 from moxserve.serving.batching.params import MAX_WAITING, BatchingParameters
 from moxserve.serving.batching.queues import BatchQueue
@@ -162,14 +162,16 @@ class BatchingRunner:
         if self._parameters is not None:
             execute = Executor(form.name, form.model, _deliver, self._parameters, times, metrics=metrics)
             return _Lane(BatchQueue(self._parameters, execute, times))
-        limit, quickness, any_size = BatchLimit(times), Quickness(), BatchingParameters()
-        on_thread, on_loop = (
-            Executor(form.name, model, tell, any_size, times, Learned(limit, quickness, here), metrics)
-            for model, tell, here in ((form.model, _deliver, False), (form.model_here, _resolve, True))
-        )
+        # Apart for both places: what a batch takes on a thread says nothing of the loop.
+        on_thread, on_loop = BatchLimit(times), BatchLimit(loop_times := ServiceTimes(), MAX_BATCH_S)
+        quickness, any_size = Quickness(), BatchingParameters()
+        of_thread = Learned(on_thread, quickness, on_loop=False)
+        of_loop = Learned(on_loop, quickness, on_loop=True)
+        run_there = Executor(form.name, form.model, _deliver, any_size, times, of_thread, metrics)
+        run_here = Executor(form.name, form.model, _resolve, any_size, loop_times, of_loop, metrics)
         return _Lane(
-            AdaptiveQueue(limit, self._max_waiting, on_thread, times),
-            LoopBatches(on_loop, limit, times, quickness, self._max_waiting),
+            AdaptiveQueue(on_thread, self._max_waiting, run_there, times),
+            LoopBatches(run_here, on_loop, quickness, self._max_waiting),
         )
 
 

@@ -13,7 +13,7 @@ __all__ = ["Quickness", "payload_bytes"]
 
 _QUICK_S = 250e-6
 _PAUSE_S = 0.005
-_SURE_AFTER, _MAX_PENALTY = 4, 256
+_SURE_AFTER, _MAX_PENALTY = 4, 32
 _RISE = 1.05
 
 
