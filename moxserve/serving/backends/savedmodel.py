@@ -34,7 +34,7 @@ from moxserve.serving.backends.calls import CallSignature, checked
 from moxserve.serving.backends.freeze import frozen_graph
 from moxserve.serving.backends.saved_signatures import no_such_tags
 from moxserve.serving.cpus import cpus, shared
-from moxserve.types import Signature
+from moxserve.types import Signature, TensorSpec
 
 __all__ = ["SavedModelBackend"]
 
@@ -51,14 +51,14 @@ class _Program:
     """One compiled way through the graph.
 
     Attributes:
-        feeds: alias and element type of each argument of `call`, in order.
+        feeds: alias, element type and, where it matters, rank of each argument of `call`, in order.
         call: the session callable.
         call_here: the same, but its operations run on the calling thread alone.
         fetched: output aliases in the order of the results of `call`.
         passed: output alias -> input alias, for outputs that are inputs handed through.
     """
 
-    feeds: tuple[tuple[str, np.dtype[Any]], ...]
+    feeds: tuple[tuple[str, np.dtype[Any], int | None], ...]
     call: Callable[..., list[Any]]
     call_here: Callable[..., list[Any]]
     fetched: tuple[str, ...]
@@ -94,6 +94,7 @@ class SavedModelBackend:
         try:
             meta_graph = _load_meta_graph(tf, self._session, path, options.tags)
             self.signature_defs = _signature_map(meta_graph)
+            self._convolves = _convolves(meta_graph.graph_def)
             self._graph.finalize()
         except BaseException:
             self._session.close()
@@ -168,7 +169,10 @@ class SavedModelBackend:
         program = self._programs.get((call.signature.name, names)) or self._compile(call, names)
         if call.defaults:
             inputs = {**call.defaults, **inputs}
-        arguments = [checked(inputs[alias], dtype, i, alias) for i, (alias, dtype) in enumerate(program.feeds)]
+        arguments = [
+            _ranked(checked(inputs[alias], dtype, i, alias), rank, call.signature.inputs[alias])
+            for i, (alias, dtype, rank) in enumerate(program.feeds)
+        ]
         try:
             values = program.call_here(*arguments) if here else program.call(*arguments)
         except self._tf.errors.OpError as error:
@@ -219,7 +223,9 @@ class SavedModelBackend:
         here.CopyFrom(options)
         here.run_options.inter_op_thread_pool = _CALLING_THREAD
         try:
-            dtypes = [np.dtype(self._graph.get_tensor_by_name(t).dtype.as_numpy_dtype) for t in feed_tensors]
+            tensors = [self._graph.get_tensor_by_name(name) for name in feed_tensors]
+            dtypes = [np.dtype(tensor.dtype.as_numpy_dtype) for tensor in tensors]
+            ranks = [tensor.shape.rank if self._convolves else None for tensor in tensors]
             # TensorFlow refuses to run nothing, which is what a signature that only hands its inputs through needs.
             make = self._session._make_callable_from_options if fetched else _no_fetch
             compiled, compiled_here = make(options), make(here)
@@ -229,7 +235,7 @@ class SavedModelBackend:
             raise FailedPrecondition(
                 f"signature {call.signature.name!r} names a tensor that the graph does not have: {error}"
             ) from None
-        return _Program(tuple(zip(inputs, dtypes, strict=True)), compiled, compiled_here, fetched, passed)
+        return _Program(tuple(zip(inputs, dtypes, ranks, strict=True)), compiled, compiled_here, fetched, passed)
 
 
 def _no_fetch(options: Any) -> Callable[..., list[Any]]:  # noqa: ARG001 - as the session's own
@@ -303,6 +309,20 @@ def _signature_map(meta_graph: Any) -> Any:
     for name, definition in meta_graph.signature_def.items():
         signature_map.signature_def[name].ParseFromString(definition.SerializeToString())
     return signature_map
+
+
+def _convolves(graph_def: Any) -> bool:
+    """Tell whether a graph has convolutions: TensorFlow's (oneDNN) abort the process when the rank is not theirs."""
+    functions = graph_def.library.function
+    bodies = [graph_def.node, *(function.node_def for function in functions)]
+    return any("Conv" in node.op for body in bodies for node in body)
+
+
+def _ranked(array: np.ndarray, rank: int | None, spec: TensorSpec) -> np.ndarray:
+    if rank is not None and array.ndim != rank:
+        shown = ",".join(map(str, array.shape))
+        raise InvalidArgument(f"input {spec.name!r} has shape [{shown}]; expected {spec}")
+    return array
 
 
 def _as_array(value: Any) -> np.ndarray:

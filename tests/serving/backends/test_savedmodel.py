@@ -124,6 +124,36 @@ def test_what_does_not_load(testdata: Path, tmp_path: Path) -> None:
         backends.load(broken)
 
 
+def test_a_rank_that_would_end_the_process(tmp_path: Path) -> None:
+    """Convolutions of TensorFlow (oneDNN) abort when the input has not their rank: any client could stop the server."""
+    import tensorflow as tf
+
+    tf1 = tf.compat.v1
+    with tf.Graph().as_default(), tf1.Session() as session:
+        images = tf1.placeholder("float32", [None, 8, 8, 1], "images")
+        y = tf.reduce_mean(tf.nn.conv2d(images, tf.ones([3, 3, 1, 2]), 1, "VALID"), [1, 2])
+        tf1.saved_model.simple_save(session, str(tmp_path / "1"), {"images": images}, {"y": y})
+    code = """
+import sys, numpy as np
+from moxserve.errors import InvalidArgument
+from moxserve.serving import backends
+backend = backends.load(sys.argv[1])
+print(backend.run("serving_default", {"images": np.ones((2, 8, 8, 1), "float32")})["y"].tolist())
+for shape in ((), (3,), (8, 8), (8, 8, 1), (1, 8, 8, 1, 1)):
+    try:
+        backend.run("serving_default", {"images": np.ones(shape, "float32")})
+    except InvalidArgument as error:
+        print(error.message)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "1")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, *refused = done.stdout.splitlines()
+    assert first == "[[9.0, 9.0], [9.0, 9.0]]"
+    assert refused[3] == "input 'images' has shape [8,8,1]; expected images: float32[?, 8, 8, 1]"
+    assert len(refused) == 5
+
+
 def test_unknown_names(echo_base: Path) -> None:
     backend = backends.load(echo_base / "1")
     with pytest.raises(FailedPrecondition, match='Serving signature key "zz" not found'):
