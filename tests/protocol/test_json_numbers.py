@@ -236,6 +236,15 @@ def test_deep_nesting_is_left_to_the_long_way(opening: str) -> None:
     assert loads_numbers(body) is None
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_integers_are_rounded_as_by_python(dtype: str) -> None:
+    # Rounded to 24 bits at once, some of them would end up elsewhere than by way of 53 bits.
+    integers = [2**60 + 2**36 + 1, 2**60 - 2**35 - 1, -(2**62) - 2**38 - 1, 2**63 - 1, -(2**63), 2**53 + 1, 16777217]
+    body = padded(json.dumps({"inputs": integers}).encode())
+    assert loads_numbers(body)["inputs"].values.dtype == np.int64
+    assert short(body, x=dtype) == long(body, x=dtype)
+
+
 def test_shapes_far_larger_than_their_numbers_take_no_memory() -> None:
     lists = b"[" + b"1," * 30_000 + b"1]" + b",[]" * 30_000
     tracemalloc.start()
