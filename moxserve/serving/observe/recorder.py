@@ -92,12 +92,14 @@ class Recorder:
             sink.reopen()
 
     def close(self, timeout_s: float) -> bool:
-        """Tell what is left and end; False when the time was up first."""
-        if not self._thread.is_alive():
-            return True
+        """Tell what is left and end; False when the time was up first. Harmless when done before."""
+        first = not self._stop.is_set()
         self._stop.set()
+        if first and not self._thread.is_alive():
+            self._close_sinks()  # it was never started
         self._wake.set()
-        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -108,6 +110,9 @@ class Recorder:
             self._wake.clear()
             self._drain()
         self._drain()
+        self._close_sinks()
+
+    def _close_sinks(self) -> None:
         for sink in self._sinks:
             self._safely(sink, sink.close)
 

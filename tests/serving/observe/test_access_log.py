@@ -202,6 +202,17 @@ def test_without_sinks_nothing_runs() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "moxserve-recorder"]
 
 
+@pytest.mark.parametrize("started", [True, False])
+def test_the_file_is_closed_once_whatever_happened(tmp_path, started) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    recorder = Recorder([AccessLog(str(tmp_path / "log"))])
+    if started:
+        recorder.start()
+    assert recorder.close(10)
+    assert recorder.close(10)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_path_that_cannot_be_opened(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"--access_log=.*: Is a directory"):
         AccessLog(str(tmp_path))

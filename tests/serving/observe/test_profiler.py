@@ -52,16 +52,18 @@ def request(folder: Path, **more: object) -> bytes:
 
 @contextlib.contextmanager
 def busy(server: Server) -> Iterator[None]:
-    done = threading.Event()
+    began, done = threading.Event(), threading.Event()
 
     def load() -> None:
         with Client(f"127.0.0.1:{server.grpc_port}") as client:
             while not done.is_set():
                 client.predict("half", {"x": np.ones((1, 1), np.float32)})
+                began.set()
 
     thread = threading.Thread(target=load)
     thread.start()
     try:
+        assert began.wait(60)
         yield
     finally:
         done.set()
