@@ -29,6 +29,7 @@ _MAX_EACH = 4
 _MAX_BYTES = 64 << 20
 _ROWS = 8
 _SIDE = 4
+_IMAGE_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def _samples(payload: bytes) -> Iterator[Sample]:
 def made_up(signature: Signature) -> Iterator[Sample]:
     """Make requests that fit a signature: random ones, then zeros for models that do not take random ones.
 
-    Gives nothing for a signature with strings, which only mean something when somebody wrote them.
+    Gives nothing for a signature with strings, which only mean something when somebody wrote them, or with tensors of
+    any rank, of which some would end the process (convolutions of TensorFlow).
     """
-    if any(spec.dtype.name == "string" for spec in signature.inputs.values()):
+    if any(spec.dtype.name == "string" or spec.shape is None for spec in signature.inputs.values()):
         return
     random = np.random.default_rng(20240229)
     yield Sample(signature.name, {a: _random(s, random) for a, s in signature.inputs.items()})
@@ -105,9 +107,9 @@ def without_ones(sample: Sample, signature: Signature) -> Sample | None:
 
 
 def _shape(spec: TensorSpec) -> tuple[int, ...]:
-    if spec.shape is None:
-        return (_ROWS,)
-    return tuple((_SIDE if i else _ROWS) if size is None else size for i, size in enumerate(spec.shape))
+    shape = spec.shape or ()
+    side = _IMAGE_SIDE if len(shape) >= 4 else _SIDE
+    return tuple((side if i else _ROWS) if size is None else size for i, size in enumerate(shape))
 
 
 def _random(spec: TensorSpec, random: np.random.Generator) -> np.ndarray:
