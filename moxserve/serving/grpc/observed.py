@@ -12,6 +12,8 @@ from moxserve.serving.observe.request_id import HEADER, new_request_id, valid_re
 
 __all__ = ["begin_call", "begin_message"]
 
+Metadata = Iterable[tuple[str, str | bytes]]
+
 
 def begin_call(method: str, request_bytes: int, context: Any, *, active: bool) -> RequestRecord | None:
     """Take note that a call has begun, and give its id back as trailing metadata.
@@ -31,7 +33,7 @@ def begin_call(method: str, request_bytes: int, context: Any, *, active: bool) -
         request_id = request_id or new_request_id()
     if request_id:
         context.set_trailing_metadata(((HEADER, request_id),))
-    return _begin(method, request_bytes, context, request_id) if active else None
+    return _begin(method, request_bytes, context, metadata, request_id) if active else None
 
 
 def begin_message(method: str, request_bytes: int, context: Any, *, active: bool) -> RequestRecord | None:
@@ -41,11 +43,11 @@ def begin_message(method: str, request_bytes: int, context: Any, *, active: bool
     """
     if not active:
         return None
-    request_id = _sent_id(context.invocation_metadata() or ()) or new_request_id()
-    return _begin(method, request_bytes, context, request_id)
+    metadata = context.invocation_metadata() or ()
+    return _begin(method, request_bytes, context, metadata, _sent_id(metadata) or new_request_id())
 
 
-def _sent_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+def _sent_id(metadata: Metadata) -> str:
     request_id = ""
     for name, value in metadata:
         if name == HEADER:
@@ -53,8 +55,8 @@ def _sent_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     return request_id
 
 
-def _begin(method: str, request_bytes: int, context: Any, request_id: str) -> RequestRecord:
-    record = RequestRecord(GRPC, method, context.invocation_metadata() or (), _address(context.peer()), request_id)
+def _begin(method: str, request_bytes: int, context: Any, metadata: Metadata, request_id: str) -> RequestRecord:
+    record = RequestRecord(GRPC, method, metadata, _address(context.peer()), request_id)
     record.request_bytes = request_bytes
     set_current_record(record)
     return record
