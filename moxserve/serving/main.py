@@ -124,6 +124,11 @@ class Server:
         self.metrics.loaded(name, version, path)
         return servable
 
+    @property
+    def answering(self) -> bool:
+        """Whether the ports are open, or were until `stop`."""
+        return self._grpc is not None
+
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine, such as one of `dataplane`, on the server's event loop, and wait for it.
 

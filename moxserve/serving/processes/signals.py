@@ -82,16 +82,14 @@ def serve_until_signal(server: Server) -> None:
     Raises:
         MoxserveError: the server could not start.
     """
-    opened = threading.Event()
     asked = on_stop_signals(
-        lambda signum: _stop(server, signal.Signals(signum).name, opened=opened.is_set()),
+        lambda signum: _stop(server, signal.Signals(signum).name, opened=server.answering),
         # At its time, since the recorder is made by the start.
         moved=(lambda: server.recorder.reopen()) if server.options.observe.access_log_file else None,
     )
     try:
         with startup_notes_hidden():
             server.start()
-        opened.set()
     except Exception:
         if not asked.is_set():
             raise
