@@ -29,6 +29,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 ENTRY = 'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" {more} }}'
 
 
+SLOW = """
+import sys
+import tensorflow.compat.v1 as tf
+
+with tf.Graph().as_default(), tf.Session() as session:
+    n, started = tf.placeholder("int32", [], "n"), tf.placeholder("string", [], "started")
+    with tf.control_dependencies([tf.io.write_file(started, "")]):
+        count = tf.while_loop(lambda i: i < n, lambda i: i + 1, [tf.constant(0)], parallel_iterations=1)
+    tf.saved_model.simple_save(session, sys.argv[1], {"n": n, "started": started}, {"count": count})
+"""
+
+
+def models_of(testdata: Path) -> dict[str, Path]:
+    return {"counter": testdata / "saved_model_counter", "half": testdata / "saved_model_half_plus_two_cpu"}
+
+
 def config_text(**models: Any) -> str:
     entries = "\n".join(ENTRY.format(name=name, path=path, more="") for name, path in models.items())
     return f"model_config_list {{ {entries} }}\n"
@@ -38,7 +54,7 @@ class Cluster:
     """Server processes behind one address."""
 
     def __init__(self, log: Path, grpc_port: int, rest_port: int, *flags: str) -> None:
-        self._log = log
+        self._log, self.folder = log, log.parent
         self.grpc, self.rest = f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{rest_port}"
         ports = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", "--host=127.0.0.1"]
         with log.open("wb") as out:
@@ -103,12 +119,18 @@ def free_ports() -> Callable[[], tuple[int, int]]:
     return find
 
 
+def save_slow(base_path: Path) -> Path:
+    """Save a model that writes a file when it begins and then counts to `n` one by one, 100,000 in about a second."""
+    subprocess.run([sys.executable, "-c", SLOW, str(base_path / "1")], check=True, timeout=120)
+    return base_path
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, testdata, free_ports) -> Iterator[Cluster]:
-    """Two processes with a model that counts and one that computes."""
+    """Two processes with a model that counts, one that computes and one that takes its time."""
     folder = tmp_path_factory.mktemp("cluster")
-    counter, half = testdata / "saved_model_counter", testdata / "saved_model_half_plus_two_cpu"
-    (folder / "models.txt").write_text(config_text(counter=counter, half=half))
+    models = {**models_of(testdata), "slow": save_slow(folder / "slow")}
+    (folder / "models.txt").write_text(config_text(**models))
     (folder / "monitoring.txt").write_text("prometheus_config { enable: true }")
     flags = (f"--model_config_file={folder / 'models.txt'}", f"--monitoring_config_file={folder / 'monitoring.txt'}")
     cluster = Cluster(folder / "log", *free_ports(), *flags)
@@ -155,16 +177,16 @@ def test_the_page_of_metrics_shows_both(cluster) -> None:
 
 
 def test_a_change_of_the_configuration_reaches_both_or_none(cluster, testdata, tmp_path) -> None:
-    counter, half = testdata / "saved_model_counter", testdata / "saved_model_half_plus_two_cpu"
+    before = {**models_of(testdata), "slow": cluster.folder / "slow"}
     three = testdata / "saved_model_half_plus_three"
-    reload(cluster, config_text(counter=counter, half=half, three=three))
+    reload(cluster, config_text(**before, three=three))
     ask_all(cluster, "three", {"predictions": [4.0]})
     with pytest.raises(grpc.RpcError) as caught:
         reload(cluster, config_text(half=three, nothing=tmp_path), 8)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert "the configuration was not changed: nothing had no version to load" in caught.value.details()
     ask_all(cluster, "half", {"predictions": [3.0]})
-    reload(cluster, config_text(counter=counter, half=half))
+    reload(cluster, config_text(**before))
     for _ in range(12):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             post(f"{cluster.rest}/v1/models/three:predict", {"instances": [2.0]})
@@ -222,32 +244,31 @@ def test_a_process_that_is_killed_costs_its_own_requests_only(cluster) -> None:
     assert before[0] not in after
     assert set(done) == {True}
     assert len(failures) <= len(askers), "at most what was in flight or in the queue of the one that was killed"
-    assert all(at - killed_at < 2 for at, _ in failures)
+    assert all(at - killed_at < 10 for at, _ in failures)
     ask_all(cluster, "half", {"predictions": [3.0]}, 8)
     assert requests_counted(cluster, "half") >= counted
 
 
-def test_sigterm_drains_all(cluster) -> None:
+def test_sigterm_drains_all(cluster, tmp_path, wait_for) -> None:
     """The last one of this server: it ends here."""
-    members = cluster.members()
-    began, answers = threading.Barrier(9), []
+    members, answers = cluster.members(), []
 
-    def ask() -> None:
-        began.wait()
-        answers.append(post(f"{cluster.rest}/v1/models/half:predict", {"instances": [2.0] * 200_000}, 60))
+    def ask(started: Path) -> None:
+        body = {"inputs": {"n": 200_000, "started": str(started)}}
+        answers.append(post(f"{cluster.rest}/v1/models/slow:predict", body, 100))
 
-    askers = [threading.Thread(target=ask) for _ in range(8)]
+    begun = [tmp_path / str(i) for i in range(4)]
+    askers = [threading.Thread(target=ask, args=(path,)) for path in begun]
     for asker in askers:
         asker.start()
-    began.wait()
-    time.sleep(0.3)
+    wait_for(lambda: all(path.exists() for path in begun), "every request runs", 60)
     status = cluster.stop()
     for asker in askers:
         asker.join(30)
     assert status == 0, cluster.text
     assert "all server processes have ended" in cluster.text
     assert "Traceback" not in cluster.text
-    assert len(answers) == 8
+    assert answers == [{"outputs": 200_000}] * 4
     assert not any(Path(f"/proc/{pid}").exists() for pid in members)
 
 
