@@ -88,7 +88,13 @@ class Executor:
 
     def __call__(self, tasks: Sequence[Task]) -> None:
         """Run a batch. Never raises: what goes wrong is in the tasks."""
-        now = time.monotonic()
+        try:
+            self._run_all(tasks, time.monotonic())
+        except Exception as error:
+            logger.exception("%s: a batch failed in a way that nobody thought of", self._name)
+            self._fail([task for task in tasks if not task.done], error)
+
+    def _run_all(self, tasks: Sequence[Task], now: float) -> None:
         if self._metrics is not None:
             for task in tasks:
                 self._metrics.queued(now - task.queued_at)

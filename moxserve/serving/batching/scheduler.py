@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moxserve.errors import Unavailable
+from moxserve.errors import FailedPrecondition, Unavailable
 from moxserve.serving.execution.admission import Admission
 
 __all__ = ["BatchThreads", "Queue", "Task", "settled"]
@@ -102,13 +102,25 @@ def settled(tasks: Sequence[Task]) -> list[Task]:
             if task.error is not None:
                 whole.error = task.error
             elif all(part.outputs is not None for part in whole.parts):
-                columns = zip(*(part.outputs or () for part in whole.parts), strict=True)
-                whole.outputs = [np.concatenate(column) for column in columns]
+                _put_together(whole)
             else:
                 continue
             whole.told = True
         finished.append(whole)
     return finished
+
+
+def _put_together(whole: Task) -> None:
+    columns = list(zip(*(part.outputs or () for part in whole.parts), strict=True))
+    shapes = [sorted({array.shape[1:] for array in column}) for column in columns]
+    if any(len(different) > 1 for different in shapes):
+        # Each part took on the lengths of its own batch.
+        whole.error = FailedPrecondition(
+            f"the parts of a split request gave outputs of different shapes, {shapes}: "
+            "pad_variable_length_inputs and enable_large_batch_splitting do not go together with this model"
+        )
+        return
+    whole.outputs = [np.concatenate(column) for column in columns]
 
 
 class Queue(Protocol):

@@ -183,3 +183,16 @@ def test_flags(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     )
     assert not from_flags(enable_per_model_batching_parameters=True).enabled
     assert "has no effect without --enable_batching" in caplog.text
+
+
+def test_parameters_of_the_platform_configuration() -> None:
+    from moxserve.protocol import textproto
+    from moxserve.serving.flags import FLAGS
+
+    message = textproto.batching_parameters()
+    message.max_batch_size.value = 9
+    values = {**{flag.name: flag.default for flag in FLAGS}, "enable_batching": True}
+    assert batching_options(values, message.SerializeToString()).parameters == BatchingParameters(max_batch_size=9)
+    message.num_batch_threads.value = 0
+    with pytest.raises(UsageError, match="--platform_config_file: num_batch_threads must be positive; was 0"):
+        batching_options(values, message.SerializeToString())

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moxserve.errors import InvalidArgument, Unavailable
+from moxserve.errors import FailedPrecondition, InvalidArgument, Unavailable
 from moxserve.serving.batching import BatchingParameters
 
 DTYPES = ("float32", "int64", "object", "bool")
@@ -56,7 +56,7 @@ def answer(inputs: Any) -> dict[str, np.ndarray]:
     return {"y": x, "z": x + x}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chosen=parameters(), requests=st.lists(request, min_size=1, max_size=12))
 def test_each_gets_its_own_rows(
     chosen: BatchingParameters | None, requests: list[Any], make_stage: Any, make_backend: Any
@@ -91,6 +91,10 @@ def test_each_gets_its_own_rows(
         elif isinstance(found, InvalidArgument):
             assert chosen is not None
             assert rows > chosen.max_batch_size
+        elif isinstance(found, FailedPrecondition):
+            assert chosen is not None
+            assert chosen.pad_variable_length_inputs
+            assert chosen.enable_large_batch_splitting
         elif isinstance(found, asyncio.CancelledError):
             assert cancelled
         else:

@@ -354,6 +354,28 @@ def test_a_part_that_fails_fails_the_whole(stage: Any, backend: Any, play: Play)
     assert max(run[1]["x"].max() for run in backend.runs) <= 15
 
 
+def test_parts_of_different_lengths_are_an_error_not_a_dead_thread(stage: Any, make_backend: Any, play: Play) -> None:
+    one = stage(
+        backend=_identity(make_backend), pad_variable_length_inputs=True, max_batch_size=4,
+        enable_large_batch_splitting=True, max_execution_batch_size=2,
+    )  # fmt: skip
+
+    async def scenario() -> Any:
+        plug = await one.busy(np.zeros((1, 1), np.float32))
+        long, split = np.ones((1, 5), np.float32), np.ones((3, 2), np.float32)
+        tasks = [asyncio.ensure_future(one.ask(array)) for array in (long, split)]
+        await asyncio.sleep(0)
+        one.backend.release()
+        await plug
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    long, split = play(scenario())
+    assert long["y"].shape == (1, 5)
+    assert isinstance(split, FailedPrecondition)
+    assert "pad_variable_length_inputs and enable_large_batch_splitting do not go together" in split.message
+    assert play(one.ask(np.ones((1, 2), np.float32)))["y"].shape == (1, 2)
+
+
 # Failures
 
 
