@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MAX_WAITING = 1000
+# A collector of traces that is away must not hold up the end.
+_TELL_S = 3.0
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
@@ -248,7 +250,8 @@ class Server:
             finished = self.call(self._close(grace_s)) if self._loop is not None else True
             finished = self._manager.stop(max(0.1, deadline - time.monotonic())) and finished
             finished = self._logs.close(max(1.0, deadline - time.monotonic())) and finished
-            finished = self.recorder.close(max(1.0, deadline - time.monotonic())) and finished
+            if not self.recorder.close(_TELL_S):
+                logger.warning("traces of the last requests could not be sent within %g s", _TELL_S)
             self._runners.close()
             self._codecs.close()
             if self._loop is not None:

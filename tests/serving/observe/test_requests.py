@@ -291,6 +291,8 @@ def test_a_collector_that_is_away_holds_up_nothing(serve, monkeypatch, free_port
     for _ in range(50):
         assert call(server.channel, PREDICT, predict_bytes())[0] == "OK"
     assert time.monotonic() - began < 10
+    assert server.server.stop(25)
+    assert time.monotonic() - began < 20, "the end was held up"
 
 
 # Metrics
