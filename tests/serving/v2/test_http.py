@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from moxserve.serving.rest.options import RestOptions
+
 INFER = "/v2/models/half/infer"
 
 
@@ -206,6 +208,19 @@ def test_versions_that_do_not_answer(serve, testdata, save_linear, tmp_path, wai
         assert index(ready=True) == [second]
         assert http.get("/v2/models/default/versions/2/ready").status_code == 503
         assert http.get("/v2/models/default").json()["versions"] == ["1"]
+
+
+def test_web_pages_and_time_limits(serve, save_slow, tmp_path) -> None:
+    """What holds for the other REST API holds for this one."""
+    options = RestOptions(cors=True, timeout_s=0.2)
+    server = serve(save_slow(tmp_path / "slow" / "1").parent, rest=options)
+    with httpx2.Client(base_url=f"http://127.0.0.1:{server.rest_port}", timeout=30) as http:
+        path = "/v2/models/default/infer"
+        assert http.options(path, headers={"Origin": "http://a.example"}).status_code == 200
+        reply = http.post(path, json={"inputs": [tensor([200_000], [], "INT32", "n")]})
+        assert (reply.status_code, reply.json()["error"]) == (504, "Timed out waiting for notification")
+        for answer in (reply, http.get("/v2/health/ready")):
+            assert answer.headers["access-control-allow-origin"] == "*"
 
 
 # What no client sends

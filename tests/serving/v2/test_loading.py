@@ -173,6 +173,24 @@ def test_a_stop_while_loading(held: Held, start, wait_for) -> None:
     held.release()
 
 
+def test_a_reload_while_loading(held: Held, start, save_linear, tmp_path) -> None:
+    """The new configuration is what is waited for then."""
+    server, thread, errors = start(held.base)
+    request = messages.ReloadConfigRequest()
+    base = save_linear(tmp_path / "other" / "1").parent
+    request.config.model_config_list.config.add(name="other", base_path=str(base), model_platform="tensorflow")
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        reload = channel.unary_unary("/tensorflow.serving.ModelService/HandleReloadConfigRequest")
+        reload(request.SerializeToString(), timeout=60)
+    thread.join(30)
+    assert not thread.is_alive()
+    assert errors == []
+    assert server.dataplane.ready()
+    assert predict(server, "other") == ("OK", "")
+    assert predict(server, "default")[0] == "NOT_FOUND"
+    held.release()
+
+
 def test_the_ports_open_last_unless_told(options, held: Held, wait_for) -> None:
     server = Server(options(held.base))
     thread = threading.Thread(target=server.start)
