@@ -169,10 +169,8 @@ def test_what_does_not_fit_is_dropped_and_counted(caplog) -> None:
     recorder.start()
     recorder.take(record(model="first"))
     time.sleep(0.2)  # the thread has it, and waits for the sink
-    began = time.perf_counter()
     for number in range(1000):
-        recorder.take(record(model=str(number)))
-    assert time.perf_counter() - began < 5, "a slow sink held up requests"
+        recorder.take(record(model=str(number)))  # would wait for ever, if it waited for the sink
     sink.go.set()
     assert recorder.close(10)
     assert sink.seen == ["first", *map(str, range(10))]
