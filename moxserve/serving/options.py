@@ -165,7 +165,7 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
             )
     platform = read_platform_config(values["platform_config_file"]) if values["platform_config_file"] else None
     values = {**values, **(platform.flags if platform else {})}
-    threads = 4 * cpus()
+    threads = cpus()
     rest_port = values["rest_api_port"]
     for name in ("port", "rest_api_port"):
         if not 0 <= values[name] <= 65535:

@@ -1,7 +1,7 @@
 """Runs each request by itself.
 
 A model that is known to be quick runs right on the event loop: the way to a thread and back costs more than the run.
-Every other one runs on the threads of the pool, so that the loop never waits for it.
+Every other one runs on threads of its version's own, so that neither the loop nor another model waits for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DirectRunner:
 
     Args:
         backend: that runs the model.
-        pool: for runs that take their time.
+        pool: for runs that take their time; the runner's own, closed with it.
     """
 
     def __init__(self, backend: Backend, pool: WorkPool) -> None:
@@ -45,19 +45,26 @@ class DirectRunner:
     ) -> dict[str, np.ndarray]:
         """Run one signature; see `Runner.run`."""
         known, size = self._known[signature], payload_bytes(inputs.values())
-        on_loop = known.quickness.suits(size)
         record = current_record()
+        if known.quickness.suits(size):
+            began = time.perf_counter()
+            found = self._backend.run_here(signature, inputs, outputs)
+            seconds = time.perf_counter() - began
+            known.quickness.note(size, seconds, on_loop=True)
+            if record is not None:
+                record.ran(began, seconds)
+            return found
 
         def work() -> dict[str, np.ndarray]:
             began = time.perf_counter()
             result = self._backend.run(signature, inputs, outputs)
             seconds = time.perf_counter() - began
-            known.note(size, seconds, on_loop=on_loop)
+            known.note(size, seconds)
             if record is not None:
                 record.ran(began, seconds)
             return result
 
-        return work() if on_loop else await self._pool.run(work, context, known.times.run_s(size))
+        return await self._pool.run(work, context, known.times.run_s(size))
 
     async def run_together(
         self, signatures: Sequence[str], array: np.ndarray, context: RequestContext
@@ -74,7 +81,8 @@ class DirectRunner:
         return await self._pool.run(work, context, known.times.run_s(size))
 
     def close(self) -> None:
-        """Free what the runner holds; the pool is everybody's."""
+        """Begin nothing more."""
+        self._pool.close()
 
 
 @dataclass(slots=True)
@@ -84,6 +92,6 @@ class _Known:
     times: ServiceTimes = field(default_factory=ServiceTimes)
     quickness: Quickness = field(default_factory=Quickness)
 
-    def note(self, size: int, seconds: float, *, on_loop: bool) -> None:
+    def note(self, size: int, seconds: float) -> None:
         self.times.record(size, seconds)
-        self.quickness.note(size, seconds, on_loop=on_loop)
+        self.quickness.note(size, seconds, on_loop=False)

@@ -21,10 +21,11 @@ _MAX_WAITING = 1000
 
 
 class RunnerFactory:
-    """Makes the runners of one server, and owns the threads that they share.
+    """Makes the runners of one server.
 
     Args:
-        threads: runs at once, of all models together, besides batches.
+        threads: runs of a version at once, besides batches. More than there are CPUs make a runtime's own threads fight
+            for them: half as much CPU again for each run of a large model.
         batching: whether and how requests are put together; None for not.
         max_delay_s: how long a request may have to wait for its turn before it is refused; 0 for any time.
         metrics: where batches are counted.
@@ -37,14 +38,14 @@ class RunnerFactory:
         max_delay_s: float = 0.0,
         metrics: ServingMetrics | None = None,
     ) -> None:
-        admission = Admission(max_delay_s)
-        self._pool = WorkPool(threads, _MAX_WAITING, "moxserve-run", admission)
+        self._threads = threads
+        self._admission = Admission(max_delay_s)
         self._batching: BatchingRunners | None = None
         if batching is not None and batching.enabled:
             # Imported here, since batching is built on this package.
             from moxserve.serving.batching.runners import BatchingRunners
 
-            self._batching = BatchingRunners(batching, admission, metrics)
+            self._batching = BatchingRunners(batching, self._admission, metrics)
 
     def make(self, backend: Backend, path: str) -> Runner:
         """Return the runner of a version.
@@ -56,11 +57,10 @@ class RunnerFactory:
         Raises:
             InvalidArgument: the batching parameters in the directory are wrong.
         """
-        direct = DirectRunner(backend, self._pool)
+        direct = DirectRunner(backend, WorkPool(self._threads, _MAX_WAITING, "moxserve-run", self._admission))
         return direct if self._batching is None else self._batching.runner(backend, path, direct)
 
     def close(self) -> None:
         """Begin nothing more."""
         if self._batching is not None:
             self._batching.close()
-        self._pool.close()

@@ -35,7 +35,7 @@ class GrpcOptions:
     """How the gRPC server runs.
 
     Attributes:
-        max_threads: requests worked on at once.
+        max_threads: runs of a version at once; requests that wait need no thread.
         tensor_content: answer with `tensor_content` instead of the typed fields.
         health: offer the standard health service.
         reflection: let clients ask which services and messages there are.

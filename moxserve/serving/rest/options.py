@@ -17,7 +17,7 @@ class RestOptions:
     """How the REST server runs.
 
     Attributes:
-        threads: requests worked on at once.
+        threads: large bodies read or written at once.
         timeout_s: time limit of an inference, then 504; 0 is none.
         max_body_bytes: largest body after inflating.
         cors: whether web pages of other origins may read the answers.

@@ -34,6 +34,8 @@ class RestServer:
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                # Callers are told as they are connected: anyone can send a header that says otherwise.
+                proxy_headers=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 backlog=_BACKLOG,
             )
