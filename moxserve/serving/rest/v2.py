@@ -67,24 +67,29 @@ class InferenceRoutes:
             return None
         request.api = "v2"
         fixed = self._fixed.get((request.method, path))
-        if fixed is not None:
-            return fixed()
+        answer = fixed() if fixed is not None else await self._found(path, request)
+        if answer is None:
+            raise NotFound(
+                f"there is no {request.method} {path:.200} in the Open Inference Protocol as it is offered here",
+                hint="try GET /v2, POST /v2/models/NAME/infer; docs/open_inference.md lists all",
+            )
+        return answer
+
+    async def _found(self, path: str, request: RestRequest) -> RestAnswer | None:
         if match := _MODEL.fullmatch(path):
             ref = model_ref(unquote(match["name"]), unquote(match["version"] or ""))
             verb = match["verb"] or "metadata"
             request.model, request.api = ref.name, verb
-            if request.method == "POST" and verb == "infer":
-                return await self._infer(ref, request)
-            if request.method == "GET" and verb != "infer":
-                return self._told(verb, ref)
-        elif request.method == "POST" and path == "/v2/repository/index":
+            if request.method != ("POST" if verb == "infer" else "GET"):
+                return None
+            return await self._infer(ref, request) if verb == "infer" else self._told(verb, ref)
+        if request.method != "POST":
+            return None
+        if path == "/v2/repository/index":
             return _json(self._core.index(ready_only=_ready_only(await request.body())))
-        elif request.method == "POST" and (match := _REPOSITORY.fullmatch(path)):
+        if match := _REPOSITORY.fullmatch(path):
             raise self._core.refuse_repository(match["verb"], unquote(match["name"]))
-        raise NotFound(
-            f"there is no {request.method} {path:.200} in the Open Inference Protocol as it is offered here",
-            hint="try GET /v2, POST /v2/models/NAME/infer; docs/open_inference.md lists all",
-        )
+        return None
 
     def _ready(self) -> RestAnswer:
         ready = self._core.ready()
