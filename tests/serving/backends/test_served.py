@@ -231,7 +231,8 @@ def test_a_server_of_these_formats_never_loads_tensorflow(
     path = version(saved_model=False, top={"onnx": forms.onnx, "openvino": forms.xml}[name])
     told = path.parent.parent / "told"
     command = [
-        sys.executable, "-c", SERVE, str(told), f"--model_base_path={path.parent}", "--host=127.0.0.1", f"--port={free_port}",
+        sys.executable, "-c", SERVE, str(told), f"--model_base_path={path.parent}", "--host=127.0.0.1",
+        f"--port={free_port}",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
