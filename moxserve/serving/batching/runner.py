@@ -168,7 +168,7 @@ class BatchingRunner:
         of_thread = Learned(on_thread, quickness, on_loop=False)
         of_loop = Learned(on_loop, quickness, on_loop=True)
         run_there = Executor(form.name, form.model, _deliver, any_size, times, of_thread, metrics)
-        run_here = Executor(form.name, form.model, _resolve, any_size, loop_times, of_loop, metrics)
+        run_here = Executor(form.name, form.model_here, _resolve, any_size, loop_times, of_loop, metrics)
         return _Lane(
             AdaptiveQueue(on_thread, self._max_waiting, run_there, times),
             LoopBatches(run_here, on_loop, quickness, self._max_waiting),

@@ -40,6 +40,7 @@ class FakeBackend:
         self.runs: list[tuple[str, dict[str, np.ndarray], tuple[str, ...]]] = []
         self.threads: list[str] = []
         self.pause_s = 0.0
+        self.here = 0
         self._gate = threading.Event()
         self._gate.set()
         self.entered = threading.Semaphore(0)
@@ -61,6 +62,7 @@ class FakeBackend:
         return {name: found[name] for name in outputs or found}
 
     def run_here(self, signature: str, inputs: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        self.here += 1
         return self.run(signature, inputs, outputs)
 
     def run_together(self, signatures: Sequence[str], array: np.ndarray) -> list[dict[str, np.ndarray]]:

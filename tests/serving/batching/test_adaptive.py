@@ -257,6 +257,7 @@ def test_a_quick_model_runs_on_the_loop_in_batches(stage: Any, play: Play) -> No
     play(scenario())
     on_loop = [size for size, name in zip(one.backend.sizes, one.backend.threads, strict=True) if name == "MainThread"]
     assert max(on_loop) >= 8
+    assert one.backend.here == len(on_loop)
 
 
 def test_on_the_loop_too_one_bad_request_harms_nobody(stage: Any, backend: Any, play: Play) -> None:
