@@ -128,7 +128,8 @@ class Stage:
         return answers
 
     def close(self) -> None:
-        self.backend.release()
+        if isinstance(self.backend, FakeBackend):
+            self.backend.release()
         self.runner.close()
         self.threads.close()
         self.pool.close()
