@@ -74,6 +74,8 @@ def test_paths_of_predict(http, path) -> None:
         ("GET", "/v1/models/versions/1", 400, "Missing model name in request."),
         ("GET", "/v1/models/default/versions/9223372036854775808", 400,
          "Failed to convert version: 9223372036854775808 to numeric."),
+        ("POST", f"/v1/models/default/versions/{'9' * 5000}:predict", 400,
+         f"Failed to convert version: {'9' * 5000} to numeric."),
         ("GET", "/v1/models/default/versions/9223372036854775807", 404,
          "Could not find version 9223372036854775807 of model default"),
     ],

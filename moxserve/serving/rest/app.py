@@ -18,7 +18,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -51,6 +51,8 @@ _POST = re.compile(rf"/v1/models/{_MODEL}{_WHICH}:(?P<verb>classify|regress|pred
 _GET = re.compile(rf"/v1/models(?:/{_MODEL})?{_WHICH}(?P<metadata>/metadata)?", re.IGNORECASE)
 _NOT_FOUND = RestAnswer(404, b"<html><body><h1>404 Not Found</h1>The API is below /v1/</body></html>", b"text/html")
 _INT64_MAX = 2**63 - 1
+_INT64_DIGITS = 19
+_KEPT_PATH = 512
 
 Scope = Mapping[str, Any]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
@@ -147,9 +149,8 @@ class RestApp:
         method, path = request.method, request.path
         if path[:3].lower() == "/v2":
             return _preflight(request) if method == "OPTIONS" else await self._other(request)
-        if method == "POST" and (match := _POST.fullmatch(path)):
-            ref = _ref(match)
-            verb = match["verb"].lower()
+        if method == "POST" and (asked := _asked(path) if len(path) <= _KEPT_PATH else _read_path(path)):
+            verb, ref = asked
             request.model, request.api = ref.name, verb
             body = await request.body()
             if verb == "predict":
@@ -240,9 +241,19 @@ async def _guarded(work: Awaitable[RestAnswer], request: RestRequest) -> tuple[R
         return RestAnswer(500, body), request.status
 
 
+def _read_path(path: str) -> tuple[str, ModelRef] | None:
+    """Return what a request for inference asks for, and of which model; None when the path is none of one."""
+    match = _POST.fullmatch(path)
+    return (match["verb"].lower(), _ref(match)) if match else None
+
+
+# Callers ask the same few paths again and again.
+_asked = lru_cache(maxsize=256)(_read_path)
+
+
 def _ref(match: re.Match[str]) -> ModelRef:
     version = match["version"]
-    if version is not None and int(version) > _INT64_MAX:
+    if version is not None and (len(version.lstrip("0")) > _INT64_DIGITS or int(version) > _INT64_MAX):
         raise InvalidArgument(f"Failed to convert version: {version} to numeric.")
     label = match["label"]
     return ModelRef(unquote(match["name"]), None if version is None else int(version), label and unquote(label))
