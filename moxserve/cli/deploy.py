@@ -96,6 +96,10 @@ def _deployment(values: Mapping[str, Any]) -> Any:
     flags, unknown = _serve_flags(values["serve_flags"])
     name = values["name"]
     if name is None:
+        if not models and not values["model_config_file"]:
+            raise UsageError(
+                "there is no model", hint="give --model NAME=PLACE, or --model-config-file FILE and --name"
+            )
         if len(models) != 1:
             raise UsageError("--name is missing", hint="it names what is made, such as --name=model-server")
         (name,) = models

@@ -103,7 +103,7 @@ def _run(ctx: click.Context, /, **values: Any) -> None:
     logging.getLogger("tensorflow").setLevel(logging.INFO if verbose() else logging.WARNING)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose() else "2")
     _warn_unknown(ctx.args)
-    _warn_not_in_effect(given_flags(ctx))
+    _warn_ignored(given_flags(ctx))
     options = from_flags(values)
     options.models()
     if values["num_processes"] != 1:
@@ -173,15 +173,9 @@ def _exec_engine(ctx: click.Context, values: Mapping[str, Any]) -> None:
     os.execv(binary, [binary, *named, *translation.arguments])
 
 
-def _warn_not_in_effect(given: Collection[str]) -> None:
+def _warn_ignored(given: Collection[str]) -> None:
     for flag in FLAGS:
-        if flag.name not in given:
-            continue
-        if flag.state == "later":
-            logger.warning(
-                "--%s is accepted but not in effect: this version of moxserve does not have it yet", flag.name
-            )
-        elif flag.state == "ignored":
+        if flag.name in given and flag.state == "ignored":
             logger.warning("--%s is accepted but means nothing to this server (%s)", flag.name, flag.help.rstrip("."))
 
 
@@ -198,7 +192,9 @@ serve = _Serve(
     },
     help="Serve a model over gRPC and REST: a drop-in for tensorflow_model_server.\n\n"
     "Flags are tensorflow_model_server's; --flag=value and --flag value both work, dashes may stand for underscores. "
-    "Unknown flags are warned about and ignored.",
-    epilog="\b\nExample:\n  moxserve serve --model_name=digits --model_base_path=models/digits "
-    "--port=8500 --rest_api_port=8501",
+    "A flag without a type is --flag, --flag=true or --flag=false. Unknown flags are warned about and ignored.",
+    epilog="\b\nExample:\n  moxserve serve --model_name=digits --model_base_path=models/digits \\\n"
+    "      --port=8500 --rest_api_port=8501\n\n"
+    "Exit codes: 0 stopped by a signal; 1 could not start: a port is taken, or a model failed to load; "
+    "2 wrong flags or configuration files.",
 )

@@ -9,6 +9,7 @@ A model's place says how its files get to the server:
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from typing import Any
 from moxserve import __version__, file
 from moxserve.deploy.engine import BINARY, config_text, translate, written
 from moxserve.errors import UsageError
+from moxserve.serving.flags import FLAGS
 from moxserve.serving.model_config import read_config_file
 
 __all__ = [
@@ -50,10 +52,16 @@ _MODEL = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9_.]*")
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
 # Set by what is written here; the container's inside is nobody else's affair.
 _OURS = {
-    "port": "--grpc-port", "rest_api_port": "--rest-port", "model_name": "--model", "model_base_path": "--model",
-    "model": "--model", "model_config_file": "--model-config-file", "host": "the Service", "engine": "--engine",
-    "monitoring_config_file": "what is written anyway", "model_config_file_poll_wait_seconds": "kubectl apply",
-    "grpc_socket_path": "the Service", "ssl_config_file": "the ingress or the mesh: its key has no place in a manifest",
+    "port": "leave it out: gRPC is on 8500 there; change what is written to have another port outside",
+    "rest_api_port": "leave it out: HTTP is on 8501 there; change what is written to have another port outside",
+    "model_name": "give --model NAME=PLACE before the --", "model_base_path": "give --model NAME=PLACE before the --",
+    "model": "give --model NAME=PLACE before the --",
+    "model_config_file": "give --model-config-file FILE before the --",
+    "host": "leave it out: the Service has to reach the container", "engine": "give --engine before the --",
+    "monitoring_config_file": "leave it out: the page of metrics is always on",
+    "model_config_file_poll_wait_seconds": "leave it out: applying a changed manifest starts new servers",
+    "grpc_socket_path": "leave it out: the Service reaches the container by its ports",
+    "ssl_config_file": "end TLS at the ingress or in the mesh: its key has no place in a manifest",
 }  # fmt: skip
 # Flags that name a file: it goes along.
 _FILES = ("batching_parameters_file", "tensorflow_session_config_file", "platform_config_file")
@@ -143,7 +151,7 @@ class Deployment:
             if not _QUANTITY.fullmatch(getattr(self.resources, name)):
                 raise UsageError(f"--{name}={getattr(self.resources, name)}: expected a quantity such as 500m or 4Gi")
         for name in self.flags.keys() & _OURS.keys():
-            raise UsageError(f"--{name} is not for a flag of the container", hint=f"use {_OURS[name]}")
+            raise UsageError(f"--{name} is not for the flags after --", hint=_OURS[name])
         for name in self.models:
             if not _MODEL.fullmatch(name):
                 raise UsageError(f"--model {name}: expected a name of letters, digits, . _ and -")
@@ -298,5 +306,10 @@ def further(deployment: Deployment) -> list[str]:
     if deployment.engine == BINARY:
         return list(translate(deployment.flags, deployment.unknown).arguments)
     if deployment.unknown:
-        raise UsageError(f"moxserve serve does not know {' '.join(deployment.unknown)}")
+        first = deployment.unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
+        near = difflib.get_close_matches(first, [flag.name for flag in FLAGS], n=1)
+        raise UsageError(
+            f"moxserve serve does not know {' '.join(deployment.unknown)}",
+            hint=f"did you mean --{near[0]}?" if near else "moxserve serve --help lists its flags",
+        )
     return [argument for name, value in deployment.flags.items() for argument in written(name, value)]

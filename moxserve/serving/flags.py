@@ -1,8 +1,8 @@
 """The flags of `moxserve serve`: one table for the command line, the help page, the docs and the warnings.
 
 Names, types and defaults are tensorflow_model_server's. A flag whose `state` is `refused` keeps the server from
-starting, since a server without it would not be what was asked for; one that is `later` is accepted, so that an
-existing command line starts, and warned about by name; one that is `ignored` means nothing to this server.
+starting, since a server without it would not be what was asked for; one that is `ignored` means nothing to this server:
+it is accepted, so that an existing command line starts, and warned about by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Flag:
         default: value when it is not given.
         group: heading on the help page.
         help: what it does, in one line.
-        state: `works`, `refused`, `later` (accepted with a warning) or `ignored` (likewise).
+        state: `works`, `refused`, or `ignored` (accepted with a warning).
         ours: whether tensorflow_model_server does not know it.
         repeats: whether it may be given several times, each adding to the others.
     """
@@ -38,7 +38,7 @@ class Flag:
     repeats: bool = False
 
 
-_MODEL, _NET, _SEE, _PROCESS, _BATCH, _LOAD, _TF, _REFUSED, _LATER, _IGNORED = (
+_MODEL, _NET, _SEE, _PROCESS, _BATCH, _LOAD, _TF, _REFUSED, _IGNORED = (
     "Models",
     "Addresses and transports",
     "Watching",
@@ -46,14 +46,9 @@ _MODEL, _NET, _SEE, _PROCESS, _BATCH, _LOAD, _TF, _REFUSED, _LATER, _IGNORED = (
     "Batching and overload",
     "Versions, loading and warmup",
     "TensorFlow",
-    "Not in this version: the server does not start with them",
-    "Accepted, not in effect yet (a warning tells)",
-    "Accepted, without meaning here",
+    "Refused: the server does not start with them",
+    "Accepted, without meaning here (a warning tells)",
 )
-
-
-def _later(name: str, kind: str, default: Any, what: str) -> Flag:
-    return Flag(name, kind, default, _LATER, what, "later")
 
 
 def _refused(name: str, kind: str, default: Any, what: str) -> Flag:
@@ -183,7 +178,7 @@ FLAGS: tuple[Flag, ...] = (
         "PlatformConfigMap in text; replaces all flags on sessions, batching, warmup, tags and TFLite.",
     ),
     _refused("use_alts_credentials", "bool", False, "Google's ALTS for gRPC."),
-    _later("num_unload_threads", "int", 0, "Unloads at once; each has a thread of its own here."),
+    _ignored("num_unload_threads", "int", 0, "Unloads at once; each has a thread of its own here."),
     _ignored("flush_filesystem_caches", "bool", True, "Caches of TensorFlow's file systems."),
     _ignored("remove_unused_fields_from_bundle_metagraph", "bool", True, "Only signatures are kept here, always."),
     _ignored("xla_cpu_compilation_enabled", "bool", False, "XLA on the CPU."),

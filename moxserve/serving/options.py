@@ -111,7 +111,7 @@ class ServerOptions:
             raise UsageError(
                 "Both server_options.model_base_path and server_options.model_config_file are empty!",
                 hint="give --model_base_path=DIR, the directory that holds the version directories, or "
-                "--model NAME=DIR for each of several models",
+                "--model NAME=DIR for each of several models, or --model_config_file=FILE",
             )
         named = [(self.model_name, self.model_base_path)] if self.model_base_path else []
         named += self.more_models.items()
@@ -159,9 +159,9 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
     for flag in FLAGS:
         if flag.state == "refused" and values[flag.name] != flag.default:
             raise UsageError(
-                f"--{flag.name}={values[flag.name]}: this version of moxserve does not have it "
-                f"({flag.help.rstrip('.')}), and a server without it would not be what you asked for",
-                hint="end TLS in a proxy before it",
+                f"--{flag.name}: moxserve does not have it ({flag.help.rstrip('.')}), and a server without it would "
+                "not be what you asked for",
+                hint="--ssl_config_file gives TLS, with clients' certificates if you like",
             )
     platform = read_platform_config(values["platform_config_file"]) if values["platform_config_file"] else None
     values = {**values, **(platform.flags if platform else {})}
