@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MAX_WAITING = 1000
+# How long models may have no version at all until the start says that it waits.
+_PATIENCE_S = 2.0
 # A collector of traces that is away must not hold up the end.
 _TELL_S = 3.0
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
@@ -164,7 +166,7 @@ class Server:
             self._manager.start()
             if self.options.serve_while_loading:
                 self.call(self._open())
-            if not self._manager.wait_until_ready():
+            if not self._wait_until_ready():
                 raise Unavailable("stopped before the models were loaded")
             if self._peers is not None:
                 self._peers.before_opening()
@@ -176,6 +178,19 @@ class Server:
         except BaseException:
             self.stop(0.0)
             raise
+
+    def _wait_until_ready(self) -> bool:
+        began = time.monotonic()
+        if self._manager.wait_until_ready(_PATIENCE_S):
+            return True
+        empty = [config.name for config in self._manager.configs() if not self._manager.statuses(config.name)]
+        if empty and time.monotonic() - began >= _PATIENCE_S:
+            # The log tells why they have no version; that the server has not hung is told here.
+            interval_s = self.options.manager.poll_interval_s
+            look = f"looking every {interval_s:g} s" if interval_s > 0 else "not looking again, as its flag says"
+            ports = "requests for it are refused" if self.options.serve_while_loading else "no port is open"
+            logger.warning("waiting for a version of %s to load: %s; until then %s", ", ".join(empty), look, ports)
+        return self._manager.wait_until_ready()
 
     async def _open(self) -> None:
         core = OpenInference(self.dataplane)

@@ -164,6 +164,7 @@ def test_a_signal_that_comes_twice_at_once_drains_too(start, half, signum) -> No
 def test_what_a_signal_before_the_first_request_waits_for(start, tmp_path) -> None:
     server = start("--port", str(free_port()), "--host=127.0.0.1", f"--model_base_path={tmp_path / 'nothing'}")
     server.wait_for("Could not find base path")
+    server.wait_for("waiting for a version of default to load: looking every 1 s; until then no port is open")
     server.popen.send_signal(signal.SIGTERM)
     assert server.popen.wait(20) == 0
     assert "SIGTERM: the start is broken off; no port was open yet" in server.text
