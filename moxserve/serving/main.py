@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from moxserve.errors import MissingExtraError, Unavailable, UsageError
 from moxserve.serving import backends, warmup
 from moxserve.serving.dataplane import DataPlane
-from moxserve.serving.execution import LoopThread, RunnerFactory, WorkPool
+from moxserve.serving.execution import LoopThread, Runner, RunnerFactory, WorkPool
 from moxserve.serving.grpc import profiler
 from moxserve.serving.grpc.server import GrpcServer, context_of
 from moxserve.serving.grpc.v2 import InferenceService
@@ -112,8 +112,10 @@ class Server:
     def _load(self, name: str, version: int, path: str) -> Servable:
         with self.metrics.loading(path):
             backend = backends.load(path, self.options.load_options(name, self._manager.platform(name, path)))
+        runner: Runner | None = None
         try:
-            servable = Servable(name, version, path, backend, self._runners.make(backend, path))
+            runner = self._runners.make(backend, path)
+            servable = Servable(name, version, path, backend, runner)
             if self.options.warmup:
                 warmup.replay(
                     servable,
@@ -123,6 +125,8 @@ class Server:
                     check_methods=self.options.check_methods,
                 )
         except BaseException:
+            if runner is not None:
+                runner.close()
             backend.close()
             raise
         self.metrics.loaded(name, version, path)

@@ -40,5 +40,9 @@ class Runner(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the runner holds, after its last run. The backend stays the caller's."""
+        """Free what the runner holds; the backend stays the caller's. Not on the event loop.
+
+        Nobody asks any more, but a run whose caller has left may go on: it is waited for, so that the backend can be
+        closed after this.
+        """
         ...

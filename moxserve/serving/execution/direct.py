@@ -70,7 +70,8 @@ class DirectRunner:
         self, signatures: Sequence[str], array: np.ndarray, context: RequestContext
     ) -> list[dict[str, np.ndarray]]:
         """Run several signatures at once; see `Runner.run_together`."""
-        known, size = self._known["\0".join(signatures)], payload_bytes([array])
+        # By their number: every choice and order of signatures that callers think of would be kept for ever.
+        known, size = self._known[f"\0{len(signatures)}"], payload_bytes([array])
 
         def work() -> list[dict[str, np.ndarray]]:
             began = time.perf_counter()
@@ -81,8 +82,8 @@ class DirectRunner:
         return await self._pool.run(work, context, known.times.run_s(size))
 
     def close(self) -> None:
-        """Begin nothing more."""
-        self._pool.close()
+        """Begin nothing more, and wait for what was begun; see `Runner.close`."""
+        self._pool.close(wait=True)
 
 
 @dataclass(slots=True)

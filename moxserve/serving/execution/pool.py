@@ -88,9 +88,13 @@ class WorkPool:
             self._busy += change
             self._expected_s += expected_s
 
-    def close(self) -> None:
-        """Begin nothing more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def close(self, *, wait: bool = False) -> None:
+        """Begin nothing more.
+
+        Args:
+            wait: for the work that has begun, also that whose caller has left. Not on the event loop.
+        """
+        self._pool.shutdown(wait=wait, cancel_futures=True)
 
 
 async def patiently(future: asyncio.Future[T], context: RequestContext) -> T:

@@ -1,0 +1,56 @@
+"""What closing waits for: a run goes on when its caller has left, and the model must not be freed under it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moxserve.errors import DeadlineExceeded
+from moxserve.serving.execution import DirectRunner, LoopThread, RequestContext, WorkPool
+from moxserve.serving.servable import Servable
+
+
+@pytest.fixture
+def loop() -> Iterator[LoopThread]:
+    thread = LoopThread()
+    yield thread
+    thread.stop()
+
+
+def _backend(events: list[str], go_on: threading.Event) -> Any:
+    def run(*_: object) -> dict[str, np.ndarray]:
+        events.append("begun")
+        go_on.wait(30)
+        events.append("over")
+        return {}
+
+    return SimpleNamespace(run=run, run_here=run, calls={}, close=lambda: events.append("closed"))
+
+
+def test_a_version_is_freed_after_runs_whose_callers_have_left(loop: LoopThread, wait_for: Callable[..., None]) -> None:
+    events: list[str] = []
+    go_on = threading.Event()
+    backend = _backend(events, go_on)
+    runner = DirectRunner(backend, WorkPool(1, 10, "test"))
+    servable = Servable("model", 1, "/model/1", backend, runner)
+
+    async def ask() -> None:
+        with servable.hold():
+            await runner.run("a", {"x": np.zeros(1)}, None, RequestContext(deadline=time.monotonic() + 0.1))
+
+    with pytest.raises(DeadlineExceeded):
+        loop.call(ask())
+    wait_for(lambda: events, "the run begins")
+    retired = threading.Thread(target=servable.retire)
+    retired.start()
+    retired.join(0.1)
+    assert events == ["begun"]
+    go_on.set()
+    retired.join(30)
+    assert events == ["begun", "over", "closed"]
