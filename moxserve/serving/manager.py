@@ -12,7 +12,6 @@ take effect in one step; when one of them fails, the staged ones are dropped aga
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -453,8 +452,11 @@ class Manager:
 
     def _unload(self, model: TrackedModel, record: VersionRecord, error: ServingError | None) -> None:
         if record.servable is not None:
-            with contextlib.suppress(ServingError):
+            try:
                 record.servable.retire()
+            except Exception:
+                # It is of no use any more either way; a status that says UNLOADING for ever would hold up a stop.
+                logger.exception("freeing {name: %s version: %d} failed", model.config.name, record.found.version)
         with self._changed:
             record.servable, record.state, record.error = None, State.END, error
             if error is not None:
