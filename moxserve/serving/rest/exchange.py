@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ class RestRequest:
             data = await self._rest_of_body(message)
         for name, value in self.headers:
             if name == b"content-encoding" and (encoding := value.strip().lower()) in (b"gzip", b"deflate"):
-                return _inflated(data, encoding.decode())
+                return await _inflated(data, encoding.decode())
         return data
 
     async def _rest_of_body(self, message: Mapping[str, Any]) -> bytes:
@@ -147,13 +148,17 @@ class Routes(Protocol):
         ...
 
 
-def _inflated(body: bytes, encoding: str) -> bytes:
+async def _inflated(body: bytes, encoding: str) -> bytes:
     inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS + (16 if encoding == "gzip" else 0))
     try:
-        data = inflater.decompress(body, _MAX_INFLATED_BYTES)
+        data = inflater.decompress(body, LARGE_BYTES)
+        if len(data) == LARGE_BYTES and not inflater.eof:
+            # A small body may inflate to a large one, for which the event loop must not wait.
+            left = _MAX_INFLATED_BYTES - len(data)
+            data += await asyncio.to_thread(inflater.decompress, inflater.unconsumed_tail, left)
     except zlib.error as error:
         raise InvalidArgument(f"the body is no {encoding} data: {error}") from None
-    if inflater.unconsumed_tail:
+    if len(data) == _MAX_INFLATED_BYTES and not inflater.eof:
         raise ResourceExhausted(f"the body inflates to more than {_MAX_INFLATED_BYTES} bytes")
     if not inflater.eof:
         raise InvalidArgument(f"the body is {encoding} data that ends too early")
