@@ -30,6 +30,8 @@ class RestServer:
             uvicorn.Config(
                 app,
                 lifespan="off",
+                # One that asks for a WebSocket is answered over HTTP, whichever packages are installed.
+                ws="none",
                 log_config=None,
                 log_level="warning",
                 access_log=False,
