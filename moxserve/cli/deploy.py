@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -85,7 +86,12 @@ def docker_compose(**values: Any) -> None:
     """A file for docker compose."""
     from moxserve.deploy.compose import document
 
-    _write([document(_deployment(values))], values["out"])
+    made = document(_deployment(values))
+    for service in made["services"].values():
+        for volume in service["volumes"]:
+            if not os.path.isdir(volume["source"]):
+                click.echo(f"note: there is no directory {volume['source']} on this machine", err=True)
+    _write([made], values["out"])
 
 
 def _deployment(values: Mapping[str, Any]) -> Any:
