@@ -154,30 +154,10 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
     Raises:
         UsageError: flags contradict each other or are out of range.
     """
-    if values["use_alts_credentials"] and values["ssl_config_file"]:
-        raise UsageError("Either use_alts_credentials must be false or ssl_config_file must be empty.")
-    for flag in FLAGS:
-        if flag.state == "refused" and values[flag.name] != flag.default:
-            raise UsageError(
-                f"--{flag.name}: moxserve does not have it ({flag.help.rstrip('.')}), and a server without it would "
-                "not be what you asked for",
-                hint="--ssl_config_file gives TLS, with clients' certificates if you like",
-            )
+    _check(values)
     platform = read_platform_config(values["platform_config_file"]) if values["platform_config_file"] else None
     values = {**values, **(platform.flags if platform else {})}
-    threads = cpus()
-    rest_port = values["rest_api_port"]
-    for name in ("port", "rest_api_port"):
-        if not 0 <= values[name] <= 65535:
-            raise UsageError(f"--{name}={values[name]}: expected a port from 0 to 65535")
-    if rest_port and rest_port == values["port"]:
-        raise UsageError(
-            f"--port and --rest_api_port are both {rest_port}; gRPC and HTTP need a port each",
-            hint=f"try --rest_api_port={rest_port + 1 if rest_port < 65535 else rest_port - 1}",
-        )
-    if values["model_config_file"] and values["model"]:
-        raise UsageError("--model_config_file and --model: expected one of them; the file names all models itself")
-    host = values["host"]
+    host, port, rest_port = values["host"], values["port"], values["rest_api_port"]
     return ServerOptions(
         model_name=values["model_name"],
         model_base_path=values["model_base_path"],
@@ -188,7 +168,7 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
             wait_s=max(0.0, values["model_config_reload_wait_seconds"]),
             allow_unavailable=values["allow_version_labels_for_unavailable_models"],
         ),
-        grpc_address=f"{_bracketed(host or '0.0.0.0')}:{values['port']}" if values["port"] else "",
+        grpc_address=f"{_bracketed(host or '0.0.0.0')}:{port}" if port else "",
         grpc_socket_path=values["grpc_socket_path"],
         rest_address=f"{_bracketed(host or '::')}:{rest_port}" if rest_port else "",
         manager=ManagerOptions(
@@ -199,21 +179,8 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
         ),
         load=load_options(values, platform),
         backends=model_backends(values["backend"]),
-        grpc=GrpcOptions(
-            max_threads=values["grpc_max_threads"] if values["grpc_max_threads"] > 0 else threads,
-            tensor_content=values["enable_serialization_as_tensor_content"],
-            health=values["enable_grpc_healthcheck_service"],
-            reflection=values["enable_grpc_reflection"],
-            channel_arguments=parse_channel_arguments(values["grpc_channel_arguments"]),
-            tls=read_tls(values["ssl_config_file"]) if values["ssl_config_file"] else None,
-        ),
-        rest=RestOptions(
-            threads=values["rest_api_num_threads"] if values["rest_api_num_threads"] > 0 else threads,
-            timeout_s=max(0, values["rest_api_timeout_in_ms"]) / 1e3,
-            cors=values["rest_api_enable_cors_support"],
-            metrics_path=_metrics_path(values),
-            page=values["status_page"],
-        ),
+        grpc=_grpc_options(values),
+        rest=_rest_options(values),
         observe=ObserveOptions(access_log=values["access_log"], tracing=values["otel"]),
         profiler=values["enable_profiler"],
         batching=batching_options(values, platform.batching if platform else None),
@@ -223,6 +190,50 @@ def from_flags(values: Mapping[str, Any]) -> ServerOptions:
         warmup_iterations=max(1, values["num_request_iterations_for_warmup"]),
         serve_while_loading=values["serve_while_loading"],
         shutdown_grace_s=max(0.0, values["shutdown_grace_seconds"]),
+    )
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    if values["use_alts_credentials"] and values["ssl_config_file"]:
+        raise UsageError("Either use_alts_credentials must be false or ssl_config_file must be empty.")
+    for flag in FLAGS:
+        if flag.state == "refused" and values[flag.name] != flag.default:
+            raise UsageError(
+                f"--{flag.name}: moxserve does not have it ({flag.help.rstrip('.')}), and a server without it would "
+                "not be what you asked for",
+                hint="--ssl_config_file gives TLS, with clients' certificates if you like",
+            )
+    for name in ("port", "rest_api_port"):
+        if not 0 <= values[name] <= 65535:
+            raise UsageError(f"--{name}={values[name]}: expected a port from 0 to 65535")
+    rest_port = values["rest_api_port"]
+    if rest_port and rest_port == values["port"]:
+        raise UsageError(
+            f"--port and --rest_api_port are both {rest_port}; gRPC and HTTP need a port each",
+            hint=f"try --rest_api_port={rest_port + 1 if rest_port < 65535 else rest_port - 1}",
+        )
+    if values["model_config_file"] and values["model"]:
+        raise UsageError("--model_config_file and --model: expected one of them; the file names all models itself")
+
+
+def _grpc_options(values: Mapping[str, Any]) -> GrpcOptions:
+    return GrpcOptions(
+        max_threads=values["grpc_max_threads"] if values["grpc_max_threads"] > 0 else cpus(),
+        tensor_content=values["enable_serialization_as_tensor_content"],
+        health=values["enable_grpc_healthcheck_service"],
+        reflection=values["enable_grpc_reflection"],
+        channel_arguments=parse_channel_arguments(values["grpc_channel_arguments"]),
+        tls=read_tls(values["ssl_config_file"]) if values["ssl_config_file"] else None,
+    )
+
+
+def _rest_options(values: Mapping[str, Any]) -> RestOptions:
+    return RestOptions(
+        threads=values["rest_api_num_threads"] if values["rest_api_num_threads"] > 0 else cpus(),
+        timeout_s=max(0, values["rest_api_timeout_in_ms"]) / 1e3,
+        cors=values["rest_api_enable_cors_support"],
+        metrics_path=_metrics_path(values),
+        page=values["status_page"],
     )
 
 
