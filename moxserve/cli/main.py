@@ -87,7 +87,13 @@ class LazyGroup(click.Group):
     epilog=EXIT_CODES,
 )
 @click.version_option(__version__, prog_name="moxserve")
-@click.option("-v", "--verbose", is_flag=True, envvar="MOXSERVE_DEBUG", help="Show tracebacks. [env: MOXSERVE_DEBUG]")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    envvar="MOXSERVE_DEBUG",
+    help="Show tracebacks, and TensorFlow's own notes. [env: MOXSERVE_DEBUG]",
+)
 @click.pass_context
 def cli(ctx: click.Context, verbose: bool) -> None:
     """Take a TensorFlow model from data to a measured, verified, served artifact."""

@@ -194,6 +194,8 @@ def reload(config_file: str, grpc_address: str | None, timeout_s: float, as_json
         except RequestError as error:
             if error.status == "INVALID_ARGUMENT":
                 raise UsageError(f"{config_file}: {error.message}", hint=error.hint) from error
+            if error.status == "NOT_FOUND":
+                error.hint = "base paths are those that the server sees, and need a complete version"
             raise
         after = _served(client, [*wanted, *before])
     _show_change(config, before, after, as_json=as_json)
