@@ -110,7 +110,7 @@ class BatchingRunner:
         return [{alias: named[f"{name}\0{alias}"] for alias in calls[name].output_names} for name in signatures]
 
     def close(self) -> None:
-        """Take nothing more."""
+        """Take nothing more, and wait for what is run; see `Runner.close`."""
         for lane in self._lanes.values():
             self._threads.close_queue(lane.queue)
         self._direct.close()

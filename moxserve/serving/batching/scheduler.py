@@ -192,6 +192,9 @@ class BatchThreads:
         self._watched = math.inf
         self._active: deque[Queue] = deque()
         self._running: dict[int, float] = {}
+        # Which queue's batch a thread runs, and that a thread is through with one.
+        self._at: dict[int, Queue] = {}
+        self._through = threading.Condition(self._lock)
         self._started: list[threading.Thread] = []
         self._closed = False
 
@@ -237,11 +240,17 @@ class BatchThreads:
                     queue.drop(one)
 
     def close_queue(self, queue: Queue) -> None:
-        """Take nothing more into a queue, and run what waits in it at once."""
+        """Take nothing more into a queue, run what waits in it at once, and wait for the end of its last batch.
+
+        Not on a thread of these. A batch may be run for nobody: all who asked for it may have left.
+        """
         with self._lock:
             queue.closed = True
             if queue in self._active:
                 self._wake()
+            self._through.wait_for(
+                lambda: queue.ready_at() == math.inf and not any(at is queue for at in self._at.values())
+            )
 
     def close(self) -> None:
         """Take nothing more in, run what waits, end the threads."""
@@ -275,9 +284,12 @@ class BatchThreads:
         while True:
             with self._lock:
                 self._running.pop(me, None)
+                if self._at.pop(me, None) is not None:
+                    self._through.notify_all()
                 queue = self._next()
                 if queue is None:
                     return
+                self._at[me] = queue
                 self._running[me] = time.monotonic() + queue.batch_s()
                 batch = self._take(queue)
                 if self._active:
