@@ -34,7 +34,6 @@ from moxserve.serving.manager import Manager, VersionStatus
 from moxserve.serving.metrics import ServingMetrics
 from moxserve.serving.observe import RequestRecord
 from moxserve.serving.observe.current import current_record
-from moxserve.serving.policy import State
 from moxserve.serving.request_log import RequestLogs
 from moxserve.serving.servable import Servable
 from moxserve.types import ModelRef, Signature
@@ -243,10 +242,7 @@ class DataPlane:
 
     def available(self) -> dict[str, bool]:
         """Tell of each model of the configuration whether it has a version that answers."""
-        return {
-            config.name: any(status.state is State.AVAILABLE for status in self._manager.statuses(config.name))
-            for config in self._manager.configs()
-        }
+        return self._manager.answering()
 
     def ready(self) -> bool:
         """Tell whether requests can be answered: the start is over; a model has a version, or none is configured."""

@@ -141,10 +141,16 @@ class Manager:
         """
         with self._changed:
             known = dict(self._ended.get(name, {}))
-            for model in (*self._leaving, *self._staged, *self._models.values()):
+            current = [self._models[name]] if name in self._models else []
+            for model in (*self._leaving, *self._staged, *current):
                 if model.config.name == name:
                     known |= model.statuses()
             return [known[version] for version in sorted(known, reverse=True)]
+
+    def answering(self) -> dict[str, bool]:
+        """Tell of each model of the configuration, in its order, whether it has a version that answers requests."""
+        with self._changed:
+            return {name: bool(model.ready) for name, model in self._models.items()}
 
     def configs(self) -> list[ModelConfig]:
         """Return the models that are configured, in the order of the configuration."""
