@@ -6,11 +6,13 @@ import asyncio
 import concurrent.futures
 import importlib.util
 import logging
+import math
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from moxserve.errors import Unavailable
+from moxserve.errors import Internal, Unavailable
 
 __all__ = ["LoopThread"]
 
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _JOIN_S = 5.0
+_LOOK_S = 1.0
 
 
 class LoopThread:
@@ -41,21 +44,32 @@ class LoopThread:
         """Run a coroutine on the loop and wait for it; not from the loop itself.
 
         Raises:
+            Internal: it is called from the loop itself, which would wait for itself for ever.
             Unavailable: the loop was stopped.
             concurrent.futures.TimeoutError: the time was up; the coroutine is cancelled.
             BaseException: what the coroutine raised.
         """
-        if not self._thread.is_alive():
+        if threading.current_thread() is self._thread:
             coroutine.close()
-            raise Unavailable("the server is stopped")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+            raise Internal("a coroutine of the event loop waits for another; it should await it")
         try:
-            return future.result(timeout_s)
+            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        except RuntimeError:
+            coroutine.close()
+            raise Unavailable("the server is stopped") from None
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while not concurrent.futures.wait([future], min(_LOOK_S, max(0.0, deadline - time.monotonic()))).done:
+            if not self._thread.is_alive():
+                # It came while the loop ended: nobody runs it any more.
+                coroutine.close()
+                raise Unavailable("the server was stopped meanwhile")
+            if time.monotonic() >= deadline:
+                future.cancel()
+                raise concurrent.futures.TimeoutError
+        try:
+            return future.result()
         except concurrent.futures.CancelledError:
             raise Unavailable("the server was stopped meanwhile") from None
-        except concurrent.futures.TimeoutError:
-            future.cancel()
-            raise
 
     def stop(self) -> None:
         """Cancel what is still running, end the loop and its thread."""

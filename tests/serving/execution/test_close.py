@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moxserve.errors import DeadlineExceeded
+from moxserve.errors import DeadlineExceeded, Internal, Unavailable
 from moxserve.serving.execution import DirectRunner, LoopThread, RequestContext, WorkPool
 from moxserve.serving.servable import Servable
 
@@ -54,3 +55,34 @@ def test_a_version_is_freed_after_runs_whose_callers_have_left(loop: LoopThread,
     go_on.set()
     retired.join(30)
     assert events == ["begun", "over", "closed"]
+
+
+def test_who_asks_a_loop_that_has_ended_is_told(loop: LoopThread) -> None:
+    async def one() -> int:
+        return 1
+
+    assert loop.call(one()) == 1
+    loop.stop()
+    with pytest.raises(Unavailable, match="stopped"):
+        loop.call(one())
+
+
+def test_who_asks_while_the_loop_ends_is_told(loop: LoopThread) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    # As it is for a coroutine that comes after the last turn of the loop: the thread has ended, the loop is open.
+    loop.loop.call_soon_threadsafe(loop.loop.stop)
+    with pytest.raises(Unavailable, match="stopped"):
+        loop.call(never())
+
+
+def test_the_loop_does_not_wait_for_itself(loop: LoopThread) -> None:
+    async def one() -> int:
+        return 1
+
+    async def two() -> int:
+        return loop.call(one())
+
+    with pytest.raises(Internal):
+        loop.call(two())
