@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 STARTS = 3
+LOADS = 5
 
 
 @dataclass
@@ -164,7 +165,7 @@ def first_request(settings: Settings) -> dict[str, Any]:
     for label in ("without warmup", "with warmup"):
         if label == "with warmup":
             _write_warmup(target_dir, payload)
-        runs = [_first_and_steady(settings, store, payload) for _ in range(STARTS)]
+        runs = [_first_and_steady(settings, store, payload) for _ in range(LOADS)]
         found[label] = {
             "first_ms": statistics.median(first for first, _ in runs),
             "p50_ms": statistics.median(steady for _, steady in runs),
