@@ -167,3 +167,12 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "digits"
     write_digits(out)
     return out
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """TensorFlow runs eagerly, whichever tests ran in this process before: the executor turns graph mode on for good."""
+    from tensorflow.python.eager import context
+
+    with context.eager_mode():
+        yield

@@ -221,7 +221,7 @@ def test_values_of_the_dtype_that_was_said_first_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
-def test_tensorflow_reads_typed_values_alike(dtype: Any) -> None:
+def test_tensorflow_reads_typed_values_alike(dtype: Any, eager: None) -> None:
     """TensorFlow's own parser, on what its rules leave open: values that are missing or too many."""
     import tensorflow as tf
 
@@ -340,7 +340,7 @@ def test_varints_at_their_limits(value: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("typed", [True, False])
-def test_tensorflow_reads_answers(typed: bool) -> None:
+def test_tensorflow_reads_answers(typed: bool, eager: None) -> None:
     import tensorflow as tf
     from tensorflow.core.framework import tensor_pb2
 
