@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 _MAX_MESSAGE = 1024
 _CUT = "...TRUNCATED"
 _NO_DEADLINE_S = 1e8
+# One change is made at a time; so many may wait for it, each until its deadline.
+_RELOADS = 8
 _ARGUMENTS = {
     "grpc.max_receive_message_length": -1,
     "grpc.max_send_message_length": -1,
@@ -89,6 +92,8 @@ class GrpcServer:
         self._metrics = metrics
         self._options = options
         self._reload_config = reload
+        # Not the loop's own threads, which pages and bodies need: a change takes minutes, and others wait for it.
+        self._reloads = ThreadPoolExecutor(_RELOADS, thread_name_prefix="moxserve-reload")
         self._in_flight = 0
         self._names: list[str] = []
         self._stopping = asyncio.Event()
@@ -179,6 +184,7 @@ class GrpcServer:
         self._stopping.set()
         deadline = time.monotonic() + grace_s
         await self._server.stop(grace_s)
+        self._reloads.shutdown(wait=False, cancel_futures=True)
         return self._in_flight == 0 and (grace_s <= 0 or time.monotonic() < deadline)
 
     def _offer_reflection(self) -> None:
@@ -341,7 +347,15 @@ class GrpcServer:
         before = {name: self._metrics.first_value(name) for name in request.metric_names}
         left_s = _left_s(context)
         # A caller that leaves does not stop the change: what was begun is put in effect or refused as a whole.
-        await asyncio.shield(asyncio.to_thread(self._reload_config, request.config, left_s))
+        deadline = None if left_s is None else time.monotonic() + left_s
+
+        def work() -> None:
+            self._reload_config(request.config, None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+        change = asyncio.get_running_loop().run_in_executor(self._reloads, work)
+        # What it is refused with is told to the caller; when that has left, nobody else asks for it.
+        change.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(change)
         response = messages.ReloadConfigResponse()
         response.status.error_code = 0
         for name, value in before.items():
