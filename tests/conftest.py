@@ -171,7 +171,7 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def eager() -> Iterator[None]:
-    """TensorFlow runs eagerly, whichever tests ran in this process before: the executor turns graph mode on for good."""
+    """TensorFlow runs eagerly, whatever ran in this process before: the executor turns graph mode on for good."""
     from tensorflow.python.eager import context
 
     with context.eager_mode():
