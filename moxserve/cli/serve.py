@@ -54,7 +54,7 @@ class _Serve(click.Command):
 
 
 def _metavar(flag: Flag) -> str:
-    return "" if flag.kind == "bool" else f"={flag.kind.upper()}"
+    return "" if flag.kind == "bool" else f"={flag.form or flag.kind.upper()}"
 
 
 def _help(flag: Flag) -> str:

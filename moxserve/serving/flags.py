@@ -26,6 +26,7 @@ class Flag:
         state: `works`, `refused`, or `ignored` (accepted with a warning).
         ours: whether tensorflow_model_server does not know it.
         repeats: whether it may be given several times, each adding to the others.
+        form: what a value looks like, on the help page; empty for the name of the kind.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Flag:
     state: str = "works"
     ours: bool = False
     repeats: bool = False
+    form: str = ""
 
 
 _MODEL, _NET, _SEE, _PROCESS, _BATCH, _LOAD, _TF, _REFUSED, _IGNORED = (
@@ -63,8 +65,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("model_name", "str", "default", _MODEL, "Name that requests use."),
     Flag("model_base_path", "str", "", _MODEL, "Directory that holds the version directories, such as BASE/1."),
     Flag(
-        "model", "str", "", _MODEL, "NAME=PATH of one of several models; give it again for each.",
-        ours=True, repeats=True,
+        "model", "str", "", _MODEL, "One of several models, and its base path; give it again for each.",
+        ours=True, repeats=True, form="NAME=PATH",
     ),
     Flag(
         "model_config_file", "str", "", _MODEL,
@@ -83,6 +85,7 @@ FLAGS: tuple[Flag, ...] = (
         "backend", "str", "", _MODEL,
         "What runs models: auto, the default (the fastest right form that a directory holds), tensorflow, onnx, "
         "openvino or tflite; MODEL=BACKEND for one model, and again for more.", ours=True, repeats=True,
+        form="[MODEL=]BACKEND",
     ),
     Flag("prefer_tflite_model", "bool", False, _MODEL, "Serve model.tflite where a version directory has one."),
     Flag("num_tflite_pools", "int", 0, _MODEL, "Requests at once on a TFLite model; 0 takes one a CPU."),
