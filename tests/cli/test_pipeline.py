@@ -194,7 +194,7 @@ model:
     hidden: 64
 optimizer:
   plugin: momentum
-  learning_rate: 0.1
+  learning_rate: 0.03
   momentum: 0.5
 run:
   plugin: train_and_evaluate
