@@ -167,6 +167,18 @@ def _pulls(op: Any) -> bool:
     return op.type == _GET_NEXT or "Dequeue" in op.type or op.type.startswith("ReaderRead")
 
 
+def _plain_options() -> Any:
+    """Return options under which nothing runs ahead of the input's end.
+
+    TensorFlow would make batches in parallel: some are still being filled when the input has ended, and would take
+    elements away from the input that is started again.
+    """
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    options.autotune.enabled = False
+    return options
+
+
 def _map(base: Any, function: Any, cut: _Cut) -> Any:
     """Map in parallel and in order.
 
@@ -178,7 +190,8 @@ def _map(base: Any, function: Any, cut: _Cut) -> Any:
     pulls = any(_pulls(op) for op in cut.operations)
     if pulls or any(_is_seeded_random(op) for op in cut.operations):
         # What is pulled inside of the function ends the dataset, so the length of `base` means nothing then.
-        return map_op._MapDataset(base, function, preserve_cardinality=not pulls)
+        dataset = map_op._MapDataset(base, function, preserve_cardinality=not pulls)
+        return dataset.with_options(_plain_options()) if pulls else dataset
     return map_op._ParallelMapDataset(
         base, function, num_parallel_calls=_PARALLEL_CALLS, deterministic=True, preserve_cardinality=True
     )
