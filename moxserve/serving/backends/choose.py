@@ -213,26 +213,36 @@ def _note(reference: _Reference, sample: Sample, answer: Outputs) -> None:
     reference.answers.append(answer)
     backend = reference.backend
     signature = backend.signatures.get(sample.signature) if backend is not None else None
-    shorter = without_ones(sample, signature) if signature is not None else None
-    if backend is None or shorter is None:
+    if backend is None or signature is None:
         return
-    try:
-        found = backend.run(shorter.signature, shorter.inputs)
-    except ServingError:
-        return
-    # A variant must take what the reference takes, or requests that were answered before would be refused.
-    reference.samples.append(shorter)
-    reference.answers.append(found)
+    # A variant must take what the reference takes, or requests that were answered before would be refused; and a
+    # runtime may go another way for a single row, which is what most requests are, and go wrong on it.
+    for other in (without_ones(sample, signature), _first_row(sample)):
+        if other is None:
+            continue
+        try:
+            found = backend.run(other.signature, other.inputs)
+        except ServingError:
+            continue
+        reference.samples.append(other)
+        reference.answers.append(found)
+
+
+def _first_row(sample: Sample) -> Sample | None:
+    """Return the same request with its first row only; None when it has no more, or no rows at all."""
+    rows = {array.shape[0] if array.ndim else 0 for array in sample.inputs.values()}
+    if len(rows) != 1 or rows.pop() <= 1:
+        return None
+    return Sample(sample.signature, {alias: array[:1] for alias, array in sample.inputs.items()})
 
 
 def _one_row(backend: Backend, sample: Sample | None) -> Sample | None:
     """Return the same request with its first row only, which is what most requests are; or as it is, if that fails."""
     if sample is None:
         return None
-    rows = {array.shape[0] if array.ndim else 0 for array in sample.inputs.values()}
-    if len(rows) != 1 or rows.pop() <= 1:
+    short = _first_row(sample)
+    if short is None:
         return sample
-    short = Sample(sample.signature, {alias: array[:1] for alias, array in sample.inputs.items()})
     try:
         backend.run(short.signature, short.inputs)
     except ServingError:

@@ -70,6 +70,40 @@ def wrong_onnx(forms: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def wrong_alone_onnx(forms: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, but that a single row gets one added to its scores."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(str(forms.onnx))
+    graph = model.graph
+    output, source = graph.output[0].name, graph.input[0].name
+    for node in graph.node:
+        node.output[:] = ["right" if name == output else name for name in node.output]
+    for name, value in (("first", np.int64(0)), ("single", np.int64(1))):
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    graph.node.extend(
+        [
+            helper.make_node("Shape", [source], ["its_shape"]),
+            helper.make_node("Gather", ["its_shape", "first"], ["its_rows"]),
+            helper.make_node("Equal", ["its_rows", "single"], ["alone"]),
+            helper.make_node("Cast", ["alone"], ["error"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Add", ["right", "error"], [output]),
+        ]
+    )
+    path = tmp_path_factory.mktemp("alone") / "model.onnx"
+    onnx.save(model, str(path))
+    return path
+
+
+def test_a_variant_that_is_wrong_on_single_rows_never_serves(
+    version: Make, wrong_alone_onnx: Path, speeds: dict[str, float]
+) -> None:
+    speeds.update(saved_model=1.0, alone=1000.0)
+    assert backends.load(version(variants={"alone": wrong_alone_onnx})).variant == "saved_model"
+
+
 def test_one_form_is_not_measured(version: Make, forms: Any, loads: list[str], own_cache: Path) -> None:
     assert backends.load(version(1)).variant == "saved_model"
     assert backends.load(version(2, saved_model=False, top=forms.onnx)).variant == "onnx"
