@@ -25,6 +25,7 @@ from moxserve.types import Signature, TensorSpec, dtype_by_name
 __all__ = [
     "MANIFEST_PATH",
     "SCHEMA_VERSION",
+    "WARMUP_PATH",
     "FileEntry",
     "Manifest",
     "OutputCheck",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 MANIFEST_PATH = os.path.join("assets.extra", "moxserve.json")
+WARMUP_PATH = os.path.join("assets.extra", "tf_serving_warmup_requests")
 SCHEMA_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 

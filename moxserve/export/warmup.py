@@ -17,7 +17,7 @@ from moxserve import file
 from moxserve.errors import DataError, UsageError
 from moxserve.export.graphs import ModelSession
 from moxserve.export.job import ExportJob
-from moxserve.export.manifest import Warmup
+from moxserve.export.manifest import WARMUP_PATH, Warmup
 from moxserve.export.signatures import CLASSIFY, CLASSIFY_INPUT, PREDICT
 from moxserve.export.verify import Artifact, fixed_batches
 from moxserve.protocol import messages
@@ -27,7 +27,6 @@ from moxserve.protocol.tfrecord import read_records, write_records
 
 __all__ = ["MAX_RECORDS", "WARMUP_PATH", "batch_sizes", "read_requests", "replay", "write_warmup"]
 
-WARMUP_PATH = os.path.join("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
 
 

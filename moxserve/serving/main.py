@@ -25,6 +25,7 @@ from moxserve.errors import MissingExtraError, Unavailable, UsageError
 from moxserve.serving import backends, warmup
 from moxserve.serving.dataplane import DataPlane
 from moxserve.serving.execution import LoopThread, Runner, RunnerFactory, WorkPool
+from moxserve.serving.execution.pool import MAX_WAITING
 from moxserve.serving.grpc import profiler
 from moxserve.serving.grpc.server import GrpcServer, context_of
 from moxserve.serving.grpc.v2 import InferenceService
@@ -48,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MAX_WAITING = 1000
 # How long models may have no version at all until the start says that it waits.
 _PATIENCE_S = 2.0
 # A collector of traces that is away must not hold up the end.
@@ -102,7 +102,7 @@ class Server:
         self._runners = RunnerFactory(
             options.grpc.max_threads, options.batching, options.max_queue_delay_s, self.metrics
         )
-        self._codecs = WorkPool(options.rest.threads, _MAX_WAITING, "moxserve-rest")
+        self._codecs = WorkPool(options.rest.threads, MAX_WAITING, "moxserve-rest")
         self._loop: LoopThread | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from moxserve import file
 from moxserve.errors import DataError, DataLoss, InvalidArgument, Unimplemented
+from moxserve.export.manifest import WARMUP_PATH as WARMUP_FILE
 from moxserve.protocol import messages
 from moxserve.protocol.examples import serialized_examples
 from moxserve.protocol.tensors import from_proto
@@ -31,7 +32,6 @@ __all__ = ["MAX_RECORDS", "WARMUP_FILE", "replay"]
 
 logger = logging.getLogger(__name__)
 
-WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
 
 Run = Callable[[], Coroutine[Any, Any, object]]

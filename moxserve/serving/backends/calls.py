@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from moxserve.errors import InvalidArgument
+from moxserve.errors import FailedPrecondition, InvalidArgument
 from moxserve.protocol.tensors import from_proto
 from moxserve.types import Signature
 
-__all__ = ["CallSignature", "checked"]
+__all__ = ["CallSignature", "checked", "find_call"]
 
 _CPP_NAMES = {"float32": "float", "float64": "double", "float16": "half", "object": "string"}
 
@@ -117,6 +117,18 @@ def checked(array: np.ndarray, dtype: np.dtype[Any], index: int, alias: str) -> 
         return array.astype(object)
     expected, came = (_CPP_NAMES.get(d.name, d.name) for d in (dtype, array.dtype))
     raise InvalidArgument(f"Expects arg[{index}] to be {expected} but {came} is provided (input {alias!r})")
+
+
+def find_call(calls: Mapping[str, CallSignature], name: str) -> CallSignature:
+    """Return the signature of a name.
+
+    Raises:
+        FailedPrecondition: there is none.
+    """
+    call = calls.get(name)
+    if call is None:
+        raise FailedPrecondition(f'Serving signature key "{name}" not found.')
+    return call
 
 
 def _listed(names: Iterable[str]) -> str:

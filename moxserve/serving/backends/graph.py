@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moxserve.errors import FailedPrecondition, InvalidArgument, MoxserveError
+from moxserve.errors import InvalidArgument, MoxserveError
 from moxserve.export.manifest import TensorNames
 from moxserve.protocol import messages
 from moxserve.protocol.metadata import signatures_from_map
-from moxserve.serving.backends.calls import CallSignature, checked
+from moxserve.serving.backends.calls import CallSignature, checked, find_call
 from moxserve.types import Signature, TensorSpec
 
 __all__ = ["DoesNotFitError", "Graph", "GraphBackend", "bind", "own_signature", "signature_map_of"]
@@ -255,7 +255,7 @@ class GraphBackend:
         self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         """Run one signature; see `Backend.run`."""
-        call = self._call(signature)
+        call = find_call(self.calls, signature)
         call.match_inputs(inputs)
         return self._run(call, inputs, call.match_outputs(outputs))
 
@@ -267,7 +267,7 @@ class GraphBackend:
 
     def run_together(self, signatures: Sequence[str], array: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Run several signatures at once; see `Backend.run_together`."""
-        calls = [self._call(name) for name in signatures]
+        calls = [find_call(self.calls, name) for name in signatures]
         fed = [{feed.name for feed in self._feeds[call.signature.name]} for call in calls]
         if any(names != fed[0] for names in fed):
             return [self._run(call, dict.fromkeys(call.input_names, array), call.output_names) for call in calls]
@@ -280,12 +280,6 @@ class GraphBackend:
     def close(self) -> None:
         """Free the graph."""
         self._graph.close()
-
-    def _call(self, signature: str) -> CallSignature:
-        call = self.calls.get(signature)
-        if call is None:
-            raise FailedPrecondition(f'Serving signature key "{signature}" not found.')
-        return call
 
     def _run(
         self, call: CallSignature, inputs: Mapping[str, np.ndarray], wanted: Sequence[str]

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from moxserve import file
 from moxserve.errors import MoxserveError
+from moxserve.export.manifest import WARMUP_PATH as WARMUP_FILE
 from moxserve.protocol import messages
 from moxserve.protocol.examples import serialized_examples
 from moxserve.protocol.tensors import from_proto
@@ -23,7 +24,6 @@ __all__ = ["WARMUP_FILE", "Sample", "made_up", "recorded", "without_ones"]
 
 logger = logging.getLogger(__name__)
 
-WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 _MAX_RECORDS = 32
 _MAX_EACH = 4
 _MAX_BYTES = 64 << 20

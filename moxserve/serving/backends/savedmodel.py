@@ -30,7 +30,7 @@ from moxserve.errors import (
 from moxserve.protocol import messages
 from moxserve.protocol.metadata import signatures_from_map
 from moxserve.serving.backends.base import LoadOptions
-from moxserve.serving.backends.calls import CallSignature, checked
+from moxserve.serving.backends.calls import CallSignature, checked, find_call
 from moxserve.serving.backends.freeze import frozen_graph
 from moxserve.serving.backends.saved_signatures import no_such_tags
 from moxserve.serving.cpus import cpus, shared
@@ -135,7 +135,7 @@ class SavedModelBackend:
         self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         """Run one signature; see `Backend.run`."""
-        call = self._call(signature)
+        call = find_call(self.calls, signature)
         call.match_inputs(inputs)
         return self._run(call, inputs, call.match_outputs(outputs))
 
@@ -143,25 +143,19 @@ class SavedModelBackend:
         self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         """Run one signature; see `Backend.run_here`."""
-        call = self._call(signature)
+        call = find_call(self.calls, signature)
         call.match_inputs(inputs)
         return self._run(call, inputs, call.match_outputs(outputs), here=True)
 
     def run_together(self, signatures: Sequence[str], array: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Run several signatures at once; see `Backend.run_together`."""
-        calls = [self._call(name) for name in signatures]
+        calls = [find_call(self.calls, name) for name in signatures]
         # One signature that feeds and fetches the tensors of all, each once, under their own names.
         inputs = {spec.tensor: spec for call in calls for spec in call.signature.inputs.values()}
         outputs = {spec.tensor: spec for call in calls for spec in call.signature.outputs.values()}
         joint = CallSignature(Signature("\0".join(signatures), "", inputs, outputs))
         found = self._run(joint, dict.fromkeys(inputs, array), joint.output_names)
         return [{alias: found[spec.tensor] for alias, spec in call.signature.outputs.items()} for call in calls]
-
-    def _call(self, signature: str) -> CallSignature:
-        call = self.calls.get(signature)
-        if call is None:
-            raise FailedPrecondition(f'Serving signature key "{signature}" not found.')
-        return call
 
     def _run(
         self, call: CallSignature, inputs: Mapping[str, np.ndarray], names: tuple[str, ...], *, here: bool = False

@@ -17,6 +17,7 @@ from moxserve import file
 from moxserve.errors import InvalidArgument, UsageError
 from moxserve.protocol import textproto
 from moxserve.serving.cpus import cpus
+from moxserve.serving.execution.pool import MAX_WAITING
 
 __all__ = [
     "MAX_WAITING",
@@ -33,7 +34,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PARAMETERS_FILE = "batching_params.pbtxt"
-MAX_WAITING = 1000
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from moxserve.serving.backends.base import Backend
 from moxserve.serving.execution.admission import Admission
 from moxserve.serving.execution.base import Runner
 from moxserve.serving.execution.direct import DirectRunner
-from moxserve.serving.execution.pool import WorkPool
+from moxserve.serving.execution.pool import MAX_WAITING, WorkPool
 from moxserve.serving.metrics import ServingMetrics
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from moxserve.serving.batching.runners import BatchingRunners
 
 __all__ = ["RunnerFactory"]
-
-_MAX_WAITING = 1000
 
 
 class RunnerFactory:
@@ -57,7 +55,7 @@ class RunnerFactory:
         Raises:
             InvalidArgument: the batching parameters in the directory are wrong.
         """
-        direct = DirectRunner(backend, WorkPool(self._threads, _MAX_WAITING, "moxserve-run", self._admission))
+        direct = DirectRunner(backend, WorkPool(self._threads, MAX_WAITING, "moxserve-run", self._admission))
         return direct if self._batching is None else self._batching.runner(backend, path, direct)
 
     def close(self) -> None:

@@ -15,10 +15,12 @@ from moxserve.errors import DeadlineExceeded, Unavailable
 from moxserve.serving.execution.admission import Admission
 from moxserve.serving.execution.context import RequestContext
 
-__all__ = ["WorkPool", "patiently"]
+__all__ = ["MAX_WAITING", "WorkPool", "patiently"]
 
 T = TypeVar("T")
 
+# Requests that may wait in one line, unless somebody says otherwise.
+MAX_WAITING = 1000
 TIMED_OUT = "Timed out waiting for notification"
 
 
