@@ -310,7 +310,8 @@ def _check_written(graph_def: Any, signatures: Mapping[str, Any], key: str) -> N
 def _called_nodes(graph_def: Any) -> Iterator[Any]:
     """Yield the nodes of a graph and of the functions that they call; its library may hold others, such as savers."""
     functions = {f.signature.name: f.node_def for f in graph_def.library.function}
-    pending, seen = [graph_def.node], set()
+    pending = [graph_def.node]
+    seen: set[str] = set()
     while pending:
         for node in pending.pop():
             yield node

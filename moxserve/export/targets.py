@@ -1,4 +1,4 @@
-"""The forms that a model can be exported in, besides the SavedModel: their names, precisions and options. No TensorFlow.
+"""The forms that a model can be exported in besides the SavedModel: names, precisions and options. No TensorFlow.
 
 A target is a runtime's format in a precision; its name is the variant's folder and its key in reports and requirements:
 `frozen`, `frozen_bf16`, `onnx`, `onnx_fp16`, `onnx_dynamic`, `onnx_int8`, `tflite_int8`, `openvino_bf16` and so on.

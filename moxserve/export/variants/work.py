@@ -17,7 +17,7 @@ from moxserve.export.manifest import TensorNames
 from moxserve.export.targets import Calibration, Target
 from moxserve.types import Signature
 
-__all__ = ["FROZEN_GRAPH", "Built", "Converter", "Rows", "Work"]
+__all__ = ["FROZEN_GRAPH", "Built", "Converter", "Failure", "Rows", "Work"]
 
 FROZEN_GRAPH = "frozen_graph.pb"
 
@@ -103,6 +103,19 @@ class Built:
     names: TensorNames
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a variant could not be made.
+
+    Attributes:
+        message: what was wrong.
+        hint: what to do; empty when nobody knows.
+    """
+
+    message: str
+    hint: str = ""
 
 
 class Converter(Protocol):
