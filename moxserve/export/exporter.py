@@ -1,9 +1,8 @@
-"""The one way from a checkpoint to a published version, behind `run(export_model=...)`, pipelines and the command line.
+"""The one way from a source to a published version, behind `run(export_model=...)`, pipelines and the command line.
 
-    reference   model_fn in mode EXPORT, restored, in a graph of its own
+    source      read and found good (moxserve/export/sources/)
     staging     a hidden directory beside the other versions; everything below happens in it
-      saved_model   model_fn built a second time, signatures added, written, pruned
-      verify        loaded back and compared with the reference on real rows
+      stage         a complete SavedModel, compared with the source on real rows
       warmup        records made of real rows, replayed
       manifest      signatures, figures, digests of all files
     publish     flushed to disk and renamed to `BASE/<version>/`
@@ -17,38 +16,24 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 from moxserve import __version__, file
-from moxserve.export.graphs import ModelSession, open_model
-from moxserve.export.job import ExportJob, ExportResult
-from moxserve.export.manifest import Manifest, SignatureEntry, Source, Variant, Verification, Warmup, write_manifest
+from moxserve.export.job import ExportResult, JobOptions
+from moxserve.export.manifest import Manifest, SignatureEntry, Variant, Warmup, write_manifest
 from moxserve.export.place import place
-from moxserve.export.savedmodel import write_saved_model
-from moxserve.export.signatures import check_classify
-from moxserve.export.verify import open_artifact, verify
+from moxserve.export.sources import open_source
+from moxserve.export.sources.base import StagedModel
+from moxserve.export.verify import open_artifact
 from moxserve.export.versions import check_version, normalize_version, publish_version
 from moxserve.export.warmup import replay, write_warmup
-from moxserve.tensorflow.executor import checkpoint
 from moxserve.tensorflow.executor.env import tf
-from moxserve.types import Signature
 
-__all__ = ["export_tf_serving"]
-
-
-@dataclass
-class _Staged:
-    """What is in the staging directory."""
-
-    signatures: Mapping[str, Signature]
-    verification: Verification
-    warmup: Warmup
-    notes: list[str] = field(default_factory=list)
+__all__ = ["export_tf_serving", "export_version"]
 
 
-def export_tf_serving(job: ExportJob) -> ExportResult:
-    """Make a SavedModel of a checkpoint, verify it, and publish it as a version that TensorFlow Serving reads.
+def export_version(job: JobOptions) -> ExportResult:
+    """Make a SavedModel of a job's source, verify it, and publish it as a version that TensorFlow Serving reads.
 
     Args:
         job: what to export, and where to.
@@ -67,23 +52,25 @@ def export_tf_serving(job: ExportJob) -> ExportResult:
     if job.version is not None:
         check_version(job.base_dir, job.version)
     with place("publishing the version"), _quiet(), contextlib.ExitStack() as stack:
-        with place("building the model for export"):
-            reference = stack.enter_context(open_model(job))
-            check_classify(reference.endpoints)
-        version = normalize_version(reference.version if job.version is None else job.version)
+        source = stack.enter_context(open_source(job))
+        version = normalize_version(source.version if job.version is None else job.version)
         staged = stack.enter_context(publish_version(job.base_dir, version))
-        written = _stage(job, reference, staged.staging)
+        model = source.stage(staged.staging)
+        warmup = _finish(job, model, staged.staging)
     return ExportResult(
         path=staged.path,
         version=staged.version,
-        signatures=written.signatures,
-        max_abs_error=written.verification.max_abs_error,
-        warmup_records=written.warmup.records,
+        signatures=model.signatures,
+        max_abs_error=model.verification.max_abs_error,
+        warmup_records=warmup.records,
         size_bytes=file.get_size(staged.path),
         seconds=time.monotonic() - started,
-        verified_rows=written.verification.rows,
-        notes=tuple(written.notes),
+        verified_rows=model.verification.rows,
+        notes=model.notes,
     )
+
+
+export_tf_serving = export_version
 
 
 class _NoInfo(logging.Filter):
@@ -108,31 +95,26 @@ def _quiet() -> Iterator[None]:
         logger.removeFilter(hold)
 
 
-def _stage(job: ExportJob, reference: ModelSession, staging: str) -> _Staged:
-    with place("writing the SavedModel"):
-        model = write_saved_model(job, staging)
-    with contextlib.ExitStack() as stack:
-        with place("loading the SavedModel back"):
-            artifact = stack.enter_context(open_artifact(staging))
-        with place("verifying the SavedModel"):
-            verification, notes = verify(job, reference, artifact)
-        with place("writing warmup records"):
-            warmup = write_warmup(job, reference, list(model.signatures), staging)
-            replay(staging, artifact)
+def _finish(job: JobOptions, model: StagedModel, staging: str) -> Warmup:
+    """Add warmup records and the manifest to a staged model."""
+    with place("writing warmup records"):
+        warmup = write_warmup(job, model, staging)
+        if warmup.records:
+            with open_artifact(staging) as artifact:
+                replay(staging, artifact)
     with place("writing the manifest"):
-        write_manifest(staging, _manifest(job, model.signatures, verification, warmup))
-    return _Staged(model.signatures, verification, warmup, [*model.notes, *notes])
+        write_manifest(staging, _manifest(job, model, warmup))
+    return warmup
 
 
-def _manifest(
-    job: ExportJob, signatures: Mapping[str, Signature], verification: Verification, warmup: Warmup
-) -> Manifest:
+def _manifest(job: JobOptions, model: StagedModel, warmup: Warmup) -> Manifest:
     return Manifest(
         tools={"moxserve": __version__, "tensorflow": tf.__version__},
         model_name=job.model_name,
-        signatures={name: SignatureEntry.from_signature(s) for name, s in signatures.items()},
-        source=Source(checkpoint=job.checkpoint, global_step=checkpoint.global_step_of(job.checkpoint)),
-        variants=(Variant(name="saved_model", format="saved_model", verification=verification),),
+        signatures={name: SignatureEntry.from_signature(s) for name, s in model.signatures.items()},
+        source=model.source,
+        variants=(Variant(name="saved_model", format="saved_model", verification=model.verification),),
         warmup=warmup,
         metadata=dict(job.metadata),
+        op_libraries=model.op_libraries,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from moxserve import file
 from moxserve.errors import DataError
+from moxserve.export.facts import Figures, Measured
 from moxserve.types import Signature, TensorSpec, dtype_by_name
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Verification",
     "Warmup",
     "check_files",
+    "files_of",
     "list_files",
     "read_manifest",
     "write_manifest",
@@ -47,6 +49,7 @@ MANIFEST_PATH = os.path.join("assets.extra", "moxserve.json")
 WARMUP_PATH = os.path.join("assets.extra", "tf_serving_warmup_requests")
 SCHEMA_VERSION = 1
 _CHUNK_BYTES = 1 << 20
+_SAVED_MODEL_PARTS = ("saved_model.pb", "saved_model.pbtxt", "variables", "assets")
 
 
 class _Entry(BaseModel):
@@ -114,10 +117,19 @@ def _inside(name: str) -> str:
 
 
 class Source(_Entry):
-    """The checkpoint that the artifact was made of."""
+    """What the artifact was made of.
 
-    checkpoint: str
+    Attributes:
+        checkpoint: prefix of the checkpoint; empty for a model that was whole on disk.
+        global_step: of the checkpoint, where it has one.
+        kind: `checkpoint`, `saved_model`, `frozen_graph` or `keras`.
+        path: of the model that was whole on disk; empty for a checkpoint.
+    """
+
+    checkpoint: str = ""
     global_step: int | None = None
+    kind: Literal["checkpoint", "saved_model", "frozen_graph", "keras"] = "checkpoint"
+    path: str = ""
 
 
 class FileEntry(_Entry):
@@ -203,22 +215,33 @@ class Variant(_Entry):
         format: what loads it: `saved_model`, `onnx`, `openvino` or `tflite`.
         path: directory or file relative to the version; `.` is the version directory itself.
         verification: against the source; None when nobody has compared it yet.
-        precision: of the arithmetic; `bfloat16` lets OpenVINO compute in bfloat16. Empty is float32.
+        precision: of the arithmetic; `bfloat16` lets OpenVINO compute in bfloat16, `dynamic` is int8 weights with
+            activations quantized while it runs. Empty is float32.
         tolerance: how near its answers must be to the SavedModel's before a server takes it by itself; None takes what
             its precision allows.
         signatures: the signatures that it serves, with the names of their tensors in it; those that it does not serve
             are served by the SavedModel. Empty: the server finds out by the names.
         enabled: false keeps servers from taking it by themselves.
+        size_bytes: of its files, without those of other variants; filled in when the manifest is written.
+        digest: SHA-256 over the digests and names of its files; filled in when the manifest is written.
+        figures: how far its answers were from the source's; None when nobody has compared them.
+        measured: what it costs, and where that was measured; None when nobody has.
+        details: how it was made, such as `opset` and which operations stayed in floating point.
     """
 
     name: str
     format: str
     path: str = "."
     verification: Verification | None = None
-    precision: Literal["", "float32", "bfloat16", "float16", "int8"] = ""
+    precision: Literal["", "float32", "bfloat16", "float16", "dynamic", "int8"] = ""
     tolerance: Tolerance | None = None
     signatures: dict[str, TensorNames] = Field(default_factory=dict)
     enabled: bool = True
+    size_bytes: int = Field(default=0, ge=0)
+    digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    figures: Figures | None = None
+    measured: Measured | None = None
+    details: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("path")
     @classmethod
@@ -235,11 +258,12 @@ class Manifest(_Entry):
         tools: program -> version.
         model_name: as the exporter was told.
         signatures: by key.
-        source: the checkpoint.
+        source: where the model came from.
         variants: the forms of the model in this version.
         warmup: the records written.
         files: every file but this one, by path relative to the version, with forward slashes.
         metadata: whatever the caller gave.
+        op_libraries: shared objects with custom operations that the model needs, relative to the version.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -252,6 +276,12 @@ class Manifest(_Entry):
     warmup: Warmup = Warmup()
     files: dict[str, FileEntry] = Field(default_factory=dict)
     metadata: dict[str, Any] = Field(default_factory=dict)
+    op_libraries: tuple[str, ...] = ()
+
+    @field_validator("op_libraries")
+    @classmethod
+    def _libraries_inside(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_inside(name) for name in value)
 
     @field_validator("files")
     @classmethod
@@ -281,12 +311,36 @@ def list_files(version_dir: str) -> dict[str, FileEntry]:
     return {n: FileEntry(size_bytes=file.get_size(p), sha256=_sha256(p)) for n, p in paths}
 
 
+def files_of(variant: Variant, names: Iterable[str]) -> list[str]:
+    """Return which files of a version are a variant's own, sorted.
+
+    Args:
+        variant: a SavedModel of the version directory itself has no part in `variants/` and `assets.extra/`; a file has
+            what lies beside it, or, at the top, what is called like it (`model.xml`, `model.bin`).
+        names: of all files, relative to the version, with forward slashes.
+    """
+    path = PurePosixPath(variant.path)
+    if variant.format == "saved_model" and not path.parts:
+        return sorted(n for n in names if PurePosixPath(n).parts[0] in _SAVED_MODEL_PARTS)
+    if variant.format == "saved_model" or path.parent.parts:
+        folder = path if variant.format == "saved_model" else path.parent
+        return sorted(n for n in names if folder in PurePosixPath(n).parents)
+    return sorted(n for n in names if n == variant.path or n.startswith(f"{path.stem}."))
+
+
+def _stock(own: Sequence[str], files: Mapping[str, FileEntry]) -> dict[str, object]:
+    if not own:
+        return {"size_bytes": 0, "digest": ""}
+    lines = "".join(f"{files[name].sha256}  {name}\n" for name in own)
+    return {"size_bytes": sum(files[n].size_bytes for n in own), "digest": hashlib.sha256(lines.encode()).hexdigest()}
+
+
 def write_manifest(version_dir: str, manifest: Manifest) -> Manifest:
-    """Take stock of a staged version's files and write its manifest, all or nothing.
+    """Take stock of a staged version's files, and of each variant's, and write its manifest, all or nothing.
 
     Args:
         version_dir: the staged directory, complete but for this file.
-        manifest: everything else; its `files` are replaced.
+        manifest: everything else; its `files`, and the sizes and digests of its variants, are replaced.
 
     Returns:
         The manifest as written.
@@ -294,7 +348,9 @@ def write_manifest(version_dir: str, manifest: Manifest) -> Manifest:
     Raises:
         DataError: the metadata cannot be written as JSON.
     """
-    complete = manifest.model_copy(update={"files": list_files(version_dir)})
+    files = list_files(version_dir)
+    variants = tuple(v.model_copy(update=_stock(files_of(v, files), files)) for v in manifest.variants)
+    complete = manifest.model_copy(update={"files": files, "variants": variants})
     file.make_dirs(os.path.join(version_dir, os.path.dirname(MANIFEST_PATH)))
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
     try:

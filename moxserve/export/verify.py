@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,13 @@ from moxserve.export.graphs import ModelSession, as_arrays, open_model, open_ses
 from moxserve.export.job import ExportJob
 from moxserve.export.manifest import Verification
 from moxserve.export.signatures import CLASSIFY, CLASSIFY_INPUT, PREDICT, class_names
+from moxserve.export.sources.base import Gathered
 from moxserve.protocol.examples import make_example
 from moxserve.protocol.metadata import signature_from_def
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.types import Signature
+from moxserve.types import Signature, TensorSpec
 
-__all__ = ["Artifact", "fixed_batches", "open_artifact", "serialize_examples", "verify"]
+__all__ = ["Artifact", "Verified", "fixed_batches", "open_artifact", "serialize_examples", "verify"]
 
 _CHUNK_ROWS = 64
 _precision_lock = threading.Lock()
@@ -89,6 +90,21 @@ def _as_parsed(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """What a comparison came to.
+
+    Attributes:
+        verification: the figures.
+        notes: what the caller should know.
+        gathered: the rows that were compared, as the main signature takes them, and the reference's answers.
+    """
+
+    verification: Verification
+    notes: tuple[str, ...]
+    gathered: Gathered
+
+
+@dataclass(frozen=True)
 class _Rows:
     """The rows to verify with, in chunks that the graph takes."""
 
@@ -102,7 +118,7 @@ def _chunks(job: ExportJob) -> _Rows:
     rows = job.sample_rows
     if not rows:
         return _Rows((), 0, "no samples: one row of zeros was compared, and no warmup records were written")
-    fixed = fixed_batches(job)
+    fixed = fixed_batches(job.inputs)
     if len(fixed) > 1 or 0 in fixed:
         return _Rows((), 0, "the inputs have no common batch dimension: samples were not compared")
     size = fixed.pop() if fixed else None
@@ -115,9 +131,9 @@ def _chunks(job: ExportJob) -> _Rows:
     return _Rows(chunks, usable)
 
 
-def fixed_batches(job: ExportJob) -> set[int]:
-    """Return the batch sizes that the inputs insist on: none for a free batch, 0 standing for an input without one."""
-    shapes = [spec.shape for spec in job.inputs if spec.shape is not None]
+def fixed_batches(inputs: Iterable[TensorSpec]) -> set[int]:
+    """Return the batch sizes that inputs insist on: none for a free batch, 0 standing for an input without one."""
+    shapes = [spec.shape for spec in inputs if spec.shape is not None]
     return {(shape[0] if shape else 0) for shape in shapes if not shape or shape[0] is not None}  # type: ignore[misc]
 
 
@@ -134,7 +150,7 @@ def _full_precision() -> Iterator[None]:
             tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
-def verify(job: ExportJob, reference: ModelSession, artifact: Artifact) -> tuple[Verification, list[str]]:
+def verify(job: ExportJob, reference: ModelSession, artifact: Artifact) -> Verified:
     """Compare an artifact with its references on all samples.
 
     Args:
@@ -143,25 +159,28 @@ def verify(job: ExportJob, reference: ModelSession, artifact: Artifact) -> tuple
         artifact: what was written, loaded back.
 
     Returns:
-        The figures, and what the caller should know.
+        The figures, what the caller should know, and the rows.
 
     Raises:
         VerificationError: an output differs; names signature, output, worst element and figures.
     """
     rows = _chunks(job)
+    gathered = Gathered()
     checker = Checker(job.atol, job.rtol)
     with _full_precision():
         if not rows.count:
             mode = _try_zeros(job, reference, artifact, checker)
             checker.raise_if_different(lambda _: _hint_export(False))
-            return _figures(job, checker, mode, 0, ["EXPORT graph"]), [rows.note]
+            return Verified(_figures(job, checker, mode, 0, ["EXPORT graph"]), (rows.note,), gathered)
         for first, chunk in rows.chunks:
             inputs, outputs = reference.run(chunk)
+            gathered.add(inputs, outputs)
             _check_chunk(reference, artifact, checker, first, inputs, outputs)
         checker.raise_if_different(lambda _: _hint_export(_is_random(reference, rows.chunks[0][1])))
         notes = _check_eval(job, rows, artifact, checker) if job.check_eval else ["not compared with the EVAL graph"]
     references = sorted({key[2] for key in checker.results}, reverse=True)
-    return _figures(job, checker, "samples", rows.count, references), notes
+    notes += [gathered.note] if gathered.note else []
+    return Verified(_figures(job, checker, "samples", rows.count, references), tuple(notes), gathered)
 
 
 def _figures(job: ExportJob, checker: Checker, mode: Any, rows: int, references: Sequence[str]) -> Verification:

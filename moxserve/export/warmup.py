@@ -15,10 +15,10 @@ import numpy as np
 
 from moxserve import file
 from moxserve.errors import DataError, UsageError
-from moxserve.export.graphs import ModelSession
-from moxserve.export.job import ExportJob
+from moxserve.export.job import JobOptions
 from moxserve.export.manifest import WARMUP_PATH, Warmup
 from moxserve.export.signatures import CLASSIFY, CLASSIFY_INPUT, PREDICT
+from moxserve.export.sources.base import StagedModel
 from moxserve.export.verify import Artifact, fixed_batches
 from moxserve.protocol import messages
 from moxserve.protocol.examples import make_example
@@ -30,12 +30,12 @@ __all__ = ["MAX_RECORDS", "WARMUP_PATH", "batch_sizes", "read_requests", "replay
 MAX_RECORDS = 1000
 
 
-def batch_sizes(job: ExportJob) -> list[int]:
-    """Return the batch sizes of a job's warmup records: as asked, but no larger than the rows at hand.
+def batch_sizes(job: JobOptions, model: StagedModel) -> list[int]:
+    """Return the batch sizes of a model's warmup records: as asked, but no larger than the rows at hand.
 
     A graph with a fixed batch takes that size only.
     """
-    rows, fixed = job.sample_rows, fixed_batches(job)
+    rows, fixed = model.row_count, fixed_batches(model.signatures[model.main].inputs.values())
     if fixed:
         size = next(iter(fixed))
         return [size] if job.warmup_batches and len(fixed) == 1 and 0 < size <= rows else []
@@ -44,13 +44,12 @@ def batch_sizes(job: ExportJob) -> list[int]:
     return list(dict.fromkeys(min(size, rows) for size in job.warmup_batches))
 
 
-def write_warmup(job: ExportJob, model: ModelSession, signatures: Sequence[str], directory: str) -> Warmup:
+def write_warmup(job: JobOptions, model: StagedModel, directory: str) -> Warmup:
     """Write the warmup records of a staged version.
 
     Args:
-        job: gives samples, batch sizes and the model's name.
-        model: the EXPORT graph, which says what the samples are at the signature's inputs.
-        signatures: keys of the signatures in the artifact.
+        job: gives batch sizes and the model's name.
+        model: the staged model, with its rows.
         directory: the staged version.
 
     Returns:
@@ -59,8 +58,8 @@ def write_warmup(job: ExportJob, model: ModelSession, signatures: Sequence[str],
     Raises:
         UsageError: more records than a server reads.
     """
-    sizes = batch_sizes(job)
-    names = [name for name in (PREDICT, CLASSIFY) if name in signatures]
+    sizes = batch_sizes(job, model)
+    names = [name for name in (PREDICT, CLASSIFY) if name in model.signatures]
     if len(sizes) * len(names) > MAX_RECORDS:
         raise UsageError(
             f"{len(sizes)} warmup batch sizes for {len(names)} signatures make {len(sizes) * len(names)} records; "
@@ -70,13 +69,13 @@ def write_warmup(job: ExportJob, model: ModelSession, signatures: Sequence[str],
         return Warmup()
     path = os.path.join(directory, WARMUP_PATH)
     file.make_dirs(os.path.dirname(path))
-    logs = (log.SerializeToString() for size in sizes for log in _logs(job, model, names, size))
+    logs = (log.SerializeToString() for size in sizes for log in _logs(job, model.rows, names, size))
     count = write_records(path, logs)
     return Warmup(records=count, batch_sizes=tuple(sizes), signatures=tuple(names))
 
 
-def _logs(job: ExportJob, model: ModelSession, names: Sequence[str], size: int) -> Iterator[Any]:
-    inputs, _ = model.run([a[:size] for a in job.samples])
+def _logs(job: JobOptions, rows: Mapping[str, np.ndarray], names: Sequence[str], size: int) -> Iterator[Any]:
+    inputs = {alias: values[:size] for alias, values in rows.items()}
     yield _predict_log(job.model_name, inputs)
     if CLASSIFY in names:
         yield _classify_log(job.model_name, inputs)

@@ -78,7 +78,9 @@ def half_job(
     inputs = [spec("x", "float32", None)]
     checkpoint = save_checkpoint(tmp_path / "run", half_plus_two, inputs, values={"a": 0.5, "b": 2.0})
     rows = np.linspace(-10, 10, 40, dtype=np.float32)
-    return ExportJob(half_plus_two, inputs, checkpoint, str(tmp_path / "half"), samples=[rows], model_name="half")
+    return ExportJob(
+        half_plus_two, inputs, checkpoint, base_dir=str(tmp_path / "half"), samples=[rows], model_name="half"
+    )
 
 
 def conv_model_fn(inputs: Sequence[Any], mode: str) -> Any:
@@ -140,7 +142,7 @@ def conv_case(tmp_path: Path, save_checkpoint: Callable[..., str], spec: Callabl
         conv_model_fn,
         inputs,
         checkpoint,
-        str(tmp_path / "conv"),
+        base_dir=str(tmp_path / "conv"),
         samples=[images, random.integers(0, 3, 70)],
         model_name="conv",
         labels=["cat", "dög", "eel"],

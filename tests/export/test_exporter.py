@@ -174,7 +174,7 @@ def save():
         tf1.train.Saver().save(session, prefix)
 
 rows = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
-job = ExportJob(model_fn, inputs, prefix, base, samples=[rows], labels=[f"digit {i}" for i in range(10)])
+job = ExportJob(model_fn, inputs, prefix, base_dir=base, samples=[rows], labels=[f"digit {i}" for i in range(10)])
 
 def child(work):
     pid = os.fork()

@@ -149,7 +149,7 @@ def simple_job(tmp_path: Path, save_checkpoint: Any, spec: Any) -> Callable[...,
     def make(build: Any, inputs: list[Any], samples: list[np.ndarray] | None = None, **fields: Any) -> ExportJob:
         model_fn = _spec_model(build)
         checkpoint = save_checkpoint(tmp_path / "run", model_fn, inputs)
-        return ExportJob(model_fn, inputs, checkpoint, str(tmp_path / "out"), samples=samples or (), **fields)
+        return ExportJob(model_fn, inputs, checkpoint, base_dir=str(tmp_path / "out"), samples=samples or (), **fields)
 
     return make
 

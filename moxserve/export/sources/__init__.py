@@ -1,0 +1,55 @@
+"""Where an export comes from: each source becomes a complete, verified SavedModel in a directory.
+
+base        what a source gives; choosing the main signature
+checkpoint  model_fn and a checkpoint
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from moxserve.errors import UsageError
+from moxserve.export.job import ExportJob, JobOptions
+from moxserve.export.sources.base import OpenSource, StagedModel
+
+__all__ = ["OpenSource", "StagedModel", "open_source", "stage_model"]
+
+
+@contextlib.contextmanager
+def open_source(job: JobOptions) -> Iterator[OpenSource]:
+    """Read what a job is made of, so far as that is possible without writing anything.
+
+    Args:
+        job: of any kind.
+
+    Yields:
+        The source; it must be staged inside the block.
+
+    Raises:
+        UsageError: there is no source of that kind, or it is not what it was said to be.
+        ExportError: it cannot be read.
+    """
+    if isinstance(job, ExportJob):
+        from moxserve.export.sources.checkpoint import open_checkpoint
+
+        with open_checkpoint(job) as source:
+            yield source
+        return
+    raise UsageError(f"nothing exports a {type(job).__name__}")
+
+
+def stage_model(job: JobOptions, directory: str) -> StagedModel:
+    """Make a complete SavedModel of a job's source, compared with it.
+
+    Args:
+        job: of any kind.
+        directory: empty directory to write into.
+
+    Raises:
+        UsageError: the job does not fit its source.
+        ExportError: the source cannot be read or written.
+        VerificationError: the SavedModel answers differently.
+    """
+    with open_source(job) as source:
+        return source.stage(directory)
