@@ -5,9 +5,9 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 __all__ = [
     "EvaluateStage",
@@ -65,6 +65,15 @@ class StrictModel(BaseModel):
         return value
 
 
+def _as_words(value: Any) -> Any:
+    """Read `true`, `int8`, `float32,int8` and `[float32, int8]` alike."""
+    if isinstance(value, bool):
+        return ("float32",) if value else ()
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    return value
+
+
 class PluginConfig(StrictModel):
     """The base of every plugin: its fields are the keys that YAML may hold beside `plugin:`.
 
@@ -91,21 +100,76 @@ class PluginConfig(StrictModel):
         return ()
 
 
+Precisions = Annotated[tuple[str, ...], BeforeValidator(_as_words)]
+
+
 class ExportStage(StrictModel):
-    """What becomes of the trained checkpoint: an artifact in TensorFlow Serving's layout."""
+    """What becomes of the trained checkpoint: a version in TensorFlow Serving's layout, with variants beside it."""
 
     tf_serving: OutputPath = Field(
-        min_length=1, description="Base directory: the artifact is BASE/<version>/, the version counts up."
+        min_length=1, description="Base directory or s3:// URL: the artifact is BASE/<version>/, the version counts up."
     )
     model_name: str = Field(default="default", min_length=1, description="Name in warmup records and in the manifest.")
-    samples: int = Field(default=64, ge=1, description="Rows of the evaluation data that verification and warmup use.")
+    frozen: Precisions = Field(default=(), description="Frozen graphs to add: float32, bfloat16; `true` means float32.")
+    onnx: Precisions = Field(default=(), description="ONNX models to add: float32, float16, dynamic, int8.")
+    tflite: Precisions = Field(default=(), description="TFLite models to add: float32, float16, dynamic, int8.")
+    openvino: Precisions = Field(default=(), description="OpenVINO models to add: float32, bfloat16, float16, int8.")
+    signature: str = Field(
+        default="", description="Signature that the variants serve; serving_default, or the only predict signature."
+    )
+    transforms: str | None = Field(
+        default=None, description="Graph transforms before the conversion, in order; safe ones by default, '' for none."
+    )
+    grappler: list[str] = Field(default=[], description="Passes of TensorFlow's graph optimizer to run on the graph.")
+    xla: bool = Field(default=False, description="Have XLA compile the frozen variants when they are served.")
+    opset: int = Field(default=17, ge=7, description="Opset of ONNX models.")
+    calibration: Literal["minmax", "entropy", "percentile"] = Field(
+        default="minmax", description="How the ranges of int8 are found."
+    )
+    calibration_rows: int = Field(default=128, ge=1, description="Rows of the evaluation data to find them with.")
+    percentile: float = Field(default=99.99, gt=50, le=100, description="Of the values, for `calibration: percentile`.")
+    per_channel: bool = Field(default=True, description="One scale for each output channel of a weight.")
+    exclude: list[str] = Field(
+        default=[], description="Shell patterns of operation names that stay in floating point in int8 variants."
+    )
+    max_drop: float | None = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Largest loss of int8, as a share of the rows, before operations are left in floating point; "
+        "null for any.",
+    )
+    limit: list[str] = Field(
+        default=[], description="Conditions that a variant must meet or is dropped: int8.top1_agreement>=0.99."
+    )
+    require: list[str] = Field(
+        default=[], description="The same, but nothing is published; a name alone, such as onnx_int8, must be there."
+    )
+    measure: bool = Field(default=True, description="Measure speed, load time and memory of every variant.")
+    report: OutputPath | None = Field(default=None, description="Folder for a copy of report.json and report.html.")
+    samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows of the evaluation data for verification and warmup; 64, or 256 when there are variants.",
+    )
+    label: str = Field(
+        default="", description="Input that holds the right class of each row; the one called label(s) by default."
+    )
     warmup: list[Annotated[int, Field(ge=1)]] = Field(
         default=[1, 8, 32], description="Batch sizes of the warmup records; [] for none."
+    )
+    warmup_logs: list[ExistingFile] = Field(
+        default=[], description="Request logs of a server to take further warmup records from."
     )
     atol: float = Field(
         default=1e-5, ge=0, description="Largest absolute difference to the training graph that passes."
     )
     rtol: float = Field(default=1e-4, ge=0, description="The same, relative to the training graph's answer.")
+    keep: int | None = Field(default=None, ge=1, description="How many versions to keep; older ones are deleted.")
+    push: str = Field(default="", description="HOST:PORT (gRPC) of a server that is to serve the version at once.")
+    op_libraries: list[ExistingFile] = Field(
+        default=[], description="Libraries of custom operations that the model needs; they become part of the version."
+    )
 
 
 class EvaluateStage(StrictModel):

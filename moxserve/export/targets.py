@@ -141,8 +141,9 @@ class VariantOptions:
         opset: of ONNX.
         calibration: for int8.
         calibration_rows: real rows for it.
-        demanded: names of the variants without which nothing is published; the others are dropped when they fail.
-        require: conditions such as `int8.top1_agreement>=0.99`.
+        require: conditions such as `int8.top1_agreement>=0.99`, or the name of a variant alone: without them nothing is
+            published.
+        limits: conditions that a variant must meet or is dropped with a warning.
         measure: also measure speed, load time and memory; verification is never left out.
     """
 
@@ -154,6 +155,6 @@ class VariantOptions:
     opset: int = 17
     calibration: Calibration = field(default_factory=Calibration)
     calibration_rows: int = 128
-    demanded: Sequence[str] = ()
     require: Sequence[str] = ()
+    limits: Sequence[str] = ()
     measure: bool = True

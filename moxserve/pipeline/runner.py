@@ -77,8 +77,8 @@ class PreparedRun:
             base_dir: BASE of `BASE/<version>/`.
             checkpoint: prefix; None takes the newest of the run.
             metadata: added to what goes into the manifest.
-            changes: fields of the export stage (`samples`, `warmup`, `atol`, `rtol`, `model_name`) that are to differ
-                from the file; unknown ones are refused by pydantic.
+            changes: fields of the export stage (see `ExportStage`) that are to differ from the file; unknown ones are
+                refused by pydantic.
 
         Raises:
             CheckpointError: there is no checkpoint.
@@ -86,12 +86,13 @@ class PreparedRun:
         """
         from moxserve.config.models import ExportStage
         from moxserve.export.job import ExportJob
+        from moxserve.export.options import job_options, sample_rows
         from moxserve.pipeline.steps import find_checkpoint
 
         base = os.fspath(base_dir)
         told = self.config.export.model_dump() if self.config.export is not None else {}
         options = ExportStage.model_validate({**told, **changes, "tf_serving": base})
-        samples = self._samples(options.samples)
+        samples = self._samples(sample_rows(options))
         return ExportJob(
             model_fn=self.model_fn,
             inputs=[
@@ -99,14 +100,10 @@ class PreparedRun:
                 for name, rows in zip(self.data.names, samples, strict=True)
             ],
             checkpoint=checkpoint or find_checkpoint(self.log_dir),
-            base_dir=base,
             samples=samples,
-            model_name=options.model_name,
             labels=self.data.labels,
-            warmup_batches=tuple(options.warmup),
-            atol=options.atol,
-            rtol=options.rtol,
             metadata={"pipeline": self.loaded.path, "config_sha256": config_hash(self.config), **(metadata or {})},
+            **job_options(options),
         )
 
     def _samples(self, count: int) -> Sequence[Any]:
