@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
+
+from moxserve.export.targets import FORMATS, parse_targets
 
 __all__ = [
     "EvaluateStage",
@@ -100,7 +102,8 @@ class PluginConfig(StrictModel):
         return ()
 
 
-Precisions = Annotated[tuple[str, ...], BeforeValidator(_as_words)]
+_WORDS = {"anyOf": [{"type": "boolean"}, {"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Precisions = Annotated[tuple[str, ...], BeforeValidator(_as_words), WithJsonSchema(_WORDS)]
 
 
 class ExportStage(StrictModel):
@@ -170,6 +173,12 @@ class ExportStage(StrictModel):
     op_libraries: list[ExistingFile] = Field(
         default=[], description="Libraries of custom operations that the model needs; they become part of the version."
     )
+
+    @field_validator(*FORMATS)
+    @classmethod
+    def _known_precisions(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        # A UsageError is a ValueError, which pydantic tells with the key.
+        return tuple(t.precision for word in value for t in parse_targets(str(info.field_name), word))
 
 
 class EvaluateStage(StrictModel):

@@ -89,7 +89,7 @@ def parse_targets(format_name: str, text: str) -> tuple[Target, ...]:
     for word in (part.strip().lower() for part in text.split(",")):
         if word not in _SPELLINGS:
             known = FORMATS.get(format_name, get_args(Precision))
-            raise UsageError(f"--{format_name} {word!r}: no such precision; {did_you_mean(word, known)}")
+            raise UsageError(f"{format_name} {word!r}: no such precision; {did_you_mean(word, known)}")
         targets.append(Target(format_name, _SPELLINGS[word]))
     return tuple(dict.fromkeys(targets))
 
