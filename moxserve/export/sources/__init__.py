@@ -1,7 +1,9 @@
 """Where an export comes from: each source becomes a complete, verified SavedModel in a directory.
 
-base        what a source gives; choosing the main signature
-checkpoint  model_fn and a checkpoint
+    base        what a source gives; choosing the main signature
+    checkpoint  model_fn and a checkpoint
+
+Everything that comes after (variants, warmup, report) knows the model by its `StagedModel` alone.
 """
 
 from __future__ import annotations

@@ -56,14 +56,12 @@ class StagedModel:
 
 
 class OpenSource(Protocol):
-    """A source that has been read and found good, ready to be staged.
-
-    Attributes:
-        version: number or name that the model asks for; -1 for the next free number.
-    """
+    """A source that has been read and found good, ready to be staged."""
 
     @property
-    def version(self) -> int | str: ...
+    def version(self) -> int | str:
+        """Number or name that the model asks for; -1 for the next free number."""
+        ...
 
     def stage(self, directory: str) -> StagedModel:
         """Write a complete SavedModel into an empty directory and compare it with the source.
@@ -168,7 +166,6 @@ def find_scores(signature: Signature, known: str | None = None) -> str:
         return known
     for name in _SCORE_NAMES:
         spec = signature.outputs.get(name)
-        if spec is not None and spec.dtype.name in ("float32", "float64", "float16", "bfloat16"):
-            if spec.shape is not None and len(spec.shape) == 2:
-                return name
+        if spec is not None and "float" in spec.dtype.name and spec.shape is not None and len(spec.shape) == 2:
+            return name
     return ""

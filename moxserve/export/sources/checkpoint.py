@@ -1,8 +1,10 @@
 """A checkpoint and the function that builds its model, as a source of an export.
 
-reference   model_fn in mode EXPORT, restored, in a graph of its own
-saved_model model_fn built a second time, signatures added, written, pruned
-verify      loaded back and compared with the reference, and with mode EVAL, on real rows
+    reference   model_fn in mode EXPORT, restored, in a graph of its own
+    saved_model model_fn built a second time, signatures added, written, pruned
+    verify      loaded back and compared with the reference, and with mode EVAL, on real rows
+
+The training graph is never exported.
 """
 
 from __future__ import annotations
