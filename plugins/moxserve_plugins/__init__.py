@@ -11,6 +11,7 @@ PLUGINS = {
     "model.function": "moxserve_plugins.function.config:Function",
     "model.lenet": "moxserve_plugins.lenet.config:LeNet",
     "model.mnist_softmax": "moxserve_plugins.mnist_softmax.config:MnistSoftmax",
+    "model.resnet_v1_20": "moxserve_plugins.resnet_v1_20.config:ResNetV120",
     "optimizer.adadelta": "moxserve_plugins.optimizers.config:Adadelta",
     "optimizer.adagrad": "moxserve_plugins.optimizers.config:Adagrad",
     "optimizer.adam": "moxserve_plugins.optimizers.config:Adam",

@@ -159,6 +159,8 @@ def test_list(run_moxserve: Run, work: Path):
 PIPELINE                      RUN                 MODEL          DESCRIPTION
 pipelines/custom_model.yaml   train_and_evaluate  function       A model_fn of your own
 pipelines/digits.yaml         train_and_evaluate  lenet          LeNet on real handwritten digits, exported for serving
+pipelines/digits_resnet.yaml  train_and_evaluate  resnet_v1_20   ResNet v1 of 20 layers on real handwritten digits, \
+exported for serving
 pipelines/mnist_softmax.yaml  train               mnist_softmax  One linear layer on MNIST-format files
 pipelines/wrong.yaml                                             not valid: missing stage 'input'; write for example \
 `input: {plugin: image_folder, train_dir: DIR, eval_dir: DIR, batch_size: 32}` (and 3 more)

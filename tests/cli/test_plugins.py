@@ -26,7 +26,9 @@ def test_list_one_slot(run_moxserve: Run, tmp_path: Path):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["PLUGIN", "SOURCE", "WHAT"]
-    assert [line.split()[0] for line in lines[1:]] == ["model.function", "model.lenet", "model.mnist_softmax"]
+    assert [line.split()[0] for line in lines[1:]] == [
+        "model.function", "model.lenet", "model.mnist_softmax", "model.resnet_v1_20",
+    ]  # fmt: skip
     assert "slim's LeNet: two convolutions" in lines[2]
 
 

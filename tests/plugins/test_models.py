@@ -11,6 +11,7 @@ import pytest
 from moxserve_plugins.function.config import Function
 from moxserve_plugins.lenet.config import LeNet
 from moxserve_plugins.mnist_softmax.config import MnistSoftmax
+from moxserve_plugins.resnet_v1_20.config import ResNetV120
 
 from moxserve.pipeline.slots import InputBundle, ParameterError
 
@@ -49,7 +50,41 @@ def test_lenet_has_slims_variables_in_every_mode(mode: str, shared_dir: Path):
     assert values["model_variables"] == set(variables)
 
 
-@pytest.mark.parametrize("plugin", [LeNet(), MnistSoftmax()], ids=["lenet", "mnist_softmax"])
+@pytest.mark.parametrize("mode", ["TRAIN", "EXPORT"])
+def test_resnet_has_the_papers_size_and_slims_names(mode: str):
+    variables, values = _graph(ResNetV120().build(_bundle()), mode, np.zeros((2, 32, 32, 3), np.uint8))
+    assert len(variables) == 107
+    trained = {name: shape for name, shape in variables.items() if "moving_" not in name}
+    assert sum(int(np.prod(shape)) for shape in trained.values()) == 272474
+    unit = "resnet_v1_20/block2/unit_1/lite_bottleneck_v1"
+    assert variables[f"{unit}/shortcut/weights"] == [1, 1, 16, 32]
+    assert variables[f"{unit}/conv2/BatchNorm/moving_variance"] == [32]
+    assert variables["resnet_v1_20/logits/weights"] == [1, 1, 64, 10]
+    assert values["model_variables"] == set(variables)
+
+
+def test_resnet_keeps_the_statistics_of_its_batches_in_training_only():
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    images = np.random.default_rng(0).integers(0, 256, (8, 12, 12, 1), np.uint8)
+    name = "resnet_v1_20/conv1/BatchNorm/moving_mean:0"
+    for mode, count in (("TRAIN", 2 * 21), ("EVAL", 0)):
+        with tf.Graph().as_default() as graph, v1.Session() as session:
+            spec = ResNetV120(batch_norm_decay=0.75).build(_bundle())([tf.constant(images), tf.range(8)], mode)
+            updates = v1.get_collection(v1.GraphKeys.UPDATE_OPS)
+            assert len(updates) == count
+            session.run(v1.global_variables_initializer())
+            session.run([spec.loss, *updates])
+            [convolution] = [op for op in graph.get_operations() if op.name == "resnet_v1_20/conv1/Conv2D"]
+            [mean] = [v for v in v1.global_variables() if v.name == name]
+            expected = session.run(tf.reduce_mean(convolution.outputs[0], [0, 1, 2])) / 4
+            assert session.run(mean) == pytest.approx(expected if count else 0, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "plugin", [LeNet(), MnistSoftmax(), ResNetV120(weight_decay=0)], ids=["lenet", "mnist_softmax", "resnet_v1_20"]
+)
 def test_outputs_and_export_spec(plugin: Any):
     images = np.random.default_rng(0).integers(0, 256, (8, 28, 28, 1), np.uint8)
     _, values = _graph(plugin.build(_bundle()), "EVAL", images)
