@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from moxserve.errors import UsageError, did_you_mean
 
-__all__ = ["FORMATS", "Calibration", "Precision", "Target", "VariantOptions", "parse_targets"]
+__all__ = ["FORMATS", "Calibration", "Precision", "Target", "VariantOptions", "parse_targets", "precision_of"]
 
 Precision = Literal["float32", "bfloat16", "float16", "dynamic", "int8"]
 Method = Literal["minmax", "entropy", "percentile"]
@@ -70,6 +70,11 @@ class Target:
     def name(self) -> str:
         """Name of the variant, such as `onnx_int8`."""
         return self.format + _SUFFIXES[self.precision]
+
+
+def precision_of(word: str) -> Precision | None:
+    """Return the precision that a word means in any usual spelling, None when it means none."""
+    return _SPELLINGS.get(word.strip().lower())
 
 
 def parse_targets(format_name: str, text: str) -> tuple[Target, ...]:
