@@ -49,6 +49,8 @@ def to_data(
 def _make_absolute(stage: BaseModel, values: dict[str, Any]) -> None:
     for field, info in type(stage).model_fields.items():
         value = values.get(field)
+        if isinstance(value, list) and path_role(info.annotation, info.metadata):
+            values[field] = [path if "://" in path else os.path.abspath(path) for path in value]
         if not isinstance(value, str) or "://" in value:
             continue
         if path_role(info.annotation, info.metadata):

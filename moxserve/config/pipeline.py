@@ -325,13 +325,20 @@ def _missing_paths(name: str, stage: BaseModel, loaded: LoadedPipeline) -> list[
     for field, info in type(stage).model_fields.items():
         role = path_role(info.annotation, info.metadata)
         value = getattr(stage, field)
-        if role not in ("dir", "file") or value is None or "://" in value:
+        if role not in ("dir", "file") or value is None:
             continue
-        there = os.path.isdir(value) if role == "dir" else os.path.isfile(value)
-        if not there:
-            kind = "directory" if role == "dir" else "file"
-            message = f"no such {kind}: {value!r} (the current directory is {os.getcwd()})"
-            if os.path.exists(value):
-                message = f"expected a {kind}: {value!r} is {'a file' if kind == 'directory' else 'a directory'}"
-            problems.append(loaded.problem(f"{name}.{field}", message))
+        several = isinstance(value, list)
+        for index, path in enumerate(value if several else [value]):
+            key = f"{name}.{field}.{index}" if several else f"{name}.{field}"
+            problems += [loaded.problem(key, message) for message in _missing(path, role)]
     return problems
+
+
+def _missing(path: str, role: str) -> list[str]:
+    """Say what is wrong with a path that must be there; nothing when it is, or when it is no local one."""
+    if "://" in path or (os.path.isdir(path) if role == "dir" else os.path.isfile(path)):
+        return []
+    kind = "directory" if role == "dir" else "file"
+    if os.path.exists(path):
+        return [f"expected a {kind}: {path!r} is {'a file' if kind == 'directory' else 'a directory'}"]
+    return [f"no such {kind}: {path!r} (the current directory is {os.getcwd()})"]
