@@ -1,0 +1,102 @@
+"""The frozen graph as a variant of its own: `saved_model.pb` without variables, and `frozen_graph.pb` beside it.
+
+In bfloat16, TensorFlow's own pass puts casts around what gains from it (convolutions, matrix products and what lies
+between them); constants are cast here and now, so that the file gets smaller and nothing is cast twice. Only ordinary
+operations are left, none that belongs to a device: it loads wherever TensorFlow does, and is fast where the CPU
+computes in bfloat16 (AMX or AVX-512 BF16).
+
+float16 is not made: on CPUs TensorFlow computes it in slow fallbacks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from typing import Any
+
+from moxserve import file
+from moxserve.errors import ExportError, first_line
+from moxserve.export.manifest import TensorNames
+from moxserve.export.variants.work import FROZEN_GRAPH, Built, Work
+from moxserve.types import Signature
+
+__all__ = ["convert"]
+
+_BFLOAT16 = 14  # DT_BFLOAT16
+_PASS = "auto_mixed_precision_onednn_bfloat16"
+# What the pass is for; a graph without any of these in bfloat16 gains nothing.
+_PRODUCTS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "MatMul", "BatchMatMulV2", "Einsum")
+
+
+def convert(work: Work) -> Built:
+    """Make the variant; see `Converter`.
+
+    Raises:
+        ExportError: bfloat16 changes nothing in this graph, or this machine cannot make it.
+    """
+    if work.target.precision == "float32":
+        shutil.copytree(work.model, work.directory, dirs_exist_ok=True)
+        graph_def = _read(os.path.join(work.model, FROZEN_GRAPH))
+        return Built("", _names(work.signature), details={"operations": _operations(graph_def)})
+    if work.target.precision != "bfloat16":
+        raise ExportError(
+            f"a frozen graph in {work.target.precision} is not made: TensorFlow computes it in float32 or bfloat16 "
+            "on a CPU",
+            hint="--frozen bf16",
+        )
+    graph_def = _in_bfloat16(_read(os.path.join(work.model, FROZEN_GRAPH)), work.signature)
+    low = Counter(node.op for node in graph_def.node if node.attr["T"].type == _BFLOAT16)
+    if not any(low[op] for op in _PRODUCTS):
+        raise ExportError(
+            "bfloat16 changes nothing: TensorFlow found no convolution and no matrix product to compute in it",
+            hint="it needs a CPU with AVX-512 BF16 or AMX on the machine that exports; --frozen fp32 needs none",
+        )
+    from moxserve.export.frozen import FrozenGraph
+
+    FrozenGraph(graph_def, work.signature).write(work.directory)
+    details = {"operations": _operations(graph_def), "bfloat16": dict(sorted(low.items()))}
+    return Built("", _names(work.signature), details=details)
+
+
+def _names(signature: Signature) -> TensorNames:
+    return TensorNames(
+        inputs={alias: spec.tensor for alias, spec in signature.inputs.items()},
+        outputs={alias: spec.tensor for alias, spec in signature.outputs.items()},
+    )
+
+
+def _read(path: str) -> Any:
+    from tensorflow.core.framework import graph_pb2
+
+    return graph_pb2.GraphDef.FromString(file.read(path, binary=True))
+
+
+def _operations(graph_def: Any) -> dict[str, int]:
+    return dict(sorted(Counter(node.op for node in graph_def.node).items()))
+
+
+def _in_bfloat16(graph_def: Any, signature: Signature) -> Any:
+    """Run TensorFlow's pass; inputs and outputs keep their element types."""
+    import tensorflow as tf
+    from tensorflow.core.protobuf import rewriter_config_pb2
+    from tensorflow.python.grappler import tf_optimizer
+
+    tf1 = tf.compat.v1
+    with tf.Graph().as_default() as graph:
+        tf1.import_graph_def(graph_def, name="")
+        meta = tf1.train.export_meta_graph(graph=graph)
+    tensors = [spec.tensor for side in (signature.inputs, signature.outputs) for spec in side.values()]
+    # What is listed here is not touched, neither name nor type.
+    meta.collection_def["train_op"].node_list.value.extend({name.partition(":")[0] for name in tensors})
+    config = tf1.ConfigProto()
+    options = config.graph_options.rewrite_options
+    options.min_graph_nodes = -1
+    options.fail_on_optimizer_errors = True
+    options.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
+    setattr(options, _PASS, rewriter_config_pb2.RewriterConfig.ON)
+    options.optimizers.extend([_PASS, "constfold"])
+    try:
+        return tf_optimizer.OptimizeGraph(config, meta)
+    except (ValueError, tf.errors.OpError) as error:
+        raise ExportError(f"TensorFlow cannot rewrite the graph for bfloat16: {first_line(error)}") from error
