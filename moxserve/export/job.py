@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from moxserve.errors import UsageError
+from moxserve.export.report.model import Report
 from moxserve.export.targets import VariantOptions
 from moxserve.types import Signature, TensorSpec, dtype_of
 
@@ -164,11 +165,16 @@ class ModelFileJob(JobOptions):
         path: the file or folder.
         samples: alias -> rows of the main signature, equal first dimension.
         sample_labels: `[rows]` whole numbers, the right class of each row; None when they are not known.
+        samples_file: file or folder to read samples and labels from instead, in any form that `moxserve predict`
+            reads; empty for none.
+        sample_limit: how many rows of it are read; None reads all.
     """
 
     path: str
     samples: Mapping[str, np.ndarray] = field(default_factory=dict, kw_only=True)
     sample_labels: np.ndarray | None = field(default=None, kw_only=True)
+    samples_file: str = field(default="", kw_only=True)
+    sample_limit: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be exported; see JobOptions.
@@ -179,6 +185,10 @@ class ModelFileJob(JobOptions):
         super().__post_init__()
         if not self.path:
             raise UsageError("the path of the model is empty")
+        if self.samples and self.samples_file:
+            raise UsageError(f"samples are given twice: as arrays, and as the file {self.samples_file!r}")
+        if self.sample_limit is not None and not _is_count(self.sample_limit):
+            raise UsageError(f"sample_limit {self.sample_limit!r}: expected a whole number of at least 1, or None")
         if self.samples:
             _check_rows(self.samples)
         labels = self.sample_labels
@@ -192,7 +202,7 @@ class ModelFileJob(JobOptions):
 
     @property
     def sample_rows(self) -> int:
-        """How many real rows there are; 0 without samples."""
+        """How many real rows were given as arrays; 0 without."""
         return len(next(iter(self.samples.values()))) if self.samples else 0
 
 
@@ -240,7 +250,9 @@ class ExportResult:
         size_bytes: of the whole directory.
         seconds: wall time of the export.
         verified_rows: how many real rows were compared; 0 when there were no samples.
-        notes: what the caller should know, such as "no samples".
+        notes: what the caller should know, such as "no samples", or which variant was dropped and why.
+        report: what was found of each variant; None without variants.
+        removed: old versions that were deleted.
     """
 
     path: str
@@ -252,3 +264,5 @@ class ExportResult:
     seconds: float
     verified_rows: int = 0
     notes: Sequence[str] = ()
+    report: Report | None = None
+    removed: Sequence[int] = ()

@@ -21,7 +21,7 @@ from moxserve.export.signatures import LABELS_FILE, SignatureGraph, build_signat
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.types import Signature
 
-__all__ = ["Written", "write_saved_model"]
+__all__ = ["Written", "channels_first_notes", "write_saved_model"]
 
 _SAVED_MODEL = "saved_model.pb"
 # Collections that loaders read; everything else speaks about training.
@@ -62,11 +62,11 @@ def write_saved_model(job: ExportJob, directory: str) -> Written:
         built = build_signatures(model.endpoints, labels_path)
         _build(model, built, directory)
     graph_def = _prune(os.path.join(directory, _SAVED_MODEL))
-    return Written(built.signatures, tuple(_notes(graph_def)))
+    return Written(built.signatures, tuple(channels_first_notes(graph_def)))
 
 
-def _notes(graph_def: Any) -> Iterator[str]:
-    """Yield what makes trouble on servers of another kind than this machine."""
+def channels_first_notes(graph_def: Any) -> Iterator[str]:
+    """Yield what to tell of a graph that servers without a GPU may refuse."""
     formats = ((n.name, n.attr["data_format"].s) for n in graph_def.node if "data_format" in n.attr)
     channels_first = [name for name, data_format in formats if data_format.startswith(b"NCHW")]
     if channels_first:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tensorflow.python.util import deprecation
 
 from moxserve.errors import ModelSpecError, MoxserveError
 from moxserve.export.compare import Checker
@@ -27,7 +28,16 @@ from moxserve.protocol.metadata import signature_from_def
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.types import Signature, TensorSpec
 
-__all__ = ["Artifact", "Verified", "fixed_batches", "open_artifact", "serialize_examples", "verify"]
+__all__ = [
+    "INIT_SIGNATURES",
+    "Artifact",
+    "Verified",
+    "fixed_batches",
+    "full_precision",
+    "open_artifact",
+    "serialize_examples",
+    "verify",
+]
 
 _CHUNK_ROWS = 64
 _precision_lock = threading.Lock()
@@ -35,7 +45,7 @@ _EVAL_HINT = (
     "model_fn computes something else in mode EXPORT than in mode EVAL; look for what depends on the mode "
     "(dropout, is_training). If that is meant, export with check_eval=False (--no-check-eval)"
 )
-_INIT_SIGNATURES = {"__saved_model_init_op", "__saved_model_train_op"}
+INIT_SIGNATURES = {"__saved_model_init_op", "__saved_model_train_op"}
 
 
 @dataclass(frozen=True)
@@ -59,12 +69,12 @@ class Artifact:
 
 
 @contextlib.contextmanager
-def open_artifact(directory: str) -> Iterator[Artifact]:
+def open_artifact(directory: str, tags: Sequence[str] = (tf1.saved_model.tag_constants.SERVING,)) -> Iterator[Artifact]:
     """Load a SavedModel into a fresh graph and session, as a server does."""
-    with open_session() as session:
-        meta = tf1.saved_model.load(session, [tf1.saved_model.tag_constants.SERVING], directory)
+    with open_session() as session, deprecation.silence():
+        meta = tf1.saved_model.load(session, list(tags), directory)
         found = {name: signature_from_def(name, proto) for name, proto in meta.signature_def.items()}
-        callable_ones = {n: s for n, s in found.items() if s is not None and n not in _INIT_SIGNATURES}
+        callable_ones = {n: s for n, s in found.items() if s is not None and n not in INIT_SIGNATURES}
         yield Artifact(session, callable_ones)
 
 
@@ -138,7 +148,7 @@ def fixed_batches(inputs: Iterable[TensorSpec]) -> set[int]:
 
 
 @contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Switch TensorFloat-32 off: on a GPU it would make two runs of one graph differ in the third digit."""
     # The switch is the process's: two exports at once take turns.
     with _precision_lock:
@@ -167,7 +177,7 @@ def verify(job: ExportJob, reference: ModelSession, artifact: Artifact) -> Verif
     rows = _chunks(job)
     gathered = Gathered()
     checker = Checker(job.atol, job.rtol)
-    with _full_precision():
+    with full_precision():
         if not rows.count:
             mode = _try_zeros(job, reference, artifact, checker)
             checker.raise_if_different(lambda _: _hint_export(False))

@@ -2,6 +2,7 @@
 
     base        what a source gives; choosing the main signature
     checkpoint  model_fn and a checkpoint
+    saved_model any SavedModel; protos reads and cleans them, samples finds real rows, answers compares
 
 Everything that comes after (variants, warmup, report) knows the model by its `StagedModel` alone.
 """
@@ -12,7 +13,7 @@ import contextlib
 from collections.abc import Iterator
 
 from moxserve.errors import UsageError
-from moxserve.export.job import ExportJob, JobOptions
+from moxserve.export.job import ExportJob, JobOptions, SavedModelJob
 from moxserve.export.sources.base import OpenSource, StagedModel
 
 __all__ = ["OpenSource", "StagedModel", "open_source", "stage_model"]
@@ -37,6 +38,12 @@ def open_source(job: JobOptions) -> Iterator[OpenSource]:
 
         with open_checkpoint(job) as source:
             yield source
+        return
+    if isinstance(job, SavedModelJob):
+        from moxserve.export.sources.saved_model import open_saved_model
+
+        with open_saved_model(job) as saved:
+            yield saved
         return
     raise UsageError(f"nothing exports a {type(job).__name__}")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class StagedModel:
         verification: how it compared.
         source: where it came from, for the manifest.
         notes: what the user should know, one sentence each.
+        metadata: what the source's own manifest carried, for the new one; empty when it had none.
         op_libraries: shared objects with custom operations that the model needs, as paths relative to its directory.
     """
 
@@ -47,6 +48,7 @@ class StagedModel:
     verification: Verification
     source: Source
     notes: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     op_libraries: tuple[str, ...] = ()
 
     @property
@@ -128,13 +130,13 @@ class Gathered:
         return {alias: np.concatenate(parts) for alias, parts in self.outputs.items()}
 
 
-def main_signature(signatures: Mapping[str, Signature], asked: str = "", also: Sequence[str] = ()) -> str:
+def main_signature(signatures: Mapping[str, Signature], asked: str = "", *, any_will_do: bool = False) -> str:
     """Choose the signature that variants are made of.
 
     Args:
         signatures: by key.
         asked: key that the user named; empty takes `serving_default`, else the only predict signature.
-        also: keys that come before the only predict signature, in order.
+        any_will_do: nothing depends on the choice: no variants and no samples.
 
     Raises:
         UsageError: there is no such key, or nothing says which.
@@ -143,12 +145,11 @@ def main_signature(signatures: Mapping[str, Signature], asked: str = "", also: S
         if asked not in signatures:
             raise UsageError(f"there is no signature {asked!r}; {did_you_mean(asked, signatures)}")
         return asked
-    for key in (DEFAULT_SIGNATURE, *also):
-        if key in signatures:
-            return key
+    if DEFAULT_SIGNATURE in signatures:
+        return DEFAULT_SIGNATURE
     predicts = [key for key, s in signatures.items() if s.method in (_PREDICT, "")] or list(signatures)
-    if len(predicts) == 1:
-        return predicts[0]
+    if len(predicts) == 1 or any_will_do:
+        return min(predicts)
     raise UsageError(
         f"the model has the signatures {', '.join(sorted(signatures))}, and none is {DEFAULT_SIGNATURE!r}",
         hint="say which one counts: --signature KEY",

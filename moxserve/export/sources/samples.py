@@ -1,0 +1,146 @@
+"""Real rows for a model that is whole on disk: from a file that the user names, or from the model's own warmup records.
+
+No TensorFlow.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moxserve import file
+from moxserve.client.fit import fit_inputs
+from moxserve.errors import DataError, MoxserveError
+from moxserve.export.manifest import WARMUP_PATH
+from moxserve.predict.readers import Label, Row, open_rows
+from moxserve.protocol import messages
+from moxserve.protocol.examples import serialized_examples
+from moxserve.protocol.tensors import from_proto
+from moxserve.protocol.tfrecord import read_records
+from moxserve.types import Signature
+
+__all__ = ["Samples", "read_requests", "read_samples", "recorded_samples"]
+
+_MAX_RECORDS = 1000
+_MAX_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows of one signature.
+
+    Attributes:
+        inputs: by alias, `[n, ...]` each.
+        labels: `[n] int64`, the right class of each row; None when they are not known.
+    """
+
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values()))) if self.inputs else 0
+
+
+def read_samples(
+    path: str | os.PathLike[str], signature: Signature, limit: int | None = None, classes: Sequence[str] = ()
+) -> Samples:
+    """Read rows for a signature from a file or folder.
+
+    Args:
+        path: `.npz` (an array an input by alias; `label` or `labels` holds the right classes), `.npy` (one input),
+            `.jsonl` (an object a line), a folder of pictures, or whatever else `moxserve predict` reads.
+        signature: what the rows are for.
+        limit: only the first rows; None takes all.
+        classes: the model's class names by index, for data sets that know the name of a row's class only.
+
+    Raises:
+        DataError: it cannot be read, a row does not fit the signature, or the rows differ in shape.
+        UsageError: the data set's kind does not fit the signature.
+    """
+    opened = open_rows(path, signature, limit)
+    rows = list(opened.items)
+    if not rows:
+        raise DataError(f"{os.fspath(path)}: no rows in it")
+    loaded = [row.load() for row in rows]
+    inputs = {alias: _stack(alias, [row[alias] for row in loaded], rows) for alias in signature.inputs}
+    known = classes or (opened.classes if opened.classes_listed else ())
+    return Samples(inputs, _labels([row.label for row in rows], known))
+
+
+def _stack(alias: str, values: list[np.ndarray], rows: list[Row]) -> np.ndarray:
+    shapes = [np.shape(v) for v in values]
+    odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if odd is not None:
+        raise DataError(
+            f"{rows[odd].name}: input {alias!r} is {list(shapes[odd])}; in {rows[0].name} it is {list(shapes[0])}",
+            hint="samples are run in batches: give all rows one shape",
+        )
+    return np.stack(values)
+
+
+def _labels(labels: Sequence[Label | None], classes: Sequence[str]) -> np.ndarray | None:
+    """Return numbers for all rows, or None when one of them has none that means the same to the model."""
+    index = {name: i for i, name in enumerate(classes)}
+    numbers = []
+    for label in labels:
+        if label is None:
+            return None
+        number = label.index if label.name is None else index.get(label.name)
+        if number is None:
+            return None
+        numbers.append(number)
+    return np.array(numbers, np.int64)
+
+
+def read_requests(directory: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield the warmup records of a version, as far as they can be read: signature key, and inputs by alias."""
+    path = os.path.join(directory, WARMUP_PATH)
+    if not file.exists(path):
+        return
+    left = _MAX_BYTES
+    for payload in itertools.islice(read_records(path), _MAX_RECORDS):
+        left -= len(payload)
+        if left < 0:
+            return
+        log = messages.PredictionLog.FromString(payload)
+        kind = log.WhichOneof("log_type")
+        if kind == "predict_log":
+            request = log.predict_log.request
+            key = request.model_spec.signature_name or "serving_default"
+            yield key, {alias: from_proto(proto) for alias, proto in request.inputs.items()}
+        elif kind in ("classify_log", "regress_log"):
+            request = getattr(log, kind).request
+            yield request.model_spec.signature_name or "serving_default", {"inputs": serialized_examples(request.input)}
+
+
+def recorded_samples(directory: str, signature: Signature) -> Samples:
+    """Make rows of the warmup records of a signature, none twice; empty when there are none that can be used."""
+    from google.protobuf.message import DecodeError
+
+    chunks: list[Mapping[str, np.ndarray]] = []
+    seen: set[bytes] = set()
+    try:
+        for key, inputs in read_requests(directory):
+            if key == signature.name:
+                chunks += _new_rows(fit_inputs(inputs, signature), seen)
+    except (MoxserveError, DecodeError, OSError):
+        # Records of somebody else's making: they help where they are good, and are no reason to fail.
+        return Samples()
+    first = {alias: a.shape for alias, a in chunks[0].items()} if chunks else {}
+    chunks = [c for c in chunks if {alias: a.shape for alias, a in c.items()} == first]
+    return Samples({alias: np.stack([c[alias] for c in chunks]) for alias in first})
+
+
+def _new_rows(inputs: Mapping[str, np.ndarray], seen: set[bytes]) -> Iterator[Mapping[str, np.ndarray]]:
+    counts = {len(a) if a.ndim else 0 for a in inputs.values()}
+    for i in range(counts.pop() if len(counts) == 1 else 0):
+        row = {alias: values[i : i + 1] for alias, values in inputs.items()}
+        # Objects are bytes; their array's own bytes are addresses.
+        print_of = b"\0".join(b"".join(v) if v.dtype == object else v.tobytes() for v in row.values())
+        if print_of not in seen:
+            seen.add(print_of)
+            yield {alias: values[0] for alias, values in row.items()}

@@ -1,0 +1,209 @@
+"""Any SavedModel as a source: of TensorFlow 1 or 2, of Keras, or a version that moxserve published.
+
+It is copied whole: graph, variables, assets and what others put into `assets.extra`. The copy has the one graph that
+was asked for, under the tag `serve`, without devices; its signatures may be fewer, and under other keys. Source and
+copy are run on the same rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moxserve import file
+from moxserve.client.fit import fit_inputs
+from moxserve.errors import DataError, ExportError, UsageError, did_you_mean
+from moxserve.export.job import ModelFileJob, SavedModelJob
+from moxserve.export.manifest import MANIFEST_PATH, WARMUP_PATH, Manifest, Source, read_manifest
+from moxserve.export.place import place
+from moxserve.export.savedmodel import channels_first_notes
+from moxserve.export.sources import protos
+from moxserve.export.sources.answers import Answers, Origin, collect, stage_answers
+from moxserve.export.sources.base import StagedModel, main_signature
+from moxserve.export.sources.samples import Samples, read_requests, read_samples, recorded_samples
+from moxserve.export.verify import INIT_SIGNATURES, open_artifact
+from moxserve.protocol.metadata import signature_from_def
+from moxserve.types import Signature
+
+__all__ = ["SavedModelSource", "copy_saved_model", "given_samples", "open_saved_model"]
+
+_SERVE = "serve"
+_LABELS_FILE = os.path.join("assets", "labels.txt")
+# What a version of ours holds beside the model: it speaks of that version, and the new one gets its own.
+_OWN = frozenset((MANIFEST_PATH, WARMUP_PATH))
+_OWN_REPORTS = frozenset(os.path.join("assets.extra", name) for name in ("report.json", "report.html"))
+
+
+@dataclass(frozen=True)
+class SavedModelSource:
+    """A SavedModel that was read but not loaded. See `OpenSource`.
+
+    Attributes:
+        job: what to export.
+        meta: the MetaGraphDef that was asked for.
+        signatures: those that can be called, by key of the source.
+        keys: key in the artifact -> key in the source.
+        manifest: of a version that moxserve published; None for others.
+        notes: what the user should know.
+    """
+
+    job: SavedModelJob
+    meta: Any
+    signatures: Mapping[str, Signature]
+    keys: Mapping[str, str]
+    manifest: Manifest | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> int | str:
+        """-1: a SavedModel asks for no number."""
+        return -1
+
+    def stage(self, directory: str) -> StagedModel:
+        """Copy the SavedModel and compare the copy with it.
+
+        Raises:
+            UsageError: there are several signatures, and nothing says which one counts.
+            DataError: the samples do not fit.
+            ExportError: it cannot be loaded or copied.
+            VerificationError: the copy answers differently.
+        """
+        renamed = {new: self.signatures[old] for new, old in self.keys.items()}
+        free = not self.job.variants.targets and not self.job.samples and not self.job.samples_file
+        main = main_signature(renamed, self.job.variants.signature, any_will_do=free)
+        with place("loading the source"):
+            answers = self._ask(main)
+        with place("writing the SavedModel"):
+            copy_saved_model(self.job.path, self.meta, self.keys, directory, ours=self.manifest is not None)
+        notes = (*self.notes, *channels_first_notes(self.meta.graph_def))
+        metadata = {} if self.manifest is None else self.manifest.metadata
+        return stage_answers(
+            self.job, answers, directory, Origin(main, self.keys, "source SavedModel", self._origin(), notes, metadata)
+        )
+
+    def _ask(self, main: str) -> Answers:
+        key = self.keys[main]
+        with open_artifact(self.job.path, self.job.tags) as original:
+            # The graph may know shapes that the signature does not tell.
+            wanted = {old: original.signatures[old] for old in self.keys.values()}
+            samples = given_samples(self.job, wanted[key], _class_names(self.job.path))
+            if not samples:
+                samples = recorded_samples(self.job.path, wanted[key])
+            with place("running the source"):
+                return collect(original, wanted, key, samples, _one_request_each(self.job.path))
+
+    def _origin(self) -> Source:
+        before = None if self.manifest is None else self.manifest.source
+        path = os.path.abspath(self.job.path)
+        if before is None:
+            return Source(kind="saved_model", path=path)
+        return Source(kind="saved_model", path=path, checkpoint=before.checkpoint, global_step=before.global_step)
+
+
+@contextlib.contextmanager
+def open_saved_model(job: SavedModelJob) -> Iterator[SavedModelSource]:
+    """Read a SavedModel and find out whether it can be exported.
+
+    Raises:
+        UsageError: it has no graph with these tags, or not the signatures that were asked for.
+        ExportError: it cannot be read, or something of it is missing.
+    """
+    with place("reading the SavedModel"):
+        source = _read(job)
+    yield source
+
+
+def _read(job: SavedModelJob) -> SavedModelSource:
+    meta = protos.read_meta_graph(job.path, job.tags)
+    protos.check_operations(meta.graph_def, job.path)
+    protos.check_variables(meta, job.path)
+    found = {k: signature_from_def(k, d) for k, d in sorted(meta.signature_def.items()) if k not in INIT_SIGNATURES}
+    signatures = {key: s for key, s in found.items() if s is not None}
+    left_out = [key for key, s in found.items() if s is None]
+    if not signatures:
+        what = f"only ones with sparse or composite tensors ({', '.join(left_out)})" if left_out else "none"
+        raise ExportError(
+            f"{job.path}: expected signatures that can be called; the SavedModel has {what}",
+            hint="save it with signatures: tf.saved_model.save(model, path, signatures={'serving_default': function})",
+        )
+    if job.signatures:
+        notes = []
+    else:
+        notes = [f"signature {key!r} has sparse or composite tensors: copied, not verified" for key in left_out]
+    if set(job.tags) != {_SERVE}:
+        notes.append(f"the graph tagged {', '.join(job.tags)} is tagged {_SERVE} now, which is what servers look for")
+    keys = _keys(job, signatures)
+    return SavedModelSource(job, meta, signatures, keys, read_manifest(job.path), tuple(notes))
+
+
+def _keys(job: SavedModelJob, signatures: Mapping[str, Signature]) -> Mapping[str, str]:
+    for old in job.signatures.values():
+        if old not in signatures:
+            raise UsageError(f"{job.path} has no signature {old!r}; {did_you_mean(old, signatures)}")
+    return dict(job.signatures) or {key: key for key in signatures}
+
+
+def _class_names(path: str) -> tuple[str, ...]:
+    labels = os.path.join(path, _LABELS_FILE)
+    return tuple(file.read(labels).splitlines()) if file.exists(labels) else ()
+
+
+def given_samples(job: ModelFileJob, signature: Signature, classes: tuple[str, ...] = ()) -> Samples:
+    """Return the rows that a job brings, fitted to the main signature; empty when it brings none.
+
+    Args:
+        job: has arrays, or a file to read.
+        signature: the main one.
+        classes: the model's class names by index, where they are known.
+
+    Raises:
+        DataError: the file cannot be read, or does not fit.
+        UsageError: the arrays do not fit.
+    """
+    if job.samples_file:
+        return read_samples(job.samples_file, signature, job.sample_limit, classes)
+    if not job.samples:
+        return Samples()
+    return Samples(fit_inputs(job.samples, signature), job.sample_labels)
+
+
+def _one_request_each(path: str) -> dict[str, Mapping[str, np.ndarray]]:
+    """Return the first recorded request of each signature, as far as the records can be read."""
+    found: dict[str, Mapping[str, np.ndarray]] = {}
+    with contextlib.suppress(DataError, OSError):
+        for key, inputs in read_requests(path):
+            found.setdefault(key, inputs)
+    return found
+
+
+def copy_saved_model(path: str, meta: Any, keys: Mapping[str, str], directory: str, *, ours: bool = False) -> None:
+    """Write a SavedModel again, whole.
+
+    Args:
+        path: the source.
+        meta: its graph; changed in place.
+        keys: key in the artifact -> key in the source.
+        directory: to write into.
+        ours: leave out what moxserve put beside the model.
+    """
+    protos.clear_devices(meta.graph_def)
+    if any(new != old for new, old in keys.items()) or len(keys) < len(meta.signature_def):
+        protos.select_signatures(meta, keys)
+    protos.write_meta_graph(meta, directory)
+    for folder in ("variables", "assets", "assets.extra"):
+        source = os.path.join(path, folder)
+        if not file.is_directory(source):
+            continue
+        names = file.list_directory(source, recursive=True, skip_dir=True)
+        own = _OWN | (_OWN_REPORTS if ours else frozenset())
+        kept = [name for name in names if os.path.join(folder, name) not in own]
+        if kept:
+            file.copy_parallel(source, os.path.join(directory, folder), file_list=kept)
+    metadata = os.path.join(path, "keras_metadata.pb")
+    if file.exists(metadata):
+        file.copy(metadata, os.path.join(directory, "keras_metadata.pb"))
