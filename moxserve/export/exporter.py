@@ -3,7 +3,9 @@
     source      read and found good (moxserve/export/sources/)
     staging     a hidden directory beside the other versions; everything below happens in it
       stage         a complete SavedModel, compared with the source on real rows
+      variants      further forms of it, each compared with the source and measured
       warmup        records made of real rows, replayed
+      report        what was found, for programs and for people
       manifest      signatures, figures, digests of all files
     publish     flushed to disk and renamed to `BASE/<version>/`
 
@@ -14,60 +16,103 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
 
-from moxserve import __version__, file
+from moxserve.errors import VerificationError
 from moxserve.export.job import ExportResult, JobOptions
 from moxserve.export.manifest import Manifest, SignatureEntry, Variant, Warmup, write_manifest
 from moxserve.export.place import place
+from moxserve.export.publish import check_version, open_publication
+from moxserve.export.publish.retention import apply_retention
+from moxserve.export.report import write_report
+from moxserve.export.report.collect import report_of, tools
 from moxserve.export.sources import open_source
 from moxserve.export.sources.base import StagedModel
+from moxserve.export.variants.make import SAVED_MODEL, MadeVariants, make_variants, read_conditions
 from moxserve.export.verify import open_artifact
-from moxserve.export.versions import check_version, normalize_version, publish_version
+from moxserve.export.versions import normalize_version
 from moxserve.export.warmup import replay, write_warmup
+from moxserve.talk import Talk, silent
 from moxserve.tensorflow.executor.env import tf
 
-__all__ = ["export_tf_serving", "export_version"]
+__all__ = ["REPORT_DIR", "export_tf_serving", "export_version"]
+
+# Loaders of SavedModels leave `assets.extra` alone.
+REPORT_DIR = os.path.join("assets.extra", "report")
 
 
-def export_version(job: JobOptions) -> ExportResult:
-    """Make a SavedModel of a job's source, verify it, and publish it as a version that TensorFlow Serving reads.
+def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
+    """Make a SavedModel and the variants that are asked for, verify them, and publish them as one version.
 
     Args:
         job: what to export, and where to.
+        talk: told in one line what happens; nothing is told without variants.
 
     Returns:
         The published version.
 
     Raises:
+        UsageError: an option cannot be read, or does not go with the source.
         ModelSpecError: model_fn gives no ExportSpec in mode EXPORT, or one that cannot be exported.
         CheckpointError: the checkpoint is missing or does not fit the model.
         VersionExistsError: the version that was asked for is there already.
-        VerificationError: the artifact does not answer as the model does.
+        VerificationError: the artifact does not answer as the model does, or not as the user requires.
         ExportError: TensorFlow or the file system failed.
     """
     started = time.monotonic()
     if job.version is not None:
         check_version(job.base_dir, job.version)
+    read_conditions(job.variants)
     with place("publishing the version"), _quiet(), contextlib.ExitStack() as stack:
         source = stack.enter_context(open_source(job))
         version = normalize_version(source.version if job.version is None else job.version)
-        staged = stack.enter_context(publish_version(job.base_dir, version))
+        staged = stack.enter_context(open_publication(job.base_dir, version))
         model = source.stage(staged.staging)
-        warmup = _finish(job, model, staged.staging)
+        made = _variants(job, model, staged.staging, talk)
+        warmup = _finish(job, model, made, staged.staging)
+    removed = apply_retention(job.base_dir, job.keep, staged.version) if job.keep is not None else []
     return ExportResult(
         path=staged.path,
         version=staged.version,
         signatures=model.signatures,
         max_abs_error=model.verification.max_abs_error,
         warmup_records=warmup.records,
-        size_bytes=file.get_size(staged.path),
+        size_bytes=staged.size_bytes,
         seconds=time.monotonic() - started,
         verified_rows=model.verification.rows,
-        notes=model.notes,
+        notes=[*model.notes, *made.notes, *_warnings(made)],
+        report=made.report,
+        removed=removed,
     )
+
+
+def _variants(job: JobOptions, model: StagedModel, staging: str, talk: Talk) -> MadeVariants:
+    """Make what is asked for beside the SavedModel.
+
+    Raises:
+        VerificationError: it is not what the user requires. The report is in `report_dir` all the same.
+    """
+    if not job.variants.targets and not job.report_dir:
+        return MadeVariants()
+    with place("making variants"):
+        made = make_variants(job, model, staging, talk)
+        made.report = report_of(job, model, made)
+        if job.report_dir:
+            write_report(job.report_dir, made.report)
+        if made.failure:
+            hint = f"the report is in {job.report_dir}" if job.report_dir else "--report DIR keeps the report"
+            raise VerificationError(made.failure, hint=hint)
+        write_report(os.path.join(staging, REPORT_DIR), made.report)
+    return made
+
+
+def _warnings(made: MadeVariants) -> Iterator[str]:
+    for report in made.reports:
+        if report.verdict in ("dropped", "failed"):
+            yield f"variant {report.name} {report.verdict}: {'; '.join(report.reasons)}"
 
 
 export_tf_serving = export_version
@@ -95,7 +140,7 @@ def _quiet() -> Iterator[None]:
         logger.removeFilter(hold)
 
 
-def _finish(job: JobOptions, model: StagedModel, staging: str) -> Warmup:
+def _finish(job: JobOptions, model: StagedModel, made: MadeVariants, staging: str) -> Warmup:
     """Add warmup records and the manifest to a staged model."""
     with place("writing warmup records"):
         warmup = write_warmup(job, model, staging)
@@ -103,17 +148,18 @@ def _finish(job: JobOptions, model: StagedModel, staging: str) -> Warmup:
             with open_artifact(staging) as artifact:
                 replay(staging, artifact)
     with place("writing the manifest"):
-        write_manifest(staging, _manifest(job, model, warmup))
+        write_manifest(staging, _manifest(job, model, made, warmup))
     return warmup
 
 
-def _manifest(job: JobOptions, model: StagedModel, warmup: Warmup) -> Manifest:
+def _manifest(job: JobOptions, model: StagedModel, made: MadeVariants, warmup: Warmup) -> Manifest:
+    alone = Variant(name=SAVED_MODEL, format="saved_model", verification=model.verification)
     return Manifest(
-        tools={"moxserve": __version__, "tensorflow": tf.__version__},
+        tools=tools(),
         model_name=job.model_name,
         signatures={name: SignatureEntry.from_signature(s) for name, s in model.signatures.items()},
         source=model.source,
-        variants=(Variant(name="saved_model", format="saved_model", verification=model.verification),),
+        variants=made.variants or (alone,),
         warmup=warmup,
         metadata=dict(job.metadata),
         op_libraries=model.op_libraries,

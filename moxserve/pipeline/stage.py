@@ -10,20 +10,15 @@ from moxserve.config.models import PluginConfig
 from moxserve.config.pipeline import LoadedPipeline
 from moxserve.errors import ConfigError, InterruptedRunError, MissingExtraError, MoxserveError, first_line
 from moxserve.pipeline.slots import ParameterError
+from moxserve.talk import Talk, silent
 
 __all__ = ["StageError", "Talk", "first_line", "silent", "stage"]
-
-Talk = Callable[[str], None]
 
 _OURS = ("tensorflow", "moxserve/", "moxserve_plugins/", "contextlib")
 
 
 class StageError(MoxserveError):
     """The code of a plugin, or of a user's function, raised an error that is none of ours; it is chained."""
-
-
-def silent(message: str) -> None:
-    """Tell nobody."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from moxserve.export.facts import Figures
 from moxserve.export.figures import figures, judge, with_singles
 from moxserve.export.job import JobOptions
 from moxserve.export.manifest import TensorNames, Variant, Verification
-from moxserve.export.report.model import CalibrationFacts, RequirementResult, TransformStep, VariantReport
+from moxserve.export.report.model import CalibrationFacts, Report, RequirementResult, TransformStep, VariantReport
 from moxserve.export.requirements import Requirement, bind_requirements, check_requirements
 from moxserve.export.sources.base import StagedModel
 from moxserve.export.targets import Target, VariantOptions
@@ -32,10 +32,9 @@ from moxserve.export.variants.rows import RowSets, split_rows
 from moxserve.export.variants.work import Built, Failure, Work
 from moxserve.export.variants.workshop import Workshop
 from moxserve.probe import ProbeOptions, ProbeResult, probe
+from moxserve.talk import Talk
 
-__all__ = ["SAVED_MODEL", "Conditions", "MadeVariants", "Talk", "make_variants", "read_conditions"]
-
-Talk = Callable[[str], None]
+__all__ = ["SAVED_MODEL", "Conditions", "MadeVariants", "make_variants", "read_conditions"]
 
 SAVED_MODEL = "saved_model"
 VARIANTS_DIR = "variants"
@@ -72,6 +71,7 @@ class MadeVariants:
         notes: what the user should know.
         phases: phase -> seconds.
         failure: why nothing must be published; empty when something may.
+        report: of all this; the exporter fills it in.
     """
 
     variants: tuple[Variant, ...] = ()
@@ -84,6 +84,7 @@ class MadeVariants:
     notes: list[str] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
     failure: str = ""
+    report: Report | None = None
 
 
 def read_conditions(options: VariantOptions) -> Conditions:
