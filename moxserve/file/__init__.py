@@ -1,7 +1,8 @@
 """`mox.file`: every byte that moxserve reads or writes by path goes through here.
 
 `local` is the engine for plain paths. `atomic` is how files and directories come to be: complete, or not at all. A path
-with a scheme (`s3://`, `obs://`) is sent to the engine of that scheme; see `engines`.
+with a scheme (`s3://`, `obs://`) is sent to the engine of that scheme. `s3` holds the operations on objects that
+publishing to a bucket needs.
 """
 
 from moxserve.file.api import (
@@ -27,6 +28,8 @@ from moxserve.file.api import (
     write,
 )
 from moxserve.file.atomic import (
+    TEMP_PREFIX,
+    abandoned,
     atomic_open,
     atomic_write,
     fsync_directory,
@@ -34,12 +37,15 @@ from moxserve.file.atomic import (
     publish_directory,
     staging_directory,
     sweep,
+    temp_name,
 )
 
 __all__ = [
+    "TEMP_PREFIX",
     "File",
     "MoxFileNameDuplicateException",
     "MoxFileNotExistsException",
+    "abandoned",
     "append",
     "atomic_open",
     "atomic_write",
@@ -62,6 +68,7 @@ __all__ = [
     "staging_directory",
     "stat",
     "sweep",
+    "temp_name",
     "walk",
     "write",
 ]

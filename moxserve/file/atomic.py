@@ -23,6 +23,7 @@ from moxserve.errors import VersionExistsError
 
 __all__ = [
     "TEMP_PREFIX",
+    "abandoned",
     "atomic_open",
     "atomic_write",
     "fsync_directory",
@@ -30,6 +31,7 @@ __all__ = [
     "publish_directory",
     "staging_directory",
     "sweep",
+    "temp_name",
 ]
 
 TEMP_PREFIX = ".moxserve-tmp-"
@@ -38,9 +40,10 @@ TEMP_PREFIX = ".moxserve-tmp-"
 _FOREIGN_LITTER_S = 24 * 3600.0
 
 
-def _temp_name(folder: str) -> str:
+def temp_name() -> str:
+    """Return a fresh temporary name that tells who writes, as `abandoned` reads it."""
     pid = os.getpid()
-    return os.path.join(folder, f"{TEMP_PREFIX}{pid}-{_started(pid)}-{_host()}-{uuid.uuid4().hex[:12]}")
+    return f"{TEMP_PREFIX}{pid}-{_started(pid)}-{_host()}-{uuid.uuid4().hex[:12]}"
 
 
 def _started(pid: int) -> str:
@@ -105,7 +108,7 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     # Behind a symbolic link, as an ordinary open would write.
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
-    temp = _temp_name(folder)
+    temp = os.path.join(folder, temp_name())
     try:
         with open(temp, "wb") as f:
             yield f
@@ -129,7 +132,7 @@ def staging_directory(parent: str | os.PathLike[str]) -> Iterator[str]:
         parent: the directory that the result is published into; made if missing.
     """
     os.makedirs(parent, exist_ok=True)
-    temp = _temp_name(os.path.abspath(parent))
+    temp = os.path.join(os.path.abspath(parent), temp_name())
     os.mkdir(temp)
     try:
         yield temp
@@ -173,9 +176,15 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _abandoned(entry: os.DirEntry[str]) -> bool:
-    """Tell whether the writer of a temporary file or directory is gone."""
-    parts = entry.name[len(TEMP_PREFIX) :].split("-")
+def abandoned(name: str, modified_at: float) -> bool:
+    """Tell whether the writer of what has a temporary name is gone.
+
+    Args:
+        name: as `temp_name` gives it.
+        modified_at: when it was last written to, seconds since 1970: what machines that cannot be seen from here wrote
+            is given up after a day, since nobody writes one file or version for that long.
+    """
+    parts = name[len(TEMP_PREFIX) :].split("-")
     if not parts[0].isdecimal():
         return True
     pid = int(parts[0])
@@ -183,10 +192,7 @@ def _abandoned(entry: os.DirEntry[str]) -> bool:
         return not _alive(pid)
     started, host = parts[1], parts[2]
     if host != _host():
-        # Its processes cannot be seen from here; nobody writes one file or version for a day.
-        with contextlib.suppress(FileNotFoundError):
-            return time.time() - entry.stat(follow_symlinks=False).st_mtime > _FOREIGN_LITTER_S
-        return False
+        return time.time() - modified_at > _FOREIGN_LITTER_S
     return not _alive(pid) or _started(pid) != started
 
 
@@ -201,7 +207,10 @@ def sweep(folder: str | os.PathLike[str]) -> list[str]:
         for entry in list(entries):
             if not entry.name.startswith(TEMP_PREFIX):
                 continue
-            if not _abandoned(entry):
+            try:
+                if not abandoned(entry.name, entry.stat(follow_symlinks=False).st_mtime):
+                    continue
+            except FileNotFoundError:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)

@@ -260,7 +260,7 @@ def _has_checkpoint(log_dir: str) -> bool:
 
 
 def _next_version(base: str) -> int:
-    from moxserve.export.versions import next_version
+    from moxserve.export.publish import next_version
 
     return next_version(base)
 

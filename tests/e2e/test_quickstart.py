@@ -8,7 +8,7 @@ import re
 import pytest
 
 from moxserve.export.manifest import check_files
-from moxserve.export.versions import list_versions
+from moxserve.export.publish import list_versions
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import pytest
 from moxserve.errors import CheckpointError, ExportError, UsageError, VersionExistsError
 from moxserve.export.job import ExportJob
 from moxserve.export.manifest import check_files, read_manifest
-from moxserve.export.versions import list_versions
+from moxserve.export.publish import list_versions
 from moxserve.serving.source import find_versions
 
 
@@ -115,7 +115,7 @@ def test_tensorflows_long_messages_become_the_line_that_tells_the_cause() -> Non
 
 def test_a_file_in_the_place_of_the_base_directory_is_told(half_job: ExportJob, export: Any) -> None:
     Path(half_job.base_dir).write_text("a file")
-    with pytest.raises(ExportError, match=r"publishing the version: .*exists"):
+    with pytest.raises(UsageError, match=r"is a file; expected a directory for the versions"):
         export(half_job)
 
 

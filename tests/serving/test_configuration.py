@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from moxserve.errors import UsageError
-from moxserve.export.versions import publish_version
+from moxserve.export.publish import open_publication
 from moxserve.serving.main import Server
 from moxserve.serving.manager import ManagerOptions
 from moxserve.serving.reload import ReloadOptions
@@ -461,7 +461,7 @@ def test_twenty_changes_under_sixteen_clients(linear, serve, stubs, tmp_path, wa
         for _ in range(2):
             # A new version turns up.
             traffic.allow(latest={2, 3})
-            with publish_version(str(base), 3) as staged:
+            with open_publication(str(base), 3) as staged:
                 shutil.copytree(linear / "m" / "3", staged.staging, dirs_exist_ok=True)
             wait_for(lambda: client.status().get(3) == "AVAILABLE", "version 3")
             traffic.allow(latest={3})

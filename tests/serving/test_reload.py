@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from moxserve.errors import NotFound
-from moxserve.export.versions import publish_version
+from moxserve.export.publish import open_publication
 from moxserve.serving.dataplane import Prediction
 from moxserve.serving.main import Server
 from moxserve.serving.manager import ManagerOptions
@@ -65,7 +65,7 @@ def test_new_version_and_rollback_under_traffic(tmp_path: Path, save_linear, ser
     server = serve(tmp_path)
     with traffic(server) as answers:
         for version in range(2, 6):
-            with publish_version(str(tmp_path), version) as staged:
+            with open_publication(str(tmp_path), version) as staged:
                 shutil.rmtree(staged.staging)
                 save_linear(Path(staged.staging), slope=10 * version)
             wait_for(lambda v=version: states(server).get(v) == "AVAILABLE", f"version {version}")
@@ -91,7 +91,7 @@ def test_a_request_in_flight_is_answered_by_its_old_version(tmp_path: Path, save
 
     thread = threading.Thread(target=slow)
     thread.start()
-    with publish_version(str(tmp_path), 2) as staged:
+    with open_publication(str(tmp_path), 2) as staged:
         shutil.copytree(tmp_path / "1", staged.staging, dirs_exist_ok=True)
     wait_for(lambda: states(server) == {2: "AVAILABLE", 1: "UNLOADING"}, "the new version, while the old one works")
     thread.join(60)
@@ -104,7 +104,7 @@ def test_a_broken_new_version_never_takes_traffic(tmp_path: Path, save_linear, s
     save_linear(tmp_path / "1", slope=3)
     server = serve(tmp_path)
     with traffic(server) as answers:
-        with publish_version(str(tmp_path), 2) as staged:
+        with open_publication(str(tmp_path), 2) as staged:
             shutil.copytree(tmp_path / "1", staged.staging, dirs_exist_ok=True)
             data = Path(staged.staging) / "variables" / "variables.data-00000-of-00001"
             data.write_bytes(data.read_bytes()[:1])
@@ -152,9 +152,9 @@ def test_a_version_that_another_program_copies_is_never_seen_half(tmp_path: Path
 
 PUBLISH = """
 import os, shutil, sys, time
-from moxserve.export.versions import publish_version
+from moxserve.export.publish import open_publication
 base, source = sys.argv[1:]
-with publish_version(base) as staged:
+with open_publication(base) as staged:
     print("staging", flush=True)
     for folder, _, names in os.walk(source):
         here = os.path.join(staged.staging, os.path.relpath(folder, source))

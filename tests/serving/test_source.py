@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moxserve.export.versions import publish_version
+from moxserve.export.publish import open_publication
 from moxserve.serving.source import find_versions
 
 
@@ -82,7 +82,7 @@ def sealed(tmp_path: Path, linear: Path) -> Path:
     """A version with a manifest, as our exporter writes it."""
     from moxserve.export.manifest import Manifest, Source, write_manifest
 
-    with publish_version(str(tmp_path)) as staged:
+    with open_publication(str(tmp_path)) as staged:
         shutil.copytree(linear, staged.staging, dirs_exist_ok=True)
         assert not find_versions(str(tmp_path)).versions
         write_manifest(

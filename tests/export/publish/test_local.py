@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from moxserve.errors import UsageError, VersionExistsError
-from moxserve.export.versions import check_version, list_versions, next_version, normalize_version, publish_version
+from moxserve.export.publish import check_version, list_versions, next_version, open_publication
+from moxserve.export.versions import normalize_version
 from moxserve.file.atomic import TEMP_PREFIX
 
 
@@ -56,7 +57,7 @@ def test_what_is_no_version_is_refused(given: object) -> None:
 def test_publishing_takes_the_next_number_and_leaves_nothing_else(tmp_path: Path) -> None:
     base = tmp_path / "models" / "half"
     for expected in (1, 2):
-        with publish_version(str(base)) as staged:
+        with open_publication(str(base)) as staged:
             Path(staged.staging, "saved_model.pb").write_bytes(b"x")
             assert list_versions(str(base)) == list(range(1, expected))
         assert (staged.version, staged.path) == (expected, str(base / str(expected)))
@@ -66,7 +67,7 @@ def test_publishing_takes_the_next_number_and_leaves_nothing_else(tmp_path: Path
 
 def test_a_failure_publishes_nothing_and_leaves_no_litter(tmp_path: Path) -> None:
     def fail() -> None:
-        with publish_version(str(tmp_path)) as staged:
+        with open_publication(str(tmp_path)) as staged:
             Path(staged.staging, "half").write_text("written")
             raise RuntimeError("model broke")
 
@@ -79,7 +80,7 @@ def test_a_failure_publishes_nothing_and_leaves_no_litter(tmp_path: Path) -> Non
 def test_a_number_that_is_there_is_refused_in_moxings_words(tmp_path: Path, taken: str) -> None:
     (tmp_path / taken).mkdir()
     expected = "Export directory already exists. Please specify a different export directory: "
-    with pytest.raises(VersionExistsError) as raised, publish_version(str(tmp_path), 1):
+    with pytest.raises(VersionExistsError) as raised, open_publication(str(tmp_path), 1):
         pytest.fail("the block must not run")
     assert raised.value.message == expected + str(tmp_path / "1")
     assert "-1" in str(raised.value.hint)
@@ -93,7 +94,7 @@ def test_a_name_that_is_there_is_refused(tmp_path: Path) -> None:
 
 def test_a_version_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     def publish() -> None:
-        with publish_version(str(tmp_path), 5) as staged:
+        with open_publication(str(tmp_path), 5) as staged:
             Path(staged.staging, "mine").write_text("mine")
             (tmp_path / "5").mkdir()
             (tmp_path / "5" / "theirs").write_text("theirs")
@@ -105,9 +106,9 @@ def test_a_version_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> 
 
 
 def test_the_next_number_is_taken_when_another_exporter_was_faster(tmp_path: Path) -> None:
-    with publish_version(str(tmp_path)) as slow:
+    with open_publication(str(tmp_path)) as slow:
         Path(slow.staging, "slow").touch()
-        with publish_version(str(tmp_path)) as fast:
+        with open_publication(str(tmp_path)) as fast:
             Path(fast.staging, "fast").touch()
     assert (fast.version, slow.version) == (1, 2)
     assert os.listdir(tmp_path / "2") == ["slow"]
@@ -116,8 +117,8 @@ def test_the_next_number_is_taken_when_another_exporter_was_faster(tmp_path: Pat
 def test_publishing_sweeps_what_a_dead_exporter_left(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
-        "from moxserve.export.versions import publish_version\n"
-        f"with publish_version({str(tmp_path)!r}) as staged:\n"
+        "from moxserve.export.publish import open_publication\n"
+        f"with open_publication({str(tmp_path)!r}) as staged:\n"
         "    open(staged.staging + '/saved_model.pb', 'w').close()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -125,6 +126,6 @@ def test_publishing_sweeps_what_a_dead_exporter_left(tmp_path: Path) -> None:
     (litter,) = os.listdir(tmp_path)
     assert litter.startswith(TEMP_PREFIX)
     assert list_versions(str(tmp_path)) == []
-    with publish_version(str(tmp_path)) as staged:
+    with open_publication(str(tmp_path)) as staged:
         Path(staged.staging, "saved_model.pb").touch()
     assert os.listdir(tmp_path) == ["1"]
