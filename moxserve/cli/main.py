@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "data": ("moxserve.cli.data:data", "Write sample data sets."),
     "deploy": ("moxserve.cli.deploy:deploy", "Write manifests: KServe, Kubernetes, docker-compose."),
     "export": ("moxserve.cli.export:export", "Turn a checkpoint into a verified, versioned artifact."),
+    "inspect": ("moxserve.cli.inspect:inspect", "Show what is in models and checkpoints; convert between formats."),
     "loadtest": ("moxserve.cli.loadtest:loadtest", "Load a running server and check limits."),
     "models": ("moxserve.cli.models:models", "Show and change what a running server serves."),
     "pipeline": ("moxserve.cli.pipeline:pipeline", "Run, check and show training pipelines."),

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from moxserve.errors import DataError
 from moxserve.file import File, write
 
-__all__ = ["encode_record", "read_records", "write_records"]
+__all__ = ["encode_record", "header_fits", "read_records", "write_records"]
 
 _MASK_DELTA = 0xA282EAD8
 
@@ -30,6 +30,11 @@ def encode_record(payload: bytes) -> bytes:
     """Frame one payload as a record."""
     length = struct.pack("<Q", len(payload))
     return b"".join((length, struct.pack("<I", _masked_crc(length)), payload, struct.pack("<I", _masked_crc(payload))))
+
+
+def header_fits(head: bytes) -> bool:
+    """Tell whether a file's first 12 bytes are the header of a record: its length with the right checksum."""
+    return len(head) >= 12 and _masked_crc(head[:8]) == struct.unpack_from("<I", head, 8)[0]
 
 
 def write_records(path: str | os.PathLike[str], payloads: Iterable[bytes]) -> int:

@@ -1,0 +1,304 @@
+"""`moxserve inspect`: what is in models and checkpoints, and conversions between their formats.
+
+Only commands that read values out of checkpoints import TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moxserve.cli.main import LazyGroup
+
+if TYPE_CHECKING:
+    from moxserve.inspect.report import Column, Report
+    from moxserve.inspect.stores import Entry, Store
+
+__all__ = ["inspect"]
+
+_EPILOG = """\b
+Examples:
+  moxserve inspect show models/digits
+  moxserve inspect variables models/digits --sort size --stats
+  moxserve inspect checkpoint runs/digits --filter 'conv*'
+  moxserve inspect convert models/digits/1 weights.npz
+
+\b
+PATH is a version directory or a folder of them (the newest is taken), a SavedModel, a GraphDef, a
+checkpoint or a folder of them, the directory of a run, an .onnx, .tflite, .xml or .npz file, or a
+TFRecord of requests; what it is is found out from what lies there.
+
+\b
+Exit codes: 0 told; 1 a file is damaged; 2 PATH is nothing that can be inspected, or has not what
+the command asks for; 5 what was found is not right, or two models differ.
+"""
+
+
+@click.group(cls=LazyGroup, lazy={}, epilog=_EPILOG)
+def inspect() -> None:
+    """Show what is in models and checkpoints; convert between formats."""
+
+
+_PATH = click.argument("path", type=click.Path())
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+_TAGS = click.option("--tags", default="", metavar="A,B", help="Tags of the graph. Default: serve, or the first graph.")
+_FILTER = click.option(
+    "--filter", "patterns", multiple=True, metavar="GLOB",
+    help="Only names that fit this shell pattern, such as 'conv*/weights'. May be repeated.",
+)  # fmt: skip
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+@inspect.command(epilog="\b\nExample:\n  moxserve inspect show models/digits")
+@_PATH
+@_TAGS
+@click.option("--digests/--no-digests", default=True, help="Compare files with the checksums in the manifest of a "
+              "version, which reads all of them.  [default: digests]")  # fmt: skip
+@click.option("--all", "all_rows", is_flag=True, help="List every operation and record, not only the first 12.")
+@_JSON
+def show(path: str, tags: str, digests: bool, all_rows: bool, as_json: bool) -> None:
+    """Tell what PATH is and what is in it."""
+    from moxserve.inspect.describe import describe
+    from moxserve.inspect.detect import detect
+
+    report = describe(detect(path), _words(tags), digests=digests, all_rows=all_rows or as_json)
+    _echo(report, as_json)
+
+
+@inspect.command(epilog="\b\nExample:\n  moxserve inspect signatures models/digits")
+@_PATH
+@_TAGS
+@_JSON
+def signatures(path: str, tags: str, as_json: bool) -> None:
+    """List the signatures of a SavedModel, or what another model takes and gives."""
+    from moxserve.inspect.describe import describe
+    from moxserve.inspect.detect import MODELS, detect, need
+
+    subject = need(detect(path), MODELS, "signatures")
+    report = describe(subject, _words(tags), digests=False)
+    report.facts, report.problems = {}, []
+    report.tables = [table for table in report.tables if table.key in ("signatures", "ends", "tensors")]
+    _echo(report, as_json)
+
+
+@inspect.command(epilog="\b\nExample:\n  moxserve inspect ops models/digits --nodes --filter '*Conv*'")
+@_PATH
+@click.option("--nodes", is_flag=True, help="List the nodes themselves, not how many there are of each operation.")
+@_FILTER
+@_TAGS
+@_JSON
+def ops(path: str, nodes: bool, patterns: tuple[str, ...], tags: str, as_json: bool) -> None:
+    """Count operations by type, or list nodes. `--filter` goes by operation or by node name."""
+    from moxserve.inspect.detect import detect
+    from moxserve.inspect.operations import operations
+
+    _echo(operations(detect(path), patterns, _words(tags), nodes=nodes), as_json)
+
+
+@inspect.command(epilog="\b\nExample:\n  moxserve inspect variables models/digits --sort size --stats")
+@_PATH
+@_FILTER
+@click.option("--sort", type=click.Choice(["name", "size"]), default="name", show_default=True, help="Order of rows.")
+@click.option("--stats", is_flag=True, help="Read the values: least, largest, mean, deviation, share of zeros.")
+@_JSON
+def variables(path: str, patterns: tuple[str, ...], sort: str, stats: bool, as_json: bool) -> None:
+    """List variables with shapes and sizes: of a SavedModel, a checkpoint, an npz file, or the constants of a graph."""
+    from moxserve.inspect.detect import detect
+    from moxserve.inspect.report import Report
+    from moxserve.inspect.stores import open_store, picked
+
+    subject = detect(path)
+    _prepare(subject.kind)
+    store = open_store(subject)
+    entries = picked(store.entries, patterns)
+    if sort == "size":
+        entries = sorted(entries, key=lambda entry: (-entry.size_bytes, entry.name))
+    report = Report(store.path, subject.kind, notes=subject.notes)
+    _list_entries(report, store, entries, stats=stats)
+    _echo(report, as_json)
+
+
+@inspect.command(epilog="\b\nExamples:\n  moxserve inspect checkpoint runs/digits --filter 'conv*'\n"
+                 "  moxserve inspect checkpoint runs/digits --print global_step")  # fmt: skip
+@_PATH
+@_FILTER
+@click.option(
+    "--print", "printed", multiple=True, metavar="NAME", help="Print the value of a variable. May be repeated."
+)
+@click.option("--stats", is_flag=True, help="Read the values: least, largest, mean, deviation, share of zeros.")
+@_JSON
+def checkpoint(path: str, patterns: tuple[str, ...], printed: tuple[str, ...], stats: bool, as_json: bool) -> None:
+    """List what a checkpoint holds, under the keys that it holds it by, or print values.
+
+    PATH is the prefix (model.ckpt-300), one of its files, a folder of checkpoints, of which the newest is taken, or a
+    SavedModel, whose variables are a checkpoint too.
+    """
+    from moxserve.inspect.detect import detect
+    from moxserve.inspect.report import Report
+    from moxserve.inspect.stores import CheckpointStore, checkpoint_prefix, picked
+
+    subject = detect(path)
+    _prepare("checkpoint")
+    store = CheckpointStore(checkpoint_prefix(subject))
+    if printed:
+        _print_values(store, picked(store.raw, printed), as_json)
+        return
+    report = Report(store.path, "checkpoint", notes=subject.notes, problems=store.problems())
+    report.facts["shards"] = len(store.shards)
+    _list_entries(report, store, picked(store.raw, patterns), stats=stats)
+    _echo(report, as_json)
+
+
+def _prepare(kind: str) -> None:
+    """Import TensorFlow, its start-up lines hidden, where the values of a checkpoint are wanted."""
+    if kind in ("version", "checkpoint", "run", "metagraph"):
+        from moxserve.cli.quiet import import_tensorflow
+
+        import_tensorflow()
+
+
+def _list_entries(report: Report, store: Store, entries: Sequence[Entry], *, stats: bool) -> None:
+    from moxserve.inspect.report import Table, columns
+    from moxserve.inspect.stores import statistics
+
+    report.facts |= {
+        "variables": len(entries),
+        "parameters": sum(entry.parameters for entry in entries),
+        "variables_bytes": sum(entry.size_bytes for entry in entries),
+    }
+    keyed = any(entry.key != entry.name for entry in entries)
+    heading = "name:long " + ("key:long " if keyed else "") + "dtype shape:shape parameters:count size:bytes"
+    if stats:
+        heading += " min:figure max:figure mean:figure std:figure zeros:figure not_finite:count"
+    rows: list[tuple[Any, ...]] = []
+    for e in entries:
+        row: tuple[Any, ...] = (e.name, *([e.key] if keyed else []), e.dtype, e.shape, e.parameters, e.size_bytes)
+        if stats:
+            s = statistics(store.read(e))
+            row += (s.minimum, s.maximum, s.mean, s.std, s.zeros, s.not_finite)
+        rows.append(row)
+    report.tables.append(Table("variables", columns(heading), rows))
+
+
+def _print_values(store: Store, entries: Sequence[Entry], as_json: bool) -> None:
+    import numpy as np
+
+    from moxserve.cli.render import echo_json
+
+    if as_json:
+        echo_json({entry.name: _plain(store.read(entry)) for entry in entries})
+        return
+    for entry in entries:
+        value = store.read(entry)
+        click.echo(f"{entry.name}: {entry.dtype}{list(entry.shape)}")
+        click.echo(np.array2string(value, threshold=1000, max_line_width=100))
+
+
+def _plain(value: Any) -> Any:
+    """Make JSON of an array: text of bytes, numbers of the types that JSON does not have."""
+    if value.dtype == object:
+        decoded = [item.decode(errors="backslashreplace") for item in value.reshape(-1)]
+        return decoded[0] if value.ndim == 0 else decoded
+    if value.dtype.kind == "c":
+        return [[item.real, item.imag] for item in value.reshape(-1).tolist()]
+    return value.astype("float64").tolist() if value.dtype.kind == "V" else value.tolist()
+
+
+@inspect.command(epilog="\b\nExamples:\n  moxserve inspect warmup models/digits\n"
+                 "  moxserve inspect warmup requests.digits.20260101-1-0.tfrecord --json")  # fmt: skip
+@_PATH
+@_JSON
+def warmup(path: str, as_json: bool) -> None:
+    """List warmup records or a request log: kind, signature, inputs, and what cannot be replayed."""
+    from moxserve.inspect.describe import record_tables
+    from moxserve.inspect.detect import detect
+    from moxserve.inspect.records import records_path
+    from moxserve.inspect.report import Report
+
+    subject = detect(path)
+    report = Report(records_path(subject), "records", notes=subject.notes)
+    record_tables(report, subject)
+    _echo(report, as_json)
+
+
+def _echo(report: Report, as_json: bool) -> None:
+    """Print a report; then fail if what was found is not right.
+
+    Raises:
+        VerificationError: there are problems.
+    """
+    from moxserve.cli.render import echo_json
+    from moxserve.errors import VerificationError
+
+    if as_json:
+        echo_json(report.to_json())
+    else:
+        _echo_report(report)
+    if report.problems:
+        more = "" if len(report.problems) == 1 else f" (and {len(report.problems) - 1} more above)"
+        raise VerificationError(f"{report.path}: {report.problems[0]}{more}")
+
+
+def _echo_report(report: Report) -> None:
+    from moxserve.cli.render import echo_table
+
+    click.secho(report.path, bold=True)
+    labels = {key: _label(key) for key in report.facts}
+    width = max(map(len, labels.values()), default=0) + 2
+    for key, value in report.facts.items():
+        click.echo(f"  {labels[key]:<{width}}{_fact(key, value)}")
+    for table in report.tables:
+        # A column that is empty throughout says nothing.
+        shown = [i for i, _ in enumerate(table.columns) if any(row[i] not in (None, "") for row in table.rows)]
+        cells = [[_cell(table.columns[i], row[i]) for i in shown] for row in table.rows]
+        headings = [table.columns[i].name.replace("_", " ") for i in shown]
+        count = f"{len(table.rows)} of {table.total}, --all for the rest" if table.total else str(len(table.rows))
+        click.echo()
+        click.secho(f"{(table.title or table.key).replace('_', ' ')} ({count})", bold=True)
+        if not shown:
+            continue
+        kinds = {heading: table.columns[i].kind for heading, i in zip(headings, shown, strict=True)}
+        echo_table(
+            headings, cells,
+            cut={name: 12 for name, kind in kinds.items() if kind == "long"},
+            right=[name for name, kind in kinds.items() if kind in ("count", "bytes", "figure")],
+        )  # fmt: skip
+    notes = [("note", note) for note in report.notes] + [("problem", problem) for problem in report.problems]
+    for word, text in notes:
+        click.echo(f"{word}: {text}", err=True)
+
+
+def _label(key: str) -> str:
+    """Write the name of a fact: `size_bytes` is the size, `variables_bytes` the size of the variables."""
+    name = key.replace("_", " ")
+    return name.removesuffix(" bytes") if name == "size bytes" else name.replace(" bytes", " size")
+
+
+def _fact(key: str, value: Any) -> str:
+    from moxserve.cli.render import bytes_text
+
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return bytes_text(value) if key.endswith("bytes") else f"{value:,}" if value >= 10_000 else str(value)
+    return str(value)
+
+
+def _cell(column: Column, value: Any) -> str:
+    from moxserve.cli.render import bytes_text
+    from moxserve.inspect.report import shape_text
+
+    if column.kind == "shape":
+        return shape_text(value)
+    if value is None:
+        return ""
+    if column.kind == "bytes":
+        return bytes_text(value)
+    if column.kind == "figure":
+        return f"{value:.4g}"
+    return f"{value:,}" if column.kind == "count" and value >= 10_000 else str(value)
