@@ -1,0 +1,81 @@
+"""Which operations of the original graph an ONNX operation was made of, so that users can name it by either name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from moxserve.export.variants.onnx.model import nodes_of
+from moxserve.types import Signature
+
+__all__ = ["label_of", "names_of_operations"]
+
+# Operations of TensorFlow that ONNX operations with weights come from.
+_WEIGHTED = ("Conv", "DepthwiseConv", "MatMul", "BatchMatMul", "Gather", "Einsum")
+
+# tf2onnx numbers what it adds: `conv/Conv2D__12`.
+_NUMBERED = re.compile(r"__\d+$")
+# tensor -> the operation that makes it, and what that reads
+_Edges = Mapping[str, tuple[str, tuple[str, ...]]]
+
+
+def names_of_operations(model: Any, float_model: Any, graph_def: Any, signature: Signature) -> dict[str, set[str]]:
+    """Find the names that users may know each operation of a model by.
+
+    Converters fuse operations (a convolution swallows its batch normalization and bias), but keep the name of the
+    tensor at the end. So what was swallowed lies between that tensor and the next one that is still there.
+
+    Args:
+        model: made from `float_model`, perhaps with fused operations; each node has a name.
+        float_model: made from `graph_def`.
+        graph_def: the graph of TensorFlow.
+        signature: whose aliases are the names of the models' inputs and outputs.
+
+    Returns:
+        node of `model` -> names in `float_model` and in `graph_def`.
+    """
+    aliases = {alias: s.tensor for specs in (signature.inputs, signature.outputs) for alias, s in specs.items()}
+    onnx_edges = {t: (n.name, tuple(n.input)) for n in float_model.graph.node for t in n.output if t}
+    tf_edges = {n.name: (n.name, tuple(_tf_name(i, {}) for i in n.input)) for n in graph_def.node}
+    kept = {tensor for node in model.graph.node for tensor in node.output}
+    kept_tf = {name for name in (_tf_name(tensor, aliases) for tensor in kept) if name in tf_edges}
+    found: dict[str, set[str]] = {}
+    for node in nodes_of(model.graph):
+        ends = set(node.output)
+        inner = _between(onnx_edges, ends, kept - ends)
+        starts = {_tf_name(end, aliases) for end in ends} | {_NUMBERED.sub("", name) for name in (*inner, node.name)}
+        starts &= tf_edges.keys()
+        found[node.name] = inner | _between(tf_edges, starts, kept_tf - starts)
+    return found
+
+
+def label_of(node: str, names: Collection[str], graph_def: Any) -> str:
+    """Return the name that an operation with weights has in the original graph, or its own where it has none there.
+
+    Args:
+        node: name in the ONNX model, which may be that of a bias that was fused into it.
+        names: all its names, of `names_of_operations`.
+        graph_def: the original graph.
+    """
+    weighted = [n.name for n in graph_def.node if n.name in names and n.op.startswith(_WEIGHTED)]
+    return weighted[0] if len(weighted) == 1 else node
+
+
+def _tf_name(tensor: str, aliases: Mapping[str, str]) -> str:
+    return aliases.get(tensor, tensor).lstrip("^").split(":")[0]
+
+
+def _between(edges: _Edges, starts: Iterable[str], stops: set[str]) -> set[str]:
+    """Return the operations from some tensors back to others, constants left out."""
+    todo, seen, names = list(starts), set(stops), set()
+    while todo:
+        tensor = todo.pop()
+        if tensor in seen or tensor not in edges:
+            continue
+        seen.add(tensor)
+        name, sources = edges[tensor]
+        if sources:
+            names.add(name)
+        todo.extend(sources)
+    return names
