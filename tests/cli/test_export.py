@@ -137,6 +137,7 @@ inputs          image: uint8[?, 28, 28, 1], label: int64[?]
 samples         64
 path            m/3
 model name      m
+variants        none
 warmup batches  none
 atol            1e-05
 rtol            0.0001
@@ -176,7 +177,7 @@ def test_a_difference_fails_with_exit_code_5_and_publishes_nothing(moxserve: Any
         (
             ["nowhere", "--tf-serving", "m"],
             2,
-            "'nowhere': expected a pipeline file (.yaml) or the directory",
+            "'nowhere': there is no such file or directory; expected a pipeline file (.yaml), the directory of a run",
             "pipeline",
         ),
         (["{trained}/softmax"], 2, "export: nothing says what to make", "--tf-serving DIR"),
@@ -226,6 +227,15 @@ def test_mistakes_are_one_line_and_a_hint(
         (["--samples", "0"], "0 is not in the range x>=1"),
         (["--atol", "-1"], "-1.0 is not in the range x>=0"),
         (["--tf-servin", "m"], "--tf-serving"),
+        (["--onnx", "fp23"], "onnx 'fp23': no such precision; known: dynamic, float16, float32, int8"),
+        (["--tflite", "bf16"], "tflite in bfloat16 is not made here; tflite has float32, float16, dynamic, int8"),
+        (
+            ["--tf-serving", "m", "--onnx", "--require", "tflite"],
+            "no variant in tflite is made; known: saved_model, onnx",
+        ),
+        (["--tf-serving", "m", "--onnx", "--limit", "onnx.speed>1"], "'speed' is not a metric"),
+        (["--tf-serving", "m", "--tags", "serve"], "--tags does not go with a pipeline or its run"),
+        (["--calibration", "max"], "'max' is not one of 'minmax', 'entropy', 'percentile'"),
     ],
 )
 def test_wrong_options_are_usage_errors(args: list[str], message: str, moxserve: Any, trained: Path) -> None:
