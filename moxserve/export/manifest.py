@@ -316,7 +316,7 @@ def files_of(variant: Variant, names: Iterable[str]) -> list[str]:
 
     Args:
         variant: a SavedModel of the version directory itself has no part in `variants/` and `assets.extra/`; a file has
-            what lies beside it, or, at the top, what is called like it (`model.xml`, `model.bin`).
+            what lies beside it, or, at the top, its weights (`model.bin` of `model.xml`, `model.onnx.data`).
         names: of all files, relative to the version, with forward slashes.
     """
     path = PurePosixPath(variant.path)
@@ -325,7 +325,8 @@ def files_of(variant: Variant, names: Iterable[str]) -> list[str]:
     if variant.format == "saved_model" or path.parent.parts:
         folder = path if variant.format == "saved_model" else path.parent
         return sorted(n for n in names if folder in PurePosixPath(n).parents)
-    return sorted(n for n in names if n == variant.path or n.startswith(f"{path.stem}."))
+    weights = str(path.with_suffix(".bin")) if path.suffix == ".xml" else f"{path.name}.data"
+    return sorted(n for n in names if n in (variant.path, weights))
 
 
 def _stock(own: Sequence[str], files: Mapping[str, FileEntry]) -> dict[str, object]:

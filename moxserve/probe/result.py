@@ -57,6 +57,7 @@ class ProbeResult:
         size_bytes: of its files.
         measured: None when that was not asked for, or failed.
         notes: what was left out and why, one sentence each.
+        log: the end of what the process printed.
         seconds: how long the process ran.
     """
 
@@ -68,4 +69,5 @@ class ProbeResult:
     size_bytes: int = 0
     measured: Measured | None = None
     notes: tuple[str, ...] = ()
+    log: str = ""
     seconds: float = 0.0

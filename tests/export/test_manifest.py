@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import timezone
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from moxserve.errors import DataError
+from moxserve.export.facts import Figures, Machine, Measured, OutputFigures, Timing
 from moxserve.export.manifest import (
     MANIFEST_PATH,
     Manifest,
@@ -20,6 +22,7 @@ from moxserve.export.manifest import (
     Verification,
     Warmup,
     check_files,
+    files_of,
     read_manifest,
     write_manifest,
 )
@@ -64,11 +67,83 @@ def test_what_is_written_is_read_back(version: Path) -> None:
     assert manifest.files["saved_model.pb"].size_bytes == 5
     assert manifest.created.tzinfo in (timezone.utc, manifest.created.tzinfo)
     assert manifest.created.utcoffset().total_seconds() == 0
-    expected = _manifest(created=manifest.created, files=manifest.files)
-    assert manifest == expected
+    assert manifest == _manifest(created=manifest.created, files=manifest.files, variants=manifest.variants)
     signature = manifest.signature_map()["serving_default"]
     assert str(signature) == "serving_default(x: float32[?, 3]) -> (y: string[?])"
     assert signature.inputs["x"].tensor == "x:0"
+
+
+@pytest.mark.parametrize(
+    ("variant", "files"),
+    [
+        (Variant(name="saved_model", format="saved_model"), ["assets/l.txt", "saved_model.pb", "variables/v.index"]),
+        (
+            Variant(name="frozen", format="saved_model", path="variants/frozen"),
+            ["variants/frozen/frozen_graph.pb", "variants/frozen/saved_model.pb"],
+        ),
+        (
+            Variant(name="onnx", format="onnx", path="variants/onnx/model.onnx"),
+            ["variants/onnx/model.onnx", "variants/onnx/weights"],
+        ),
+        (Variant(name="openvino", format="openvino", path="model.xml"), ["model.bin", "model.xml"]),
+        (Variant(name="tflite", format="tflite", path="model.tflite"), []),
+    ],
+    ids=lambda value: value.name if isinstance(value, Variant) else "",
+)
+def test_each_variant_has_its_own_files_and_their_digest(tmp_path: Path, variant: Variant, files: list[str]) -> None:
+    names = (
+        "saved_model.pb", "variables/v.index", "assets/l.txt", "assets.extra/warmup", "model.xml", "model.bin",
+        "variants/frozen/saved_model.pb", "variants/frozen/frozen_graph.pb",
+        "variants/onnx/model.onnx", "variants/onnx/weights", "variants/onnx_int8/model.onnx",
+    )  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert files_of(variant, names) == files
+    written = write_manifest(str(tmp_path), _manifest(variants=(variant,))).variants[0]
+    assert written.size_bytes == sum(map(len, files))
+    lines = "".join(f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n" for name in files)
+    assert written.digest == (hashlib.sha256(lines.encode()).hexdigest() if files else "")
+
+
+def test_figures_and_measures_of_a_variant_are_read_back(version: Path) -> None:
+    timing = Timing(
+        batch=1, calls=9, min_ms=1.0, p50_ms=1.5, p95_ms=2.0, rows_per_s=666.7, best_rows_per_s=1000.0, cpu_ms=2.5
+    )
+    variant = Variant(
+        name="onnx_dynamic",
+        format="onnx",
+        path="variants/onnx_dynamic/model.onnx",
+        precision="dynamic",
+        figures=Figures(rows=3, outputs=(OutputFigures(output="y", dtype="float32", rel_l2=0.1),), top1_agreement=1.0),
+        measured=Measured(
+            machine=Machine(cpu="c", cpus=2, versions={"onnxruntime": "1"}),
+            load_s=0.1, first_call_ms=3.0, timings=(timing,), base_memory_mb=50.0, peak_memory_mb=70.0,
+        ),
+        details={"opset": 17},
+    )  # fmt: skip
+    write_manifest(str(version), _manifest(variants=(variant,)))
+    manifest = read_manifest(str(version))
+    assert manifest is not None
+    read = manifest.variants[0]
+    assert (read.figures, read.measured, read.details) == (variant.figures, variant.measured, {"opset": 17})
+    assert read.measured is not None
+    assert read.measured.at(1) == timing
+    assert read.measured.at(32) is None
+
+
+def test_a_manifest_without_them_is_still_read(version: Path) -> None:
+    path = version / MANIFEST_PATH
+    content = json.loads(path.read_text())
+    content["variants"] = [{"name": "saved_model", "format": "saved_model"}]
+    path.write_text(json.dumps(content))
+    manifest = read_manifest(str(version))
+    assert manifest is not None
+    assert (manifest.variants[0].measured, manifest.variants[0].figures, manifest.variants[0].digest) == (
+        None,
+        None,
+        "",
+    )
 
 
 def test_a_complete_version_has_no_problems(version: Path) -> None:

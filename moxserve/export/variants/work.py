@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 
 from moxserve.export.manifest import TensorNames
@@ -56,7 +57,9 @@ class Rows:
 
     def _load(self, name: str) -> np.ndarray:
         # Strings are saved as objects; the files are this process's parent's own.
-        return np.load(os.path.join(self.folder, name), allow_pickle=True)
+        array: np.ndarray = np.load(os.path.join(self.folder, name), allow_pickle=True)
+        # NumPy's files do not know bfloat16, the only element type of two bytes that they do not.
+        return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ TensorFlow and the others print goes to a log file instead, whose end is told wh
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import pickle
@@ -14,6 +13,7 @@ import sys
 from typing import IO, Any
 
 from moxserve.errors import MoxserveError, first_line
+from moxserve.export.children import die_with_parent
 from moxserve.export.variants.work import Built, Converter, Failure, Work
 
 __all__ = ["main"]
@@ -21,7 +21,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Answer works until the standard input ends."""
-    _die_with_parent()
+    die_with_parent()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # the log: nothing else may write between the answers
     requests = sys.stdin.buffer
@@ -53,16 +53,6 @@ def _convert(work: Work) -> Built | Failure:
 def _converter(format_name: str) -> Converter:
     module: Any = importlib.import_module(f"moxserve.export.variants.{format_name}")
     return module.convert
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end this process when its parent is killed; elsewhere the end of the input does, later."""
-    import ctypes
-    import signal
-
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 if __name__ == "__main__":

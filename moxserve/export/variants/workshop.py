@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
-import signal
 import subprocess
 import sys
 from types import TracebackType
 
+from moxserve.export.children import child_environment, how_it_ended, last_lines
 from moxserve.export.variants.work import Built, Failure, Work
 
 __all__ = ["Workshop"]
-
-_TAIL_BYTES = 4000
-_LAST_LINES = 3
 
 
 class Workshop:
@@ -82,34 +78,12 @@ class Workshop:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_environment(),
+                env=child_environment(),
             )
         return self._process
 
     def _died(self, process: subprocess.Popen[bytes]) -> Failure:
         code = process.wait()
         self.close()
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        told = _last_lines(self._log)
-        return Failure(f"the process that converted it {how}{': ' + told if told else ''}")
-
-
-def _environment() -> dict[str, str]:
-    paths = [path for path in sys.path if path]
-    return {
-        **os.environ,
-        # As in this process, and without the current directory, whose files may be called like a package.
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONSAFEPATH": "1",
-        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
-        # Converters see no GPU: what they make must not depend on it, and a training may have its memory.
-        "CUDA_VISIBLE_DEVICES": "-1",
-    }
-
-
-def _last_lines(path: str) -> str:
-    with open(path, "rb") as log:
-        log.seek(max(0, os.path.getsize(path) - _TAIL_BYTES))
-        lines = log.read().decode("utf-8", "replace").split("\n")
-    told = [line.strip() for line in lines if line.strip()]
-    return " | ".join(told[-_LAST_LINES:])
+        told = last_lines(self._log)
+        return Failure(f"the process that converted it {how_it_ended(code)}{': ' + told if told else ''}")

@@ -3,7 +3,9 @@
 The SavedModel is what the others are held against; where there is none, or it is not to be used, the most precise form
 is. Each variant is loaded, asked the version's warmup records (or made-up inputs), compared within its tolerance, and
 timed for a part of a second. The fastest serves; one that raises, differs or lacks its package is left out with a line
-in the log. The decision is remembered (`decisions`). A version that holds one form only is not measured at all.
+in the log. Where the manifest tells of figures from a machine like this one, those that did best there are tried first,
+and those that did far worse than one that serves are not tried. The decision is remembered (`decisions`). A version
+that holds one form only is not measured at all.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moxserve.errors import InvalidArgument, MissingExtraError, MoxserveError, NotFound, ServingError
+from moxserve.export.facts import Timing
 from moxserve.export.manifest import TensorNames, Variant, Verification
 from moxserve.serving.backends.base import Backend
 from moxserve.serving.backends.decisions import Decision, DecisionFile
@@ -23,16 +26,17 @@ from moxserve.serving.backends.measure import difference, runs_per_second
 from moxserve.serving.backends.samples import Sample, made_up, recorded, without_ones
 from moxserve.serving.backends.variants import VariantBackend
 
-__all__ = ["SAVED_MODEL", "Candidate", "Candidates", "choose"]
+__all__ = ["Candidate", "Candidates", "choose", "most_precise", "names_for"]
 
 logger = logging.getLogger(__name__)
 
-SAVED_MODEL = "saved_model"
 _BUDGET_S = 1.0
 _LEAST_S = 0.15
 # A variant that is hardly faster is not worth it: the SavedModel serves all signatures and needs no trust.
 _GAIN = 1.1
-_PRECISIONS = ("float32", "", "bfloat16", "float16", "int8")
+# One caller (the manifest) and many (here) may differ in what is fastest, but not so much.
+_FAR = 4.0
+_PRECISIONS = ("float32", "", "bfloat16", "float16", "dynamic", "int8")
 
 Outputs = dict[str, np.ndarray]
 
@@ -44,10 +48,12 @@ class Candidate:
     Attributes:
         variant: what is known of it.
         load: loads it, to serve only these signatures, or, with None, all that it can.
+        told: how fast the manifest says that it is, if that was measured on a machine like this one.
     """
 
     variant: Variant
     load: Callable[[Sequence[str] | None], Backend]
+    told: Timing | None = None
 
 
 @dataclass(frozen=True)
@@ -116,16 +122,18 @@ def _measured(candidates: Candidates, decisions: DecisionFile) -> Backend:
     decision.order, decision.figures, decision.refused, decision.signatures = [], {}, {}, {}
     budget_s = max(_LEAST_S, _BUDGET_S / (1 + len(candidates.others)))
     reference = _load_reference(candidates)
-    best = _Best(reference.backend, candidates.reference.variant.name, 0.0)
+    best = _Best(reference.backend, candidates.reference, 0.0)
     try:
         if reference.backend is not None and reference.timed is not None:
             figure = runs_per_second(reference.backend, reference.timed, budget_s)
-            decision.figures[best.name] = figure
+            decision.figures[candidates.reference.variant.name] = figure
             best.figure = figure * _GAIN
-        for candidate in candidates.others:
+        for candidate in sorted(candidates.others, key=_told_cost):
+            if best.beyond(candidate):
+                continue
             backend = _try(candidate, reference, decisions, budget_s)
             if backend is not None:
-                best.offer(backend, candidate.variant.name, decision.figures[candidate.variant.name])
+                best.offer(backend, candidate, decision.figures[candidate.variant.name])
         if best.backend is None:
             raise _nothing(candidates, decision)
         if best.backend is not reference.backend and reference.backend is not None:
@@ -134,7 +142,7 @@ def _measured(candidates: Candidates, decisions: DecisionFile) -> Backend:
         for backend in {id(b): b for b in (best.backend, reference.backend) if b is not None}.values():
             backend.close()
         raise
-    _conclude(candidates, decisions, best.name)
+    _conclude(candidates, decisions, best.candidate.variant.name)
     return best.backend
 
 
@@ -143,18 +151,37 @@ class _Best:
     """The best form so far; the first is the reference, which the caller closes."""
 
     backend: Backend | None
-    name: str
+    candidate: Candidate
     figure: float
     first: bool = True
 
-    def offer(self, backend: Backend, name: str, figure: float) -> None:
+    def beyond(self, other: Candidate) -> bool:
+        """Tell whether another one need not be tried: measured on a machine like this one, it is far slower."""
+        if self.backend is None or self.candidate.told is None or other.told is None:
+            return False
+        ours, theirs = self.candidate.told, other.told
+        far = theirs.cpu_ms > _FAR * ours.cpu_ms and theirs.min_ms > _FAR * ours.min_ms
+        if far:
+            logger.info("variant %s is not tried: the manifest says %.3g ms, and %.3g ms of %s",
+                        other.variant.name, theirs.min_ms, ours.min_ms, self.candidate.variant.name)  # fmt: skip
+        return far
+
+    def offer(self, backend: Backend, candidate: Candidate, figure: float) -> None:
         """Keep the better one of two, and free the other."""
         if self.backend is not None and figure <= self.figure:
             backend.close()
             return
         if self.backend is not None and not self.first:
             self.backend.close()
-        self.backend, self.name, self.figure, self.first = backend, name, figure, False
+        self.backend, self.candidate, self.figure, self.first = backend, candidate, figure, False
+
+
+def _told_cost(candidate: Candidate) -> tuple[bool, float]:
+    """Order candidates: the one that takes the least CPU time by the manifest first, those that it does not tell last.
+
+    When all CPUs answer requests, which is what is measured here, CPU time is what counts.
+    """
+    return candidate.told is None, candidate.told.cpu_ms if candidate.told is not None else 0.0
 
 
 def _conclude(candidates: Candidates, decisions: DecisionFile, best: str) -> None:

@@ -4,6 +4,7 @@
       saved_model.pb (or .pbtxt), variables/, assets/      a SavedModel
       model.onnx  |  model.xml + model.bin  |  model.tflite    the same model, or the only one, in another format
       variants/<name>/model.onnx | model.xml + model.bin | model.tflite    further forms of it
+      variants/<name>/saved_model.pb                       likewise, run by TensorFlow: frozen, or in another precision
       assets.extra/moxserve.json                           the manifest; its `variants` say more of each form
 
 The manifest need not name a variant for it to be found; it tells what the files do not: precision, tolerance, which
@@ -21,8 +22,9 @@ from moxserve.errors import DataError, DataLoss
 from moxserve.export.manifest import Variant, read_manifest
 from moxserve.types import Signature
 
-__all__ = ["FORMATS", "GRAPH_FILES", "Contents", "holds_model", "look", "model_files"]
+__all__ = ["FORMATS", "GRAPH_FILES", "SAVED_MODEL", "Contents", "holds_model", "look", "model_files"]
 
+SAVED_MODEL = "saved_model"
 GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
 MODEL_FILES = {"model.onnx": "onnx", "model.xml": "openvino", "model.tflite": "tflite"}
 VARIANTS_DIR = "variants"
@@ -38,12 +40,14 @@ class Contents:
         graph: name of the file with the SavedModel's graph; empty when there is no SavedModel.
         variants: the other forms of the model, by name.
         signatures: of the manifest, by key; empty without one.
+        own: what the manifest says of the SavedModel itself; None when it says nothing.
     """
 
     path: str
     graph: str
     variants: tuple[Variant, ...]
     signatures: Mapping[str, Signature]
+    own: Variant | None = None
 
     def of(self, format_name: str) -> tuple[Variant, ...]:
         """Return the variants of a format."""
@@ -64,12 +68,19 @@ def look(version_dir: str) -> Contents:
         manifest = read_manifest(version_dir)
     except DataError as error:
         raise DataLoss(error.message) from None
-    declared = [v for v in manifest.variants if v.format in FORMATS] if manifest else []
+    told = manifest.variants if manifest else ()
+    declared = [v for v in told if _stands_in(v)]
     paths = {os.path.normpath(v.path) for v in declared}
     found = [v for v in _found(version_dir) if v.path not in paths]
     graph = next((name for name in GRAPH_FILES if os.path.isfile(os.path.join(version_dir, name))), "")
     signatures = manifest.signature_map() if manifest else {}
-    return Contents(version_dir, graph, tuple(sorted((*declared, *found), key=lambda v: v.name)), signatures)
+    own = next((v for v in told if v.name == SAVED_MODEL and not _stands_in(v)), None)
+    return Contents(version_dir, graph, tuple(sorted((*declared, *found), key=lambda v: v.name)), signatures, own)
+
+
+def _stands_in(variant: Variant) -> bool:
+    """Tell whether a declared variant is another form of the model, not the SavedModel that the version itself is."""
+    return variant.format in FORMATS or (variant.format == SAVED_MODEL and os.path.normpath(variant.path) != ".")
 
 
 def model_files(names: Iterable[str]) -> list[str]:
@@ -78,8 +89,9 @@ def model_files(names: Iterable[str]) -> list[str]:
 
 
 def _is_model(parts: tuple[str, ...]) -> bool:
-    in_variant = len(parts) == 3 and parts[0] == VARIANTS_DIR
-    return bool(parts) and parts[-1] in MODEL_FILES and (len(parts) == 1 or in_variant)
+    if len(parts) == 3 and parts[0] == VARIANTS_DIR:
+        return parts[-1] in MODEL_FILES or parts[-1] in GRAPH_FILES
+    return len(parts) == 1 and parts[0] in MODEL_FILES
 
 
 def holds_model(version_dir: str) -> bool:
@@ -92,9 +104,14 @@ def _found(version_dir: str) -> list[Variant]:
     folder = os.path.join(version_dir, VARIANTS_DIR)
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     places = [("", "")] + [(name, os.path.join(VARIANTS_DIR, name)) for name in names]
-    return [
+    found = [
         Variant(name=name or format_name, format=format_name, path=os.path.join(place, model))
         for name, place in places
         for model, format_name in MODEL_FILES.items()
         if os.path.isfile(os.path.join(version_dir, place, model))
+    ]
+    return found + [
+        Variant(name=name, format=SAVED_MODEL, path=place)
+        for name, place in places[1:]
+        if any(os.path.isfile(os.path.join(version_dir, place, graph)) for graph in GRAPH_FILES)
     ]

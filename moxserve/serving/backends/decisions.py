@@ -12,11 +12,8 @@ import fcntl
 import hashlib
 import logging
 import os
-import platform
 import time
 from collections.abc import Iterator, Mapping
-from functools import cache
-from importlib import metadata
 from typing import Any
 
 import orjson
@@ -25,13 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from moxserve import __version__
 from moxserve.export.manifest import MANIFEST_PATH
 from moxserve.file import atomic_write
-from moxserve.serving.cpus import cpus
+from moxserve.serving.machine import machine
 
 __all__ = ["Decision", "DecisionFile", "cache_directory"]
 
 logger = logging.getLogger(__name__)
 
-_RUNTIMES = ("tensorflow", "onnxruntime", "openvino", "ai-edge-litert")
 _MAX_DEATHS = 2
 _MAX_FILES = 512
 _LOCK_S = 120.0
@@ -168,8 +164,8 @@ def _alive(pid: int) -> bool:
 def _key(version_dir: str, options: Mapping[str, Any]) -> str:
     facts = {
         "files": _fingerprint(version_dir),
-        "machine": [platform.machine(), _cpu(), cpus()],
-        "versions": {"moxserve": __version__, **{name: _version(name) for name in _RUNTIMES}},
+        "machine": machine().model_dump(),
+        "moxserve": __version__,
         "options": dict(options),
     }
     return hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
@@ -191,20 +187,3 @@ def _fingerprint(version_dir: str) -> list[Any]:
                 when = 0 if sealed else stat.st_mtime_ns
                 found.append([os.path.relpath(path, version_dir), stat.st_size, when])
     return sorted(found, key=str)
-
-
-@cache
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next((line.partition(":")[2].strip() for line in f if line.startswith("model name")), "")
-    except OSError:
-        return platform.processor()
-
-
-@cache
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

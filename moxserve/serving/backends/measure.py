@@ -10,21 +10,13 @@ import numpy as np
 
 from moxserve.errors import ServingError
 from moxserve.export.manifest import Tolerance, Variant
+from moxserve.export.tolerances import equal_share_for, tolerance_for
 from moxserve.serving.backends.base import Backend
 from moxserve.serving.backends.samples import Sample
 from moxserve.serving.cpus import cpus
 
 __all__ = ["difference", "runs_per_second", "tolerance_of"]
 
-# What the arithmetic of each precision allows; a whole network adds up many small differences.
-_DEFAULTS = {
-    "float32": Tolerance(rel_l2=1e-4),
-    "bfloat16": Tolerance(rel_l2=1e-2),
-    "float16": Tolerance(rel_l2=1e-2),
-    "int8": Tolerance(rel_l2=0.2),
-}
-# Of outputs that are no real numbers, such as the number of a class: the share that must be equal.
-_EQUAL = {"float32": 1.0, "bfloat16": 0.95, "float16": 0.95, "int8": 0.75}
 _TINY = 1e-12
 _SLICES = 3
 _MAX_CALLERS = 8
@@ -32,7 +24,7 @@ _MAX_CALLERS = 8
 
 def tolerance_of(variant: Variant) -> Tolerance:
     """Return the tolerance that a variant declares, or the one that its precision allows."""
-    return variant.tolerance or _DEFAULTS[variant.precision or "float32"]
+    return variant.tolerance or tolerance_for(variant.precision)
 
 
 def difference(
@@ -76,7 +68,7 @@ def _numbers(variant: Variant, have: np.ndarray, want: np.ndarray) -> str:
 
 def _others(variant: Variant, have: np.ndarray, want: np.ndarray) -> str:
     limits = tolerance_of(variant)
-    needed = _EQUAL[variant.precision or "float32"] if limits.agreement is None else limits.agreement
+    needed = equal_share_for(variant.precision) if limits.agreement is None else limits.agreement
     share = float((have == want).mean()) if want.size else 1.0
     return "" if share >= needed else f"{share:.3g} of its values are equal, not {needed:g}"
 

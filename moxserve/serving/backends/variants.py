@@ -35,6 +35,7 @@ class VariantBackend:
         load_rest: loads the SavedModel.
 
     Attributes:
+        main: as given.
         served: signatures that the variant serves.
     """
 
@@ -50,7 +51,7 @@ class VariantBackend:
             for key, s in self.signatures.items()
         }
         self.served = tuple(main.signatures)
-        self._main = main
+        self.main = main
         self._load_rest = load_rest
         self._rest: Backend | None = None
         self._lock = threading.Lock()
@@ -59,20 +60,20 @@ class VariantBackend:
         self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         """Run one signature; see `Backend.run`."""
-        backend = self._main if signature in self._main.signatures else self._other(signature)
+        backend = self.main if signature in self.main.signatures else self._other(signature)
         return backend.run(signature, inputs, outputs)
 
     def run_here(
         self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         """Run one signature; see `Backend.run_here`."""
-        backend = self._main if signature in self._main.signatures else self._other(signature)
+        backend = self.main if signature in self.main.signatures else self._other(signature)
         return backend.run_here(signature, inputs, outputs)
 
     def run_together(self, signatures: Sequence[str], array: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Run several signatures at once; see `Backend.run_together`."""
-        other = next((key for key in signatures if key not in self._main.signatures), None)
-        backend = self._main if other is None else self._other(other)
+        other = next((key for key in signatures if key not in self.main.signatures), None)
+        backend = self.main if other is None else self._other(other)
         return backend.run_together(signatures, array)
 
     def _other(self, signature: str) -> Backend:
@@ -91,6 +92,6 @@ class VariantBackend:
 
     def close(self) -> None:
         """Free both."""
-        self._main.close()
+        self.main.close()
         if self._rest is not None:
             self._rest.close()
