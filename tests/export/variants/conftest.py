@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moxserve.export.targets import Calibration, Target
-from moxserve.export.variants.work import FROZEN_GRAPH, Rows, Work
+from moxserve.export.variants.work import Rows, Work
 from moxserve.types import Signature, TensorSpec, dtype_by_enum
 
 # One TensorFlow in the process, and no search for a GPU that nobody asked for.
@@ -64,6 +64,7 @@ def freeze_net() -> Callable[..., Frozen]:
     """`freeze_net(folder, build)`: build gives the inputs and outputs by alias; variables get their initial values."""
 
     def freeze(folder: Path, build: Callable[[], tuple[dict[str, Any], dict[str, Any]]], train: Any = None) -> Frozen:
+        from moxserve.export.frozen import FrozenGraph
         from moxserve.tensorflow.executor.env import tf, tf1
 
         with tf.Graph().as_default() as graph, tf1.Session() as session:
@@ -76,9 +77,9 @@ def freeze_net() -> Callable[..., Frozen]:
             graph_def = tf1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), ends)
             graph_def = tf1.graph_util.remove_training_nodes(graph_def, ends)
         sides = [{alias: _spec(alias, tensor) for alias, tensor in side.items()} for side in (inputs, outputs)]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FROZEN_GRAPH).write_bytes(graph_def.SerializeToString())
-        return Frozen(str(folder), Signature("serving_default", "tensorflow/serving/predict", *sides), graph_def)
+        signature = Signature("serving_default", "tensorflow/serving/predict", *sides)
+        FrozenGraph(graph_def, signature).write(str(folder))
+        return Frozen(str(folder), signature, graph_def)
 
     return freeze
 

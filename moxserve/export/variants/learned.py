@@ -1,0 +1,124 @@
+"""Graphs with learned int8 ranges, made fit for converters that read the ranges out of fake-quantization operations.
+
+Such converters quantize whatever has a range on its inputs, and cannot be told to leave an operation out; so here the
+ranges are taken away from the operations that are to stay in floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from moxserve.types import Signature
+
+__all__ = ["ranged_operations", "spell_out_softmax", "without_ranges"]
+
+_FAKE_QUANT = "FakeQuantWithMinMax"
+# What hands values on as they are: a range before it is one of its result.
+_PASSING = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "ExpandDims"))
+
+
+def ranged_operations(graph_def: Any) -> list[str]:
+    """Return the names of the operations with a learned range on an input, in the graph's order."""
+    nodes = {node.name: node for node in graph_def.node}
+    return [
+        node.name
+        for node in graph_def.node
+        if not _ranged(node) and node.op not in _PASSING and any(_range_before(nodes, text) for text in node.input)
+    ]
+
+
+def without_ranges(graph_def: Any, operations: Collection[str]) -> None:
+    """Let operations read what the fake quantization before them reads, in place.
+
+    Args:
+        graph_def: the graph.
+        operations: names of nodes.
+    """
+    nodes = {node.name: node for node in graph_def.node}
+    for node in [nodes[name] for name in operations]:
+        for i, text in enumerate(node.input):
+            if _range_before(nodes, text):
+                node.input[i] = _copied_without(graph_def, nodes, text)
+
+
+def _name(text: str) -> str:
+    return text.partition(":")[0]
+
+
+def _ranged(node: Any) -> bool:
+    return node.op.startswith(_FAKE_QUANT)
+
+
+def _range_before(nodes: Mapping[str, Any], text: str) -> bool:
+    if text.startswith("^"):
+        return False
+    node = nodes[_name(text)]
+    return _ranged(node) or (node.op in _PASSING and _range_before(nodes, node.input[0]))
+
+
+def _copied_without(graph_def: Any, nodes: dict[str, Any], text: str) -> str:
+    """Return a tensor with the value of another without its fake quantization; what passes it on is copied."""
+    node = nodes[_name(text)]
+    if _ranged(node):
+        return str(node.input[0])
+    source = _copied_without(graph_def, nodes, node.input[0])
+    name = f"{node.name}/without_range"
+    if name not in nodes:
+        copy = graph_def.node.add()
+        copy.CopyFrom(node)
+        copy.name = name
+        copy.input[0] = source
+        nodes[name] = copy
+    return name
+
+
+def spell_out_softmax(graph_def: Any, signature: Signature) -> list[str]:
+    """Write the softmaxes that end a signature as exponentials over their sum, in place: nobody quantizes that.
+
+    An int8 softmax knows no probability below 1/256. The quotient is a product: converters know a softmax when they see
+    one.
+
+    Returns:
+        Names of the nodes.
+    """
+    nodes = {node.name: node for node in graph_def.node}
+    found = [node for node in _ends(nodes, signature) if node.op == "Softmax"]
+    for node in found:
+        _spell_out(graph_def, node)
+    return [node.name for node in found]
+
+
+def _ends(nodes: Mapping[str, Any], signature: Signature) -> Iterator[Any]:
+    """Yield the nodes that compute the outputs, each once."""
+    seen = set()
+    for spec in signature.outputs.values():
+        node = nodes[_name(spec.tensor)]
+        while node.op in _PASSING:
+            node = nodes[_name(node.input[0])]
+        if node.name not in seen:
+            seen.add(node.name)
+            yield node
+
+
+def _spell_out(graph_def: Any, node: Any) -> None:
+    kind, source, name = node.attr["T"].type, node.input[0], node.name
+
+    def add(suffix: str, op: str, *inputs: str) -> str:
+        made = graph_def.node.add(name=f"{name}/{suffix}", op=op, input=inputs)
+        made.attr["T"].type = kind
+        if op in ("Max", "Sum"):
+            made.attr["keep_dims"].b = True
+            made.attr["Tidx"].type = 3  # DT_INT32
+        return made.name
+
+    axis = graph_def.node.add(name=f"{name}/last", op="Const")
+    axis.attr["dtype"].type = 3
+    axis.attr["value"].tensor.dtype = 3
+    axis.attr["value"].tensor.tensor_shape.dim.add(size=1)
+    axis.attr["value"].tensor.int_val.append(-1)
+    largest = add("largest", "Max", source, axis.name)
+    powers = add("powers", "Exp", add("below", "Sub", source, largest))
+    total = add("total", "Sum", powers, axis.name)
+    node.op = "Mul"
+    node.input[:] = [powers, add("share", "Reciprocal", total)]

@@ -1,0 +1,249 @@
+"""TFLite: `model.tflite` by TensorFlow's converter, in float32, float16, with dynamic ranges, or in int8.
+
+int8 models take and give float32. Ranges are the extremes over the calibration rows, or what training learned. A model
+is calibrated once and then quantized as often as the search for what must stay in floating point needs it. The file
+tells its signature twice: to LiteRT, and, in the metadata that TensorFlow Serving reads, to servers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from moxserve import file
+from moxserve.errors import ExportError, MissingExtraError, first_line
+from moxserve.export.variants.exclusion import choose
+from moxserve.export.variants.feeds import Call, batch_size, batches
+from moxserve.export.variants.learned import ranged_operations, spell_out_softmax, without_ranges
+from moxserve.export.variants.quality import matching
+from moxserve.export.variants.tflite_model import final_operations, read_operations, with_signature
+from moxserve.export.variants.trial import try_out
+from moxserve.export.variants.work import FROZEN_GRAPH, Built, Work
+
+__all__ = ["convert"]
+
+_FILE = "model.tflite"
+# The server computes these itself; the Python packages of the interpreter lack them.
+_PARSERS = frozenset(("ParseExample", "ParseExampleV2"))
+# Their int8 forms have 256 steps between 0 and 1: no small probability survives that.
+_LAST_IN_FLOAT = frozenset(("SOFTMAX", "LOGISTIC"))
+_CASTS = frozenset(("QUANTIZE", "DEQUANTIZE"))
+_UNSUPPORTED = re.compile(r"'tf\.(\w+)' op is neither a custom op nor a flex op")
+
+
+@dataclass
+class _Made:
+    """A TFLite model, and what is to be told of how it was made."""
+
+    model: bytes
+    details: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def convert(work: Work) -> Built:
+    """Make the variant; see `Converter`.
+
+    Raises:
+        MissingExtraError: TensorFlow or flatbuffers is not installed.
+        ExportError: an operation has no TFLite form, or int8 has no rows to find ranges with or loses too much.
+        UsageError: a pattern of operations to exclude matches none.
+    """
+    try:
+        from tensorflow.lite.tools import flatbuffer_utils  # noqa: F401 - here to say what is missing
+    except ImportError as error:
+        raise MissingExtraError(error.name or "tensorflow", "export", "converting to TFLite") from None
+    made = _int8(work) if work.target.precision == "int8" else _Made(_float(work))
+    model, names = with_signature(made.model, work.signature)
+    file.write(os.path.join(work.directory, _FILE), model, binary=True)
+    try_out(work)
+    operations = Counter(operation.kind for operation in read_operations(model))
+    return Built(_FILE, names, tuple(made.notes), {"operations": dict(sorted(operations.items())), **made.details})
+
+
+@contextmanager
+def _converter(folder: str, work: Work) -> Iterator[Any]:
+    """Give TensorFlow's converter; in graph mode, which the process may be in, it would lose the signature."""
+    import tensorflow as tf
+    from tensorflow.python.eager import context
+
+    with context.eager_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the end of the interpreter that it calibrates with
+        yield tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[work.signature.name])
+
+
+def _float(work: Work) -> bytes:
+    """Convert to float32 or float16, or with int8 weights whose inputs are quantized while the model runs."""
+    import tensorflow as tf
+
+    if work.learned:
+        raise ExportError(
+            f"{work.target.name} is not made of a graph with learned ranges: by these, TFLite computes in int8 whatever "
+            "is asked for",
+            hint="--tflite int8",
+        )
+    with _converter(work.model, work) as converter:
+        if work.target.precision in ("float16", "dynamic"):
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if work.target.precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        converter.allow_custom_ops = bool(_PARSERS & {node.op for node in _graph_def(work).node})
+        return _run(converter)
+
+
+def _run(converter: Any) -> bytes:
+    """Convert.
+
+    Raises:
+        ExportError: an operation has no TFLite form; lists them all.
+    """
+    from tensorflow.lite.python.convert import ConverterError
+
+    try:
+        return bytes(converter.convert())
+    except ConverterError as error:
+        missing = sorted(set(_UNSUPPORTED.findall(str(error))) - _PARSERS)
+        if not missing:
+            raise ExportError(f"TensorFlow cannot convert the graph to TFLite: {first_line(error)}") from error
+        raise ExportError(
+            f"TFLite has no {', '.join(missing)}",
+            hint="the SavedModel, ONNX or OpenVINO may have them; operations of TensorFlow inside TFLite "
+            "(SELECT_TF_OPS) are not offered, since the server's interpreter (ai-edge-litert) cannot run them",
+        ) from error
+    except ValueError as error:
+        # Of the calibration: the interpreter ran the graph and failed.
+        raise ExportError(f"TensorFlow cannot convert the graph to TFLite: {first_line(error)}") from error
+
+
+def _graph_def(work: Work) -> Any:
+    from tensorflow.core.framework import graph_pb2
+
+    return graph_pb2.GraphDef.FromString(file.read(os.path.join(work.model, FROZEN_GRAPH), binary=True))
+
+
+def _int8(work: Work) -> _Made:
+    if work.learned:
+        return _learned(work)
+    if not work.calibration.count:
+        raise ExportError(
+            f"{work.target.name} needs real rows to find the ranges of its activations with, and there are none",
+            hint="give rows to the export, or train with quantization, which learns the ranges",
+        )
+    calibrated = _calibrated(work)
+    operations = [operation for operation in read_operations(calibrated) if operation.kind not in _CASTS]
+    last = final_operations(calibrated, _LAST_IN_FLOAT)
+    excluded = matching(work.settings.exclude, {o.name: o.parts for o in operations if o.name not in last})
+    left = [o.name for o in operations if o.name not in excluded and o.name not in last]
+
+    def make(kept: Collection[str]) -> bytes:
+        return _quantized(calibrated, work, [*last, *excluded, *kept])
+
+    chosen = choose(work, left, make, lambda model: _opened(model, work))
+    reasons = {
+        **{name: "an output of probabilities" for name in last},
+        **{name: f"excluded by {pattern!r}" for name, pattern in excluded.items()},
+        **{name: "costs accuracy" for name in chosen.kept},
+    }
+    details: dict[str, Any] = {
+        "calibration": {"method": "minmax", "rows": work.calibration.count, "per_channel": work.settings.per_channel},
+        "float": [{"operation": name, "reason": reason} for name, reason in reasons.items()],
+    }
+    if chosen.details:
+        details["search"] = chosen.details
+    notes = list(chosen.notes)
+    if work.settings.method != "minmax":
+        notes.append(f"TFLite's ranges are the extremes: it has no calibration by {work.settings.method}")
+    return _Made(chosen.model, details, notes)
+
+
+def _calibrated(work: Work) -> bytes:
+    """Return the float model with the range of each tensor in it."""
+    import tensorflow as tf
+
+    size = batch_size(work.signature) or 1
+
+    def rows() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        for batch in batches(work.calibration, size):
+            yield work.signature.name, batch
+
+    with _converter(work.model, work) as converter:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = rows
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        # As TensorFlow's own quantization debugger does it, to quantize one calibrated model several times.
+        converter._experimental_calibrate_only = True
+        return _run(converter)
+
+
+def _quantized(calibrated: bytes, work: Work, in_float: Sequence[str]) -> bytes:
+    from tensorflow.lite.python.convert import mlir_quantize
+
+    whole = not work.settings.per_channel
+    return bytes(
+        mlir_quantize(
+            calibrated,
+            disable_per_channel=whole,
+            disable_per_channel_for_dense_layers=whole,
+            denylisted_nodes=list(in_float) or None,
+        )
+    )
+
+
+def _learned(work: Work) -> _Made:
+    """Convert a graph with fake quantization: its ranges become those of the int8 model."""
+    import tensorflow as tf
+
+    from moxserve.export.frozen import FrozenGraph
+
+    graph_def = _graph_def(work)
+    excluded = matching(work.settings.exclude, {name: (name,) for name in ranged_operations(graph_def)})
+    without_ranges(graph_def, excluded)
+    last = spell_out_softmax(graph_def, work.signature)
+    with tempfile.TemporaryDirectory(prefix="moxserve-tflite-") as folder:
+        FrozenGraph(graph_def, work.signature).write(os.path.join(folder, "model"))
+        with _converter(os.path.join(folder, "model"), work) as converter:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            model = _run(converter)
+    reasons = {
+        **{name: "an output of probabilities" for name in last},
+        **{name: f"excluded by {pattern!r}" for name, pattern in excluded.items()},
+    }
+    return _Made(
+        model,
+        {
+            "calibration": {"method": "learned"},
+            "float": [{"operation": name, "reason": reason} for name, reason in reasons.items()],
+        },
+    )
+
+
+@contextmanager
+def _file_of(model: bytes) -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="moxserve-tflite-") as folder:
+        path = os.path.join(folder, _FILE)
+        with open(path, "wb") as f:
+            f.write(model)
+        yield path
+
+
+def _opened(model: bytes, work: Work) -> Call:
+    """Load a model as the server does."""
+    from moxserve.serving.backends.tflite import TfliteGraph
+
+    model, names = with_signature(model, work.signature)
+    with _file_of(model) as path:
+        graph = TfliteGraph(path)
+
+    def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        feeds = {names.inputs[alias]: array for alias, array in inputs.items() if alias in names.inputs}
+        return dict(zip(names.outputs, graph.run(feeds, list(names.outputs.values())), strict=True))
+
+    return call
