@@ -3,6 +3,8 @@
     base        what a source gives; choosing the main signature
     checkpoint  model_fn and a checkpoint
     saved_model any SavedModel; protos reads and cleans them, samples finds real rows, answers compares
+    graph       a frozen GraphDef
+    model_fn    what a command line says about a model_fn
 
 Everything that comes after (variants, warmup, report) knows the model by its `StagedModel` alone.
 """
@@ -13,7 +15,7 @@ import contextlib
 from collections.abc import Iterator
 
 from moxserve.errors import UsageError
-from moxserve.export.job import ExportJob, JobOptions, SavedModelJob
+from moxserve.export.job import ExportJob, GraphJob, JobOptions, SavedModelJob
 from moxserve.export.sources.base import OpenSource, StagedModel
 
 __all__ = ["OpenSource", "StagedModel", "open_source", "stage_model"]
@@ -44,6 +46,12 @@ def open_source(job: JobOptions) -> Iterator[OpenSource]:
 
         with open_saved_model(job) as saved:
             yield saved
+        return
+    if isinstance(job, GraphJob):
+        from moxserve.export.sources.graph import open_graph
+
+        with open_graph(job) as graph:
+            yield graph
         return
     raise UsageError(f"nothing exports a {type(job).__name__}")
 

@@ -36,7 +36,7 @@ _SERVE = "serve"
 _LABELS_FILE = os.path.join("assets", "labels.txt")
 # What a version of ours holds beside the model: it speaks of that version, and the new one gets its own.
 _OWN = frozenset((MANIFEST_PATH, WARMUP_PATH))
-_OWN_REPORTS = frozenset(os.path.join("assets.extra", name) for name in ("report.json", "report.html"))
+_OWN_REPORT = os.path.join("assets.extra", "report", "")
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,10 @@ def _one_request_each(path: str) -> dict[str, Mapping[str, np.ndarray]]:
     return found
 
 
+def _is_own(name: str, ours: bool) -> bool:
+    return name in _OWN or (ours and name.startswith(_OWN_REPORT))
+
+
 def copy_saved_model(path: str, meta: Any, keys: Mapping[str, str], directory: str, *, ours: bool = False) -> None:
     """Write a SavedModel again, whole.
 
@@ -200,8 +204,7 @@ def copy_saved_model(path: str, meta: Any, keys: Mapping[str, str], directory: s
         if not file.is_directory(source):
             continue
         names = file.list_directory(source, recursive=True, skip_dir=True)
-        own = _OWN | (_OWN_REPORTS if ours else frozenset())
-        kept = [name for name in names if os.path.join(folder, name) not in own]
+        kept = [name for name in names if not _is_own(os.path.join(folder, name), ours)]
         if kept:
             file.copy_parallel(source, os.path.join(directory, folder), file_list=kept)
     metadata = os.path.join(path, "keras_metadata.pb")

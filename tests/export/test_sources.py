@@ -1,0 +1,468 @@
+"""Sources other than a checkpoint: any SavedModel, a frozen graph."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moxserve.errors import DataError, ExportError, MoxserveError, UsageError
+from moxserve.export.job import ExportJob, GraphJob, SavedModelJob
+from moxserve.export.targets import Target, VariantOptions
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Callable[..., tuple[Any, str]]:
+    """`stage(kind, path, **fields)`: the staged model and its directory."""
+
+    def run(kind: Any, path: str | Path, **fields: Any) -> tuple[Any, str]:
+        from moxserve.export.sources import stage_model
+
+        directory = tmp_path / f"staged-{len(os.listdir(tmp_path))}"
+        directory.mkdir()
+        model = stage_model(kind(str(path), base_dir=str(tmp_path / "base"), **fields), str(directory))
+        return model, str(directory)
+
+    return run
+
+
+@pytest.fixture
+def exported(conv_case: Any, tmp_path: Path) -> str:
+    """The conv model as a SavedModel of ours, with labels."""
+    from moxserve.export.sources import stage_model
+
+    directory = tmp_path / "exported"
+    directory.mkdir()
+    stage_model(conv_case.job, str(directory))
+    return str(directory)
+
+
+V2 = """
+import sys
+import tensorflow as tf
+
+class Net(tf.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = tf.Variable([[1.0, 2.0], [3.0, 4.0]])
+        self.table = tf.lookup.StaticHashTable(
+            tf.lookup.TextFileInitializer(sys.argv[2], tf.string, tf.lookup.TextFileIndex.WHOLE_LINE, tf.int64,
+                                          tf.lookup.TextFileIndex.LINE_NUMBER), -1)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2], name="x")])
+    def dot(self, x):
+        with tf.device("/device:GPU:0"):
+            return {"y": tf.matmul(x, self.w)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="word")])
+    def look(self, word):
+        return {"index": self.table.lookup(word)}
+
+net = Net()
+tf.saved_model.save(net, sys.argv[1], signatures={"serving_default": net.dot, "look": net.look})
+"""
+
+
+@pytest.fixture(scope="session")
+def v2_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A SavedModel of TensorFlow 2: a matrix product on a GPU, and a table from a file."""
+    folder = tmp_path_factory.mktemp("v2")
+    (folder / "words.txt").write_text("apple\nplum\n")
+    target = str(folder / "model")
+    subprocess.run([sys.executable, "-c", V2, target, str(folder / "words.txt")], check=True, timeout=100)
+    (folder / "words.txt").unlink()
+    return target
+
+
+def _graph_of(directory: str) -> Any:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    return saved_model_pb2.SavedModel.FromString(Path(directory, "saved_model.pb").read_bytes()).meta_graphs[0]
+
+
+def test_a_tf2_model_is_copied_whole_and_without_devices(v2_model: str, stage: Any, load_model: Any) -> None:
+    assert any(n.device for f in _graph_of(v2_model).graph_def.library.function for n in f.node_def)
+    rows = np.random.default_rng(0).normal(size=(70, 2)).astype(np.float32)
+    model, directory = stage(SavedModelJob, v2_model, samples={"x": rows})
+    assert model.main == "serving_default"
+    assert sorted(model.signatures) == ["look", "serving_default"]
+    assert model.verification.mode == "samples"
+    assert model.verification.rows == 70
+    assert {(c.signature, c.output) for c in model.verification.outputs} == {
+        ("serving_default", "y"),
+        ("look", "index"),
+    }
+    assert model.verification.max_abs_error == 0
+    np.testing.assert_array_equal(model.rows["x"], rows)
+    np.testing.assert_allclose(model.expected["y"], rows @ [[1, 2], [3, 4]], rtol=1e-5)
+    assert (model.source.kind, model.source.path) == ("saved_model", os.path.abspath(v2_model))
+    graph_def = _graph_of(directory).graph_def
+    assert not [n.name for n in graph_def.node if n.device]
+    assert not [n.name for f in graph_def.library.function for n in f.node_def if n.device]
+    loaded = load_model(directory)
+    assert loaded("look", word=[b"plum", b"?"])["index"].tolist() == [1, -1]
+
+
+def test_signatures_are_chosen_and_renamed_for_both_loaders(v2_model: str, stage: Any, load_model: Any) -> None:
+    model, directory = stage(SavedModelJob, v2_model, signatures={"dot": "serving_default"})
+    assert list(model.signatures) == ["dot"]
+    assert model.main == "dot"
+    assert load_model(directory)("dot", x=[[1.0, 0.0]])["y"].tolist() == [[1.0, 2.0]]
+    code = (
+        "import sys, tensorflow as tf; m = tf.saved_model.load(sys.argv[1]); "
+        "print(list(m.signatures), m.signatures['dot'](x=tf.constant([[0.0, 1.0]]))['y'].numpy().tolist())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, directory], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert run.stdout.strip() == "['dot'] [[3.0, 4.0]]"
+
+
+def test_a_version_of_ours_keeps_labels_and_its_origin(exported: str, conv_case: Any, stage: Any) -> None:
+    from moxserve.export.manifest import Manifest, Source, write_manifest
+
+    source = Source(checkpoint="runs/a/model.ckpt-7", global_step=7)
+    manifest = Manifest(model_name="m", signatures={}, source=source, variants=(), metadata={"who": "me"})
+    write_manifest(exported, manifest)
+    Path(exported, "assets.extra", "somebody.txt").write_text("kept")
+    model, directory = stage(SavedModelJob, exported, samples={"images": conv_case.images})
+    assert Path(directory, "assets", "labels.txt").read_text() == "cat\ndög\neel\n"
+    assert Path(directory, "assets.extra", "somebody.txt").read_text() == "kept"
+    assert not os.path.exists(os.path.join(directory, "assets.extra", "moxserve.json"))
+    assert (model.source.checkpoint, model.source.global_step, model.source.kind) == (
+        *("runs/a/model.ckpt-7", 7),
+        "saved_model",
+    )
+    assert model.metadata == {"who": "me"}
+    assert model.scores == "probabilities"
+    np.testing.assert_allclose(model.expected["logits"], conv_case.logits, atol=1e-5)
+
+
+def test_warmup_records_are_rows_where_no_others_are_given(
+    conv_case: Any, exported: str, stage: Any, tmp_path: Path
+) -> None:
+    from moxserve.protocol import messages
+    from moxserve.protocol.tensors import to_proto
+    from moxserve.protocol.tfrecord import write_records
+
+    logs = []
+    for size in (1, 8, 32):
+        log = messages.PredictionLog()
+        log.predict_log.request.model_spec.signature_name = "serving_default"
+        log.predict_log.request.inputs["images"].CopyFrom(to_proto(conv_case.images[:size]))
+        logs.append(log.SerializeToString())
+    os.makedirs(os.path.join(exported, "assets.extra"), exist_ok=True)
+    write_records(os.path.join(exported, "assets.extra", "tf_serving_warmup_requests"), logs)
+    model, _ = stage(SavedModelJob, exported)
+    np.testing.assert_array_equal(model.rows["images"], conv_case.images[:32])
+    assert model.verification.rows == 32
+
+
+def test_samples_of_a_file_bring_labels(exported: str, conv_case: Any, stage: Any, tmp_path: Path) -> None:
+    labels = np.arange(70) % 3
+    np.savez(tmp_path / "rows.npz", images=conv_case.images, labels=labels)
+    model, _ = stage(SavedModelJob, exported, samples_file=str(tmp_path / "rows.npz"), sample_limit=40)
+    assert model.verification.rows == 40
+    np.testing.assert_array_equal(model.labels, labels[:40])
+    lines = [f'{{"images": {image.tolist()}, "label": "eel"}}' for image in conv_case.images[:3]]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    model, _ = stage(SavedModelJob, exported, samples_file=str(tmp_path / "rows.jsonl"))
+    assert model.labels.tolist() == [2, 2, 2]
+    (tmp_path / "bad.jsonl").write_text('{"images": [[1]]}')
+    with pytest.raises(DataError, match=r"bad.jsonl:1"):
+        stage(SavedModelJob, exported, samples_file=str(tmp_path / "bad.jsonl"))
+
+
+def test_samples_that_do_not_fit_are_refused(exported: str, stage: Any) -> None:
+    with pytest.raises(UsageError, match="images"):
+        stage(SavedModelJob, exported, samples={"pixels": np.zeros((2, 8, 8, 1), np.uint8)})
+    with pytest.raises(UsageError, match="images"):
+        stage(SavedModelJob, exported, samples={"images": np.zeros((2, 9, 8, 1), np.uint8)})
+    with pytest.raises(UsageError, match="given twice"):
+        stage(SavedModelJob, exported, samples={"images": np.zeros((2, 8, 8, 1), np.uint8)}, samples_file="x.npz")
+
+
+def test_models_of_tensorflow_serving(shared_dir: Path, stage: Any, load_model: Any) -> None:
+    base = shared_dir / "testdata" / "tfserving"
+    model, directory = stage(SavedModelJob, base / "saved_model_half_plus_two_2_versions" / "00000123")
+    assert len(model.signatures) == 6
+    assert model.main == "serving_default"
+    assert load_model(directory)("serving_default", x=[[4.0]])["y"].tolist() == [[4.0]]
+    assert Path(directory, "assets", "foo.txt").exists()
+    model, directory = stage(
+        SavedModelJob, base / "saved_model_half_plus_two_tf2_cpu" / "00000123", samples={"x": np.float32([3])}
+    )
+    assert model.expected["y"].tolist() == [3.5]
+    model, directory = stage(SavedModelJob, base / "matrix_half_plus_two" / "1")
+    assert model.verification.mode == "zeros"
+    with pytest.raises(ExportError, match="session bundle"):
+        stage(SavedModelJob, base / "bad_half_plus_two" / "00000123")
+    with pytest.raises(ExportError, match="holds no SavedModel"):
+        stage(SavedModelJob, base / "saved_model_half_plus_two_tflite" / "00000123")
+
+
+def test_a_model_that_counts_is_copied_and_compared(shared_dir: Path, stage: Any) -> None:
+    path = shared_dir / "testdata" / "tfserving" / "saved_model_counter" / "00000123"
+    model, _ = stage(SavedModelJob, path)
+    assert len(model.signatures) == 4
+    targets = VariantOptions(targets=(Target("onnx"),))
+    with pytest.raises(UsageError, match=r"none is 'serving_default'") as raised:
+        stage(SavedModelJob, path, variants=targets)
+    assert "--signature" in str(raised.value.hint)
+
+
+@pytest.fixture
+def v1_model(tmp_path: Path) -> Callable[..., str]:
+    """`v1_model(use_resource)`: y = w * x of TensorFlow 1, in two graphs: tags `serve` and `train`, `gpu`."""
+
+    def make(use_resource: bool = True) -> str:
+        from moxserve.tensorflow.executor.env import tf, tf1
+
+        path = str(tmp_path / f"v1-{use_resource}")
+        builder = tf1.saved_model.Builder(path)
+        with tf.Graph().as_default(), tf1.Session() as session:
+            x = tf1.placeholder(tf.float32, [None], "x")
+            w = tf1.get_variable("w", [], initializer=tf1.constant_initializer(3.0), use_resource=use_resource)
+            session.run(w.initializer)
+            signature = tf1.saved_model.predict_signature_def({"x": x}, {"y": w * x})
+            builder.add_meta_graph_and_variables(session, ["serve"], {"serving_default": signature})
+        with tf.Graph().as_default(), tf1.Session():
+            x = tf1.placeholder(tf.float32, [None], "x")
+            w = tf1.get_variable("w", [], use_resource=use_resource)
+            signature = tf1.saved_model.predict_signature_def({"x": x}, {"y": 10.0 * w * x})
+            builder.add_meta_graph(["train", "gpu"], {"training": signature})
+        builder.save()
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("use_resource", [True, False], ids=["resource", "ref"])
+def test_a_tf1_model_by_its_tags(use_resource: bool, v1_model: Any, stage: Any, load_model: Any) -> None:
+    path = v1_model(use_resource)
+    rows = np.arange(5, dtype=np.float32)
+    model, directory = stage(SavedModelJob, path, samples={"x": rows})
+    np.testing.assert_array_equal(model.expected["y"], 3 * rows)
+    model, directory = stage(SavedModelJob, path, tags=("gpu", "train"), samples={"x": rows})
+    assert model.main == "training"
+    assert "is tagged serve now" in model.notes[0]
+    assert load_model(directory)("training", x=[1.0])["y"].tolist() == [30.0]
+    with pytest.raises(UsageError, match="no graph tagged serve, gpu; it has graphs tagged: serve; gpu, train"):
+        stage(SavedModelJob, path, tags=("serve", "gpu"))
+
+
+def test_a_text_form_is_read(v1_model: Any, stage: Any) -> None:
+    from google.protobuf import text_format
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    path = Path(v1_model())
+    saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    (path / "saved_model.pb").unlink()
+    (path / "saved_model.pbtxt").write_text(text_format.MessageToString(saved))
+    model, directory = stage(SavedModelJob, path, samples={"x": np.ones(2, np.float32)})
+    assert model.expected["y"].tolist() == [3.0, 3.0]
+    assert Path(directory, "saved_model.pb").exists()
+
+
+def _without_shard(path: Path) -> None:
+    (path / "variables" / "variables.data-00000-of-00001").unlink()
+
+
+def _without_index(path: Path) -> None:
+    shutil.rmtree(path / "variables")
+
+
+def _garbage(path: Path) -> None:
+    (path / "saved_model.pb").write_bytes(b"\xff" * 100)
+
+
+def _unsigned(path: Path) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    saved.meta_graphs[0].signature_def.clear()
+    (path / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+
+def _foreign_op(path: Path) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    saved.meta_graphs[0].graph_def.node.add(name="n", op="FrobnicateV9")
+    (path / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_without_shard, r"variables\.data-00000-of-00001 is missing"),
+        (_without_index, r"variables/variables\.index is missing"),
+        (_garbage, "saved_model.pb cannot be read as a SavedModel"),
+        (_unsigned, "expected signatures that can be called; the SavedModel has none"),
+        (_foreign_op, "operations that TensorFlow does not have: FrobnicateV9"),
+    ],
+    ids=["shard", "variables", "garbage", "unsigned", "foreign"],
+)
+def test_a_damaged_model_is_named(damage: Any, message: str, v1_model: Any, stage: Any) -> None:
+    path = Path(v1_model())
+    damage(path)
+    with pytest.raises(MoxserveError, match=message):
+        stage(SavedModelJob, path)
+
+
+def test_where_there_is_no_model_it_says_so(stage: Any, v1_model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="is no folder"):
+        stage(SavedModelJob, tmp_path / "nowhere")
+    shutil.copytree(v1_model(), tmp_path / "base" / "9")
+    shutil.copytree(v1_model(), tmp_path / "base" / "10")
+    with pytest.raises(ExportError) as raised:
+        stage(SavedModelJob, tmp_path / "base")
+    assert str(raised.value.hint).endswith("/base/10 is the newest")
+    with pytest.raises(UsageError, match="did you mean 'serving_default'"):
+        stage(SavedModelJob, v1_model(), signatures={"a": "serving_defautl"})
+
+
+def test_a_random_model_is_copied_and_told(stage: Any, tmp_path: Path) -> None:
+    from moxserve.tensorflow.executor.env import tf, tf1
+
+    with tf.Graph().as_default(), tf1.Session() as session:
+        x = tf1.placeholder(tf.float32, [None], "x")
+        tf1.saved_model.simple_save(session, str(tmp_path / "dice"), {"x": x}, {"y": tf.random.uniform(tf.shape(x))})
+    model, _ = stage(SavedModelJob, tmp_path / "dice", samples={"x": np.ones(4, np.float32)})
+    assert "answers differently each time" in " ".join(model.notes)
+    assert model.verification.outputs == ()
+
+
+# ---- frozen graphs
+
+
+@pytest.fixture
+def graph_file(tmp_path: Path) -> Path:
+    """`net/images` -> two heads, one on a device, and an assertion that nobody uses."""
+    from moxserve.tensorflow.executor.env import tf, tf1
+
+    with tf.Graph().as_default() as graph:
+        with tf1.name_scope("net"):
+            images = tf1.placeholder(tf.float32, [None, 4], "images")
+            with tf.device("/cpu:0"):
+                hidden = tf.nn.relu(tf.matmul(images, tf.constant(np.eye(4, 3, dtype=np.float32)), name="hidden"))
+            tf.nn.softmax(hidden, name="probabilities")
+            tf.argmax(hidden, 1, name="classes")
+            tf1.assert_non_negative(images)
+        path = tmp_path / "net.pb"
+        path.write_bytes(graph.as_graph_def().SerializeToString())
+    return path
+
+
+def test_a_frozen_graph_is_wrapped(graph_file: Path, stage: Any, load_model: Any) -> None:
+    rows = np.random.default_rng(0).random((70, 4)).astype(np.float32)
+    names = {"inputs": {"x": "net/images"}, "outputs": {"p": "net/probabilities:0", "h": "net/Relu"}}
+    model, directory = stage(GraphJob, graph_file, samples={"x": rows}, **names)
+    assert str(model.signatures["serving_default"]) == (
+        "serving_default(x: float32[?, 4]) -> (h: float32[?, 3], p: float32[?, 3])"
+    )
+    assert model.notes == ()
+    assert model.verification.rows == 70
+    assert not [n.name for n in _graph_of(directory).graph_def.node if n.device]
+    np.testing.assert_allclose(load_model(directory)("serving_default", x=rows)["h"], np.maximum(rows[:, :3], 0))
+    assert model.source.kind == "frozen_graph"
+
+
+def test_inputs_and_outputs_are_guessed_and_told(graph_file: Path, stage: Any) -> None:
+    from google.protobuf import text_format
+    from tensorflow.core.framework import graph_pb2
+
+    text = graph_file.with_suffix(".pbtxt")
+    text.write_text(text_format.MessageToString(graph_pb2.GraphDef.FromString(graph_file.read_bytes())))
+    model, _ = stage(GraphJob, text)
+    assert list(model.signatures["serving_default"].inputs) == ["images"]
+    assert list(model.signatures["serving_default"].outputs) == ["classes", "probabilities"]
+    assert model.scores == "probabilities"
+    assert model.notes[:2] == (
+        "inputs were not named: its placeholders are taken, net/images",
+        "outputs were not named: what nothing else uses is taken, net/classes, net/probabilities",
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"inputs": {"x": "net/image"}}, "has no tensor 'net/image'; did you mean 'net/images'"),
+        ({"outputs": {"y": "net/classes:1"}}, "node 'net/classes' of .* has 1 outputs; got 'net/classes:1'"),
+        ({"outputs": {"y": "net/classes:x"}}, "has 1 outputs; got"),
+    ],
+)
+def test_wrong_tensor_names(names: dict[str, Any], message: str, graph_file: Path, stage: Any) -> None:
+    with pytest.raises(UsageError, match=message):
+        stage(GraphJob, graph_file, **names)
+
+
+def test_a_graph_with_variables_is_not_frozen(tmp_path: Path, stage: Any) -> None:
+    from moxserve.tensorflow.executor.env import tf, tf1
+
+    with tf.Graph().as_default() as graph:
+        tf.identity(tf1.get_variable("w", [2]) * tf1.placeholder(tf.float32, [2]))
+        (tmp_path / "g.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    with pytest.raises(ExportError, match=r"has 1 variables \(the first is 'w'\) .* it is not frozen"):
+        stage(GraphJob, tmp_path / "g.pb")
+
+
+def test_what_is_no_graph(exported: str, tmp_path: Path, stage: Any) -> None:
+    (tmp_path / "x.pb").write_bytes(b"\x08\x01")
+    (tmp_path / "x.pbtxt").write_text("node { nonsense }")
+    with pytest.raises(ExportError, match="holds no graph"):
+        stage(GraphJob, tmp_path / "x.pb")
+    with pytest.raises(ExportError, match="cannot be read as a GraphDef: ParseError"):
+        stage(GraphJob, tmp_path / "x.pbtxt")
+    with pytest.raises(ExportError, match="there is no file"):
+        stage(GraphJob, tmp_path / "y.pb")
+    with pytest.raises(ExportError):
+        stage(GraphJob, os.path.join(exported, "saved_model.pb"))
+
+
+def test_a_graph_with_a_table(tmp_path: Path, stage: Any, load_model: Any) -> None:
+    from moxserve.tensorflow.executor.env import tf, tf1
+
+    with tf.Graph().as_default() as graph:
+        words = tf1.placeholder(tf.string, [None], "words")
+        pairs = tf.lookup.KeyValueTensorInitializer(["a", "b"], tf.constant([1, 2], tf.int64))
+        tf.identity(tf.lookup.StaticHashTable(pairs, -1).lookup(words), "index")
+        (tmp_path / "t.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    rows = np.array([b"b", b"?"], dtype=object)
+    model, directory = stage(GraphJob, tmp_path / "t.pb", outputs={"index": "index"}, samples={"words": rows})
+    assert model.expected["index"].tolist() == [2, -1]
+    assert load_model(directory)("serving_default", words=rows)["index"].tolist() == [2, -1]
+
+
+def test_a_job_of_an_unknown_kind(tmp_path: Path) -> None:
+    from moxserve.export.job import JobOptions
+    from moxserve.export.sources import stage_model
+
+    with pytest.raises(UsageError, match="nothing exports a JobOptions"):
+        stage_model(JobOptions(base_dir=str(tmp_path)), str(tmp_path))
+
+
+def test_rows_and_labels_of_a_checkpoint(conv_case: Any, tmp_path: Path) -> None:
+    import dataclasses
+
+    from moxserve.export.sources import stage_model
+
+    job: ExportJob = conv_case.job
+    (tmp_path / "s").mkdir()
+    model = stage_model(job, str(tmp_path / "s"))
+    np.testing.assert_array_equal(model.rows["images"], conv_case.images)
+    np.testing.assert_allclose(model.expected["logits"], conv_case.logits, atol=1e-5)
+    np.testing.assert_array_equal(model.labels, job.samples[1])
+    assert (model.main, model.scores, model.row_count) == ("serving_default", "probabilities", 70)
+    with pytest.raises(UsageError, match="label_input 'truth' is no input"):
+        dataclasses.replace(job, label_input="truth")
+    (tmp_path / "t").mkdir()
+    with pytest.raises(UsageError, match="label_input 'image' is image: uint8"):
+        stage_model(dataclasses.replace(job, label_input="image"), str(tmp_path / "t"))
