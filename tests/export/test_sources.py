@@ -320,13 +320,14 @@ def test_a_damaged_model_is_named(damage: Any, message: str, v1_model: Any, stag
 def test_where_there_is_no_model_it_says_so(stage: Any, v1_model: Any, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="is no folder"):
         stage(SavedModelJob, tmp_path / "nowhere")
-    shutil.copytree(v1_model(), tmp_path / "base" / "9")
-    shutil.copytree(v1_model(), tmp_path / "base" / "10")
+    path = v1_model()
+    for version in ("9", "10"):
+        shutil.copytree(path, tmp_path / "base" / version)
     with pytest.raises(ExportError) as raised:
         stage(SavedModelJob, tmp_path / "base")
     assert str(raised.value.hint).endswith("/base/10 is the newest")
     with pytest.raises(UsageError, match="did you mean 'serving_default'"):
-        stage(SavedModelJob, v1_model(), signatures={"a": "serving_defautl"})
+        stage(SavedModelJob, path, signatures={"a": "serving_defautl"})
 
 
 def test_a_random_model_is_copied_and_told(stage: Any, tmp_path: Path) -> None:

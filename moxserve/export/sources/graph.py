@@ -35,6 +35,7 @@ _TABLE_INITIALIZERS = re.compile(r"InitializeTable|LookupTableImport")
 # Nobody uses these, and nobody wants them.
 _NO_OUTPUTS = frozenset(("NoOp", "Assert", "Const", "Placeholder", "PlaceholderV2", "Assign", "SaveV2", "RestoreV2"))
 _NO_OUTPUT_WORDS = ("Summary", "Print")
+_GUARD = "/AssertGuard/"
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _outputs(job: GraphJob, graph_def: Any, tensors: Mapping[str, int]) -> tuple
 
 
 def _is_output(node: Any, tensors: Mapping[str, int]) -> bool:
-    odd = node.op in _NO_OUTPUTS or any(word in node.op for word in _NO_OUTPUT_WORDS)
+    odd = node.op in _NO_OUTPUTS or _GUARD in node.name or any(word in node.op for word in _NO_OUTPUT_WORDS)
     return not odd and tensors.get(node.name, 0) > 0
 
 

@@ -1,4 +1,4 @@
-"""From words on a command line to a model_fn, its inputs and rows for them. No TensorFlow, but for the user's own code."""
+"""From words on a command line to a model_fn, its inputs and rows for them. Only the code of the user needs TensorFlow."""
 
 from __future__ import annotations
 
@@ -47,9 +47,8 @@ def parse_input(text: str) -> TensorSpec:
         dtype = dtype_by_name(match["dtype"])
     except InvalidArgument:
         known = [d.name for d in DTYPES]
-        raise UsageError(
-            f"input {text!r}: no element type {match['dtype']!r}; {did_you_mean(match['dtype'], known)}"
-        ) from None
+        found = did_you_mean(match["dtype"], known)
+        raise UsageError(f"input {text!r}: no element type {match['dtype']!r}; {found}") from None
     return TensorSpec(match["name"], dtype, tuple(sizes))
 
 
@@ -93,7 +92,7 @@ def load_model_fn(text: str) -> Callable[..., Any]:
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(f"{text} is a {type(found).__name__}; expected a function: model_fn(inputs, mode, **kwargs)")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _load_module(name: str) -> ModuleType:
