@@ -165,7 +165,10 @@ class PipelineResult:
                 "warmup_records": export.warmup_records,
                 "size_bytes": export.size_bytes,
                 "seconds": export.seconds,
+                "notes": list(export.notes),
             }
+            if export.report is not None:
+                facts["export"]["variants"] = [v.model_dump(mode="json") for v in export.report.variants]
         if self.predictions is not None:
             facts["predict"] = {"output": self.predictions[0], "rows": self.predictions[1]}
         return {**facts, "seconds": dict(self.seconds)}
@@ -363,7 +366,7 @@ class _Stages:
         return report.checkpoint
 
     def _export(self, prepared: PreparedRun, report: RunReport) -> ExportResult:
-        from moxserve.export.exporter import export_tf_serving
+        from moxserve.export.exporter import export_version
 
         if self._config.export is None:
             raise ConfigError([self._loaded.problem("export", "missing")])
@@ -371,7 +374,7 @@ class _Stages:
         if report.train is not None:
             metadata["global_step"] = report.train.global_step
         job = prepared.export_job(self._config.export.tf_serving, self._checkpoint(report), metadata)
-        return export_tf_serving(job)
+        return export_version(job, self._talk)
 
     def _evaluate(self, config: EvaluateStage, prepared: PreparedRun, report: RunReport) -> dict[str, float]:
         import orjson
