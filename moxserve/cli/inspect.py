@@ -13,6 +13,7 @@ import click
 from moxserve.cli.main import LazyGroup
 
 if TYPE_CHECKING:
+    from moxserve.inspect.convert.run import Converted
     from moxserve.inspect.report import Column, Report
     from moxserve.inspect.stores import Entry, Store
 
@@ -224,6 +225,122 @@ def warmup(path: str, as_json: bool) -> None:
     report = Report(records_path(subject), "records", notes=subject.notes)
     record_tables(report, subject)
     _echo(report, as_json)
+
+
+@inspect.command(epilog="\b\nExample:\n  moxserve inspect graph models/digits --out logs/graph\n"
+                 "  tensorboard --logdir logs/graph")  # fmt: skip
+@_PATH
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for the event file.")
+@_TAGS
+@_JSON
+def graph(path: str, out: str, tags: str, as_json: bool) -> None:
+    """Write the graph of a SavedModel, a GraphDef or a checkpoint's .meta for TensorBoard."""
+    from moxserve.cli.render import echo_json
+    from moxserve.inspect.detect import detect
+    from moxserve.inspect.events import write_graph
+
+    subject = detect(path)
+    written, emptied = write_graph(subject, out, _words(tags))
+    for note in subject.notes:
+        click.echo(f"note: {note}", err=True)
+    if as_json:
+        echo_json({"path": written, "constants_without_values": emptied})
+        return
+    click.echo(f"wrote {written}" + (f" (without the values of {emptied} large constants)" if emptied else ""))
+    click.echo(f"next: tensorboard --logdir {out}")
+
+
+@inspect.command(epilog="\b\nExample:\n  moxserve inspect diff models/digits/1 models/digits/2")
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
+@click.option("--values/--no-values", default=True, help="Compare values, not only shapes.  [default: values]")
+@_TAGS
+@_JSON
+def diff(a: str, b: str, values: bool, tags: str, as_json: bool) -> None:
+    """Tell how two models, checkpoints or npz files differ: signatures, operations, variables.
+
+    Exit code 0 when they are equal, 5 when they differ.
+    """
+    from moxserve.errors import VerificationError
+    from moxserve.inspect.detect import detect
+    from moxserve.inspect.diff import compare
+
+    subjects = detect(a), detect(b)
+    for subject in subjects:
+        _prepare(subject.kind)
+    report = compare(*subjects, _words(tags), values=values)
+    _echo(report, as_json)
+    if report.facts["different"]:
+        raise VerificationError(f"{a} and {b} differ")
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> dict[str, str]:
+    """Read `NAME=TENSOR` options."""
+    found: dict[str, str] = {}
+    for text in value:
+        name, sign, tensor = text.partition("=")
+        if not (name and sign and tensor) or name in found:
+            raise click.BadParameter(f"{text!r}: expected NAME=TENSOR, each name once", ctx, param)
+        found[name] = tensor
+    return found
+
+
+_CONVERT_EPILOG = """\b
+Examples:
+  moxserve inspect convert models/digits/1 graph.pbtxt          text that can be edited and read back
+  moxserve inspect convert models/digits/1 weights.npz          what the signatures need
+  moxserve inspect convert models/digits/1 old/model.ckpt       variables under their names
+  moxserve inspect convert weights.npz old/model.ckpt
+  moxserve inspect convert old/model.ckpt-300 saved --input x=images:0 --output y=logits:0
+"""
+
+
+@inspect.command(epilog=_CONVERT_EPILOG)
+@click.argument("source", type=click.Path())
+@click.argument("destination", type=click.Path())
+@click.option("--to", type=click.Choice(["pb", "pbtxt", "npz", "checkpoint", "savedmodel"]), default=None,
+              help="Form of DESTINATION. Default: by its suffix; without one a checkpoint becomes a SavedModel, "
+              "anything else a checkpoint.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace DESTINATION if it is there.")
+@click.option("--all", "everything", is_flag=True, help="Take all variables, not only those that signatures need.")
+@_FILTER
+@click.option("--input", "inputs", multiple=True, callback=_pairs, metavar="NAME=TENSOR",
+              help="An input of the SavedModel that is made of a checkpoint. May be repeated.")  # fmt: skip
+@click.option("--output", "outputs", multiple=True, callback=_pairs, metavar="NAME=TENSOR",
+              help="An output of it; or, for npz, an output whose variables are wanted. May be repeated.")  # fmt: skip
+@click.option("--meta", default="", type=click.Path(), help="Graph of the checkpoint. Default: PREFIX.meta beside it.")
+@_TAGS
+@_JSON
+def convert(source: str, destination: str, tags: str, as_json: bool, **options: Any) -> None:
+    """Convert between SavedModel, checkpoint, GraphDef (pb, pbtxt) and npz.
+
+    What is written is whole or not there, and replaces nothing without --force. For a SavedModel that is fit for
+    serving use moxserve export; for other runtimes, too.
+    """
+    from moxserve.inspect.convert.run import Conversion, convert, target_form
+    from moxserve.inspect.detect import detect
+
+    patterns = options.pop("patterns")
+    asked = Conversion(destination, options.pop("to") or "", patterns=patterns, tags=_words(tags), **options)
+    subject = detect(source)
+    if target_form(subject, asked) in ("checkpoint", "savedmodel"):
+        _prepare("checkpoint")
+    elif target_form(subject, asked) == "npz":
+        _prepare(subject.kind)
+    _echo_converted(convert(subject, asked), as_json)
+
+
+def _echo_converted(done: Converted, as_json: bool) -> None:
+    from moxserve.cli.render import echo_json
+
+    if as_json:
+        echo_json({"path": done.path, "form": done.form, "source": done.source, **done.facts, "notes": done.notes})
+        return
+    click.echo(f"wrote {done.path} ({done.form}) from {done.source}")
+    for key, value in done.facts.items():
+        click.echo(f"  {_label(key):<12}{_fact(key, value)}")
+    for note in done.notes:
+        click.echo(f"note: {note}", err=True)
 
 
 def _echo(report: Report, as_json: bool) -> None:

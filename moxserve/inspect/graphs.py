@@ -19,6 +19,7 @@ __all__ = [
     "GraphFacts",
     "TensorRow",
     "VariableRow",
+    "ancestors",
     "asset_files",
     "dtype_name",
     "known_operations",
