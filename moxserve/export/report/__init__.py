@@ -1,15 +1,24 @@
 """The report of an export: `report.json` for programs, `report.html` for people, a table for the terminal.
 
-`model` says what it holds; `page` draws it, `plots` its pictures. The exporter fills the models in.
+`model` says what it holds, `text` how numbers are written; `page` draws it, `plots` its pictures.
 """
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
-from moxserve.export.report.model import Report
+import orjson
+from pydantic import ValidationError
 
-__all__ = ["Report", "SummaryTable", "render_summary", "write_report"]
+from moxserve import file
+from moxserve.errors import DataError
+from moxserve.export.report.model import SCHEMA_VERSION, Report
+
+__all__ = ["JSON_FILE", "PAGE_FILE", "Report", "SummaryTable", "read_report", "render_summary", "write_report"]
+
+JSON_FILE = "report.json"
+PAGE_FILE = "report.html"
 
 
 class SummaryTable(NamedTuple):
@@ -36,12 +45,54 @@ def write_report(directory: str, report: Report, *, page: bool = True) -> list[s
         The paths of the files.
 
     Raises:
-        MissingExtraError: jinja2 is not installed, and the page is wanted.
+        MissingExtraError: jinja2 is not installed, and the page is wanted; `report.json` is written.
         DataError: something in the report cannot be written as JSON.
     """
-    raise RuntimeError((directory, report, page))
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    try:
+        text = orjson.dumps(report.model_dump(), option=options)
+    except TypeError as error:
+        raise DataError(f"report: expected JSON values, NumPy numbers and dates: {error}") from error
+    file.make_dirs(directory)
+    paths = [os.path.join(directory, JSON_FILE)]
+    file.write(paths[0], text, binary=True)
+    if page:
+        from moxserve.export.report.page import render_page
+
+        paths.append(os.path.join(directory, PAGE_FILE))
+        file.write(paths[1], render_page(report).encode(), binary=True)
+    return paths
+
+
+def read_report(path: str) -> Report:
+    """Read `report.json`.
+
+    Args:
+        path: of the file, or of the folder that holds it.
+
+    Raises:
+        DataError: it is no report, or of a newer schema than this program knows.
+    """
+    if file.is_directory(path):
+        path = os.path.join(path, JSON_FILE)
+    try:
+        report = Report.model_validate_json(file.read(path, binary=True))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        raise DataError(
+            f"{path}: {place + ': ' if place else ''}{first['msg']}; expected the report of an export"
+        ) from None
+    if report.schema_version > SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: schema version {report.schema_version}; this moxserve knows up to {SCHEMA_VERSION}",
+            hint="upgrade moxserve",
+        )
+    return report
 
 
 def render_summary(report: Report) -> SummaryTable:
     """Return the table of variants that a terminal shows."""
-    raise RuntimeError(report)
+    from moxserve.export.report.text import cells
+
+    return SummaryTable(*cells(report))
