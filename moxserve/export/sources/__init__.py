@@ -4,6 +4,7 @@
     checkpoint  model_fn and a checkpoint
     saved_model any SavedModel; protos reads and cleans them, samples finds real rows, answers compares
     graph       a frozen GraphDef
+    keras       a Keras file; keras_worker converts it in a process of its own
     model_fn    what a command line says about a model_fn
 
 Everything that comes after (variants, warmup, report) knows the model by its `StagedModel` alone.
@@ -15,7 +16,7 @@ import contextlib
 from collections.abc import Iterator
 
 from moxserve.errors import UsageError
-from moxserve.export.job import ExportJob, GraphJob, JobOptions, SavedModelJob
+from moxserve.export.job import ExportJob, GraphJob, JobOptions, KerasJob, SavedModelJob
 from moxserve.export.sources.base import OpenSource, StagedModel
 
 __all__ = ["OpenSource", "StagedModel", "open_source", "stage_model"]
@@ -52,6 +53,12 @@ def open_source(job: JobOptions) -> Iterator[OpenSource]:
 
         with open_graph(job) as graph:
             yield graph
+        return
+    if isinstance(job, KerasJob):
+        from moxserve.export.sources.keras import open_keras
+
+        with open_keras(job) as keras:
+            yield keras
         return
     raise UsageError(f"nothing exports a {type(job).__name__}")
 

@@ -6,7 +6,7 @@ The source is run first and closed, so that only one of the two models is in mem
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -18,15 +18,14 @@ from moxserve.export.job import JobOptions
 from moxserve.export.manifest import Source, Verification
 from moxserve.export.place import place
 from moxserve.export.sources.base import Gathered, StagedModel, find_scores
-from moxserve.export.sources.samples import Samples
+from moxserve.export.sources.samples import Samples, made_up_inputs
 from moxserve.export.verify import fixed_batches, full_precision, open_artifact
 from moxserve.tensorflow.executor.env import tf
-from moxserve.types import Signature, TensorSpec
+from moxserve.types import Signature
 
-__all__ = ["Answers", "Case", "Origin", "Runnable", "collect", "compare", "made_up_inputs", "stage_answers"]
+__all__ = ["Answers", "Case", "Origin", "Runnable", "collect", "compare", "stage_answers"]
 
 _CHUNK_ROWS = 64
-_SIDES = (1, 32, 224)
 Mode = Literal["samples", "zeros", "loaded"]
 
 
@@ -208,20 +207,6 @@ def _try(model: Runnable, key: str, inputs: Mapping[str, np.ndarray], answers: A
         return False
     answers.cases.append(Case(key, 0, inputs, outputs))
     return True
-
-
-def made_up_inputs(signature: Signature) -> Iterator[dict[str, np.ndarray]]:
-    """Yield requests of zeros that fit a signature; further ones have larger sides where these may vary."""
-    varies = any(spec.shape is None or None in spec.shape[1:] for spec in signature.inputs.values())
-    for side in _SIDES if varies else _SIDES[:1]:
-        yield {alias: _zeros(spec, side) for alias, spec in signature.inputs.items()}
-
-
-def _zeros(spec: TensorSpec, side: int) -> np.ndarray:
-    # A tensor of any rank is taken for a vector: a batch of single values.
-    shape = (None,) if spec.shape is None else spec.shape
-    sizes = [size if size is not None else side if i else 1 for i, size in enumerate(shape)]
-    return np.full(sizes, b"", dtype=object) if spec.dtype.name == "string" else np.zeros(sizes, spec.dtype.numpy)
 
 
 def _find_restless(model: Runnable, answers: Answers) -> None:

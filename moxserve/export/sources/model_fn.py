@@ -1,4 +1,4 @@
-"""From words on a command line to a model_fn, its inputs and rows for them. Only the code of the user needs TensorFlow."""
+"""From words on a command line to a model_fn, its inputs and rows for them. TensorFlow comes with the user's code."""
 
 from __future__ import annotations
 

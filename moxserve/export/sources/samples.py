@@ -15,18 +15,20 @@ import numpy as np
 from moxserve import file
 from moxserve.client.fit import fit_inputs
 from moxserve.errors import DataError, MoxserveError
+from moxserve.export.job import ModelFileJob
 from moxserve.export.manifest import WARMUP_PATH
 from moxserve.predict.readers import Label, Row, open_rows
 from moxserve.protocol import messages
 from moxserve.protocol.examples import serialized_examples
 from moxserve.protocol.tensors import from_proto
 from moxserve.protocol.tfrecord import read_records
-from moxserve.types import Signature
+from moxserve.types import Signature, TensorSpec
 
-__all__ = ["Samples", "read_requests", "read_samples", "recorded_samples"]
+__all__ = ["Samples", "given_samples", "made_up_inputs", "read_requests", "read_samples", "recorded_samples"]
 
 _MAX_RECORDS = 1000
 _MAX_BYTES = 1 << 30
+_SIDES = (1, 32, 224)
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,25 @@ def _labels(labels: Sequence[Label | None], classes: Sequence[str]) -> np.ndarra
     return np.array(numbers, np.int64)
 
 
+def given_samples(job: ModelFileJob, signature: Signature, classes: Sequence[str] = ()) -> Samples:
+    """Return the rows that a job brings, fitted to the main signature; empty when it brings none.
+
+    Args:
+        job: has arrays, or a file to read.
+        signature: the main one.
+        classes: the model's class names by index, where they are known.
+
+    Raises:
+        DataError: the file cannot be read, or does not fit.
+        UsageError: the arrays do not fit.
+    """
+    if job.samples_file:
+        return read_samples(job.samples_file, signature, job.sample_limit, classes)
+    if not job.samples:
+        return Samples()
+    return Samples(fit_inputs(job.samples, signature), job.sample_labels)
+
+
 def read_requests(directory: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield the warmup records of a version, as far as they can be read: signature key, and inputs by alias."""
     path = os.path.join(directory, WARMUP_PATH)
@@ -144,3 +165,17 @@ def _new_rows(inputs: Mapping[str, np.ndarray], seen: set[bytes]) -> Iterator[Ma
         if print_of not in seen:
             seen.add(print_of)
             yield {alias: values[0] for alias, values in row.items()}
+
+
+def made_up_inputs(signature: Signature) -> Iterator[dict[str, np.ndarray]]:
+    """Yield requests of zeros that fit a signature; further ones have larger sides where these may vary."""
+    varies = any(spec.shape is None or None in spec.shape[1:] for spec in signature.inputs.values())
+    for side in _SIDES if varies else _SIDES[:1]:
+        yield {alias: _zeros(spec, side) for alias, spec in signature.inputs.items()}
+
+
+def _zeros(spec: TensorSpec, side: int) -> np.ndarray:
+    # A tensor of any rank is taken for a vector: a batch of single values.
+    shape = (None,) if spec.shape is None else spec.shape
+    sizes = [size if size is not None else side if i else 1 for i, size in enumerate(shape)]
+    return np.full(sizes, b"", dtype=object) if spec.dtype.name == "string" else np.zeros(sizes, spec.dtype.numpy)

@@ -16,21 +16,20 @@ from typing import Any
 import numpy as np
 
 from moxserve import file
-from moxserve.client.fit import fit_inputs
 from moxserve.errors import DataError, ExportError, UsageError, did_you_mean
-from moxserve.export.job import ModelFileJob, SavedModelJob
+from moxserve.export.job import SavedModelJob
 from moxserve.export.manifest import MANIFEST_PATH, WARMUP_PATH, Manifest, Source, read_manifest
 from moxserve.export.place import place
 from moxserve.export.savedmodel import channels_first_notes
 from moxserve.export.sources import protos
 from moxserve.export.sources.answers import Answers, Origin, collect, stage_answers
 from moxserve.export.sources.base import StagedModel, main_signature
-from moxserve.export.sources.samples import Samples, read_requests, read_samples, recorded_samples
+from moxserve.export.sources.samples import given_samples, read_requests, recorded_samples
 from moxserve.export.verify import INIT_SIGNATURES, open_artifact
 from moxserve.protocol.metadata import signature_from_def
 from moxserve.types import Signature
 
-__all__ = ["SavedModelSource", "copy_saved_model", "given_samples", "open_saved_model"]
+__all__ = ["SavedModelSource", "copy_saved_model", "open_saved_model"]
 
 _SERVE = "serve"
 _LABELS_FILE = os.path.join("assets", "labels.txt")
@@ -151,25 +150,6 @@ def _keys(job: SavedModelJob, signatures: Mapping[str, Signature]) -> Mapping[st
 def _class_names(path: str) -> tuple[str, ...]:
     labels = os.path.join(path, _LABELS_FILE)
     return tuple(file.read(labels).splitlines()) if file.exists(labels) else ()
-
-
-def given_samples(job: ModelFileJob, signature: Signature, classes: tuple[str, ...] = ()) -> Samples:
-    """Return the rows that a job brings, fitted to the main signature; empty when it brings none.
-
-    Args:
-        job: has arrays, or a file to read.
-        signature: the main one.
-        classes: the model's class names by index, where they are known.
-
-    Raises:
-        DataError: the file cannot be read, or does not fit.
-        UsageError: the arrays do not fit.
-    """
-    if job.samples_file:
-        return read_samples(job.samples_file, signature, job.sample_limit, classes)
-    if not job.samples:
-        return Samples()
-    return Samples(fit_inputs(job.samples, signature), job.sample_labels)
 
 
 def _one_request_each(path: str) -> dict[str, Mapping[str, np.ndarray]]:
