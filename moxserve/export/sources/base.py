@@ -35,6 +35,8 @@ class StagedModel:
         verification: how it compared.
         source: where it came from, for the manifest.
         notes: what the user should know, one sentence each.
+        requests: key -> real inputs by alias, `[n, ...]` each, of every signature for which there are some, `main`
+            included: what warmup records can be made of. Serialized tf.Examples where a signature takes these.
         metadata: what the source's own manifest carried, for the new one; empty when it had none.
         op_libraries: shared objects with custom operations that the model needs, as paths relative to its directory.
     """
@@ -48,6 +50,7 @@ class StagedModel:
     verification: Verification
     source: Source
     notes: tuple[str, ...] = ()
+    requests: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     op_libraries: tuple[str, ...] = ()
 
