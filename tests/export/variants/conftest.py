@@ -73,7 +73,7 @@ def freeze_net() -> Callable[..., Frozen]:
             session.run(tf1.global_variables_initializer())
             if train is not None:
                 train(session, inputs, outputs)
-            ends = [tensor.op.name for tensor in outputs.values()]
+            ends = [tensor.op.name for tensor in (*inputs.values(), *outputs.values())]
             graph_def = tf1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), ends)
             graph_def = tf1.graph_util.remove_training_nodes(graph_def, ends)
         sides = [{alias: _spec(alias, tensor) for alias, tensor in side.items()} for side in (inputs, outputs)]

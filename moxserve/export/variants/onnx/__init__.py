@@ -31,8 +31,8 @@ def convert(work: Work) -> Built:
                 raise
             raise MissingExtraError(package, "onnx", "an ONNX variant") from None
     from moxserve.export.variants.onnx.making import make
+    from moxserve.export.variants.onnx.model import output_names
 
     made = make(work)
-    aliases = (dict.fromkeys(work.signature.inputs), dict.fromkeys(work.signature.outputs))
-    names = TensorNames(inputs={a: a for a in aliases[0]}, outputs={a: a for a in aliases[1]})
+    names = TensorNames(inputs={alias: alias for alias in work.signature.inputs}, outputs=output_names(work.signature))
     return Built(made.file, names, made.notes, made.details)

@@ -9,12 +9,12 @@ from typing import Any
 
 from moxserve.errors import ExportError
 from moxserve.export.variants import quality
-from moxserve.export.variants.onnx import reduced
+from moxserve.export.variants.onnx import emitting, learned, reduced
 from moxserve.export.variants.onnx.calibration import calibrate, ranges_of
 from moxserve.export.variants.onnx.floating import convert_graph, read_graph
-from moxserve.export.variants.onnx.model import MODEL_FILE, op_counts, opset_of, save
+from moxserve.export.variants.onnx.model import MODEL_FILE, op_counts, opset_of, output_names, save
 from moxserve.export.variants.onnx.origins import label_of, names_of_operations
-from moxserve.export.variants.onnx.running import Feeder, open_session
+from moxserve.export.variants.onnx.running import Feeder, answers, open_session
 from moxserve.export.variants.onnx.search import Candidate, Quantizer
 from moxserve.export.variants.onnx.static import HEAVY, LIGHT, heavy_operations, prepare
 from moxserve.export.variants.work import Work
@@ -47,7 +47,7 @@ def make(work: Work) -> Made:
         "float32": _float32,
         "float16": _float16,
         "dynamic": _dynamic,
-        "int8": _int8,
+        "int8": _learned_int8 if work.learned else _int8,
     }
     model, notes, details = makers[work.target.precision](work, graph_def)
     save(model, work.directory)
@@ -59,16 +59,28 @@ def make(work: Work) -> Made:
 
 
 def _float32(work: Work, graph_def: Any) -> _Result:
-    return convert_graph(graph_def, work.signature, work.opset), (), {}
+    return _convert(work, graph_def), _simulated(graph_def), {}
 
 
 def _float16(work: Work, graph_def: Any) -> _Result:
-    model, notes = reduced.to_float16(convert_graph(graph_def, work.signature, work.opset))
-    return model, notes, {}
+    model, notes = reduced.to_float16(_convert(work, graph_def))
+    return model, (*notes, *_simulated(graph_def)), {}
+
+
+def _convert(work: Work, graph_def: Any) -> Any:
+    if learned.has_ranges(graph_def):
+        graph_def = learned.simulate(graph_def)
+    return convert_graph(graph_def, work.signature, work.opset)
+
+
+def _simulated(graph_def: Any) -> tuple[str, ...]:
+    if not learned.has_ranges(graph_def):
+        return ()
+    return ("quantization that was learned is simulated in floating point, as in the source; int8 is the fast form",)
 
 
 def _dynamic(work: Work, graph_def: Any) -> _Result:
-    model = convert_graph(graph_def, work.signature, work.opset)
+    model = _convert(work, graph_def)
     candidates = reduced.dynamic_operations(model)
     if not candidates:
         raise ExportError(
@@ -81,10 +93,19 @@ def _dynamic(work: Work, graph_def: Any) -> _Result:
     if not chosen:
         raise ExportError("--exclude leaves nothing to quantize dynamically")
     quantized = reduced.to_dynamic(model, chosen, work.settings.per_channel)
-    left = [node.name for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    labels = {name: label_of(name, known, graph_def) for name, known in names.items()}
+    left = [labels[node.name] for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
     notes = [f"{len(left)} convolutions stay in float32: quantized dynamically they would be slower"] if left else []
-    kept = {**dict.fromkeys(left, "convolutions are slower"), **{k: f"--exclude {p}" for k, p in excluded.items()}}
-    return quantized, notes, {"quantized": chosen, "kept_in_float": kept}
+    kept = dict.fromkeys(left, "convolutions are slower")
+    kept |= {labels[name]: f"--exclude {pattern}" for name, pattern in excluded.items()}
+    return (
+        quantized,
+        [*notes, *_simulated(graph_def)],
+        {
+            "quantized": [labels[name] for name in chosen],
+            "kept_in_float": kept,
+        },
+    )
 
 
 def _int8(work: Work, graph_def: Any) -> _Result:
@@ -96,7 +117,7 @@ def _int8(work: Work, graph_def: Any) -> _Result:
             "int8 needs real rows to find ranges with, and there are none",
             hint="give the export samples, or train with quantization; --onnx dynamic needs neither",
         )
-    model = convert_graph(graph_def, work.signature, work.opset)
+    model = _convert(work, graph_def)
     prepared = prepare(model)
     heavy = heavy_operations(prepared)
     names = names_of_operations(prepared, model, graph_def, work.signature)
@@ -124,6 +145,37 @@ def _int8(work: Work, graph_def: Any) -> _Result:
         "search": best.search,
     }
     return best.model, _notes(best, work), details
+
+
+def _learned_int8(work: Work, graph_def: Any) -> _Result:
+    _check_opset(work.opset, per_channel=True)
+    marked, weights = learned.mark(graph_def)
+    model = convert_graph(marked, work.signature, work.opset)
+    emitting.merge_biases(model)
+    heavy = emitting.learned_operations(model)
+    names = names_of_operations(model, model, graph_def, work.signature)
+    excluded = quality.matching(work.settings.exclude, {name: names[name] for name in heavy})
+    done, left = emitting.emit_weights(model, weights, excluded.keys())
+    if not done:
+        raise ExportError(
+            "int8: no operation has learned ranges both of its input and of its weights",
+            hint="train with quantization on, or export without it to find ranges on real rows",
+        )
+    labels = {name: label_of(name, names[name], graph_def) for name in heavy}
+    kept = {labels[name]: f"--exclude {pattern}" for name, pattern in excluded.items()}
+    kept |= {labels[name]: reason for name, reason in left.items()}
+    rows, search = work.evaluation, None
+    if rows.count:
+        loss = quality.loss_of(answers(model, Feeder.of(rows, work.signature), output_names(work.signature)), rows)
+        search = {"criterion": quality.criterion_of(rows), "rows": rows.count, "loss": loss}
+    details = {
+        "calibration": {"method": "learned", "per_channel": any(w.grid.scale.ndim for w in weights)},
+        "quantized": [labels[name] for name in done],
+        "kept_in_float": kept,
+        "search": search,
+    }
+    notes = [f"{len(left)} operations stay in float32: {', '.join(labels[name] for name in left)}"] if left else []
+    return model, notes, details
 
 
 def _check_opset(opset: int, per_channel: bool) -> None:

@@ -12,7 +12,17 @@ import onnx
 from moxserve.errors import ExportError, first_line
 from moxserve.types import Signature, TensorSpec
 
-__all__ = ["MODEL_FILE", "fit_signature", "initializers", "nodes_of", "op_counts", "opset_of", "producers", "save"]
+__all__ = [
+    "MODEL_FILE",
+    "fit_signature",
+    "initializers",
+    "nodes_of",
+    "op_counts",
+    "opset_of",
+    "output_names",
+    "producers",
+    "save",
+]
 
 MODEL_FILE = "model.onnx"
 _DATA_FILE = "model.onnx.data"
@@ -52,6 +62,19 @@ def producers(model: Any) -> dict[str, Any]:
     return {name: node for node in model.graph.node for name in node.output if name}
 
 
+def output_names(signature: Signature) -> dict[str, str]:
+    """Return what the outputs are called in a model, by alias: so, but for one that is an input's name as well."""
+    taken = {*signature.inputs, *signature.outputs}
+    names = {}
+    for alias in signature.outputs:
+        name = alias
+        while name in signature.inputs or (name != alias and name in taken):
+            name += "_out"
+        taken.add(name)
+        names[alias] = name
+    return names
+
+
 def fit_signature(model: Any, signature: Signature) -> None:
     """Name inputs and outputs by their aliases, give them the signature's shapes, and the inputs that are not used.
 
@@ -61,17 +84,19 @@ def fit_signature(model: Any, signature: Signature) -> None:
         model: changed in place; its inputs and outputs bear the names of the graph's tensors.
         signature: what it computes.
     """
-    sides = (signature.inputs, signature.outputs)
-    names = {spec.tensor: alias for specs in sides for alias, spec in specs.items()}
-    _rename(model.graph, names)
+    outputs = output_names(signature)
+    changes = {spec.tensor: alias for alias, spec in signature.inputs.items()}
+    changes |= {spec.tensor: outputs[alias] for alias, spec in signature.outputs.items()}
+    _rename(model.graph, changes)
     present = {value.name: value for value in model.graph.input}
     ordered = [present.get(alias) or _value(spec) for alias, spec in signature.inputs.items()]
     del model.graph.input[:]
     model.graph.input.extend(ordered)
     results = {value.name: value for value in model.graph.output}
-    ordered = [results[alias] for alias in signature.outputs]
+    ordered = [results[name] for name in outputs.values()]
     del model.graph.output[:]
     model.graph.output.extend(ordered)
+    sides = (signature.inputs, {outputs[alias]: spec for alias, spec in signature.outputs.items()})
     for specs, values in zip(sides, (model.graph.input, model.graph.output), strict=True):
         for value in values:
             _set_shape(value, specs[value.name])

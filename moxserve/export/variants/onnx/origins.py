@@ -47,6 +47,11 @@ def names_of_operations(model: Any, float_model: Any, graph_def: Any, signature:
         starts = {_tf_name(end, aliases) for end in ends} | {_NUMBERED.sub("", name) for name in (*inner, node.name)}
         starts &= tf_edges.keys()
         found[node.name] = inner | _between(tf_edges, starts, kept_tf - starts)
+    for node in model.graph.node:
+        # What a rewriter has made anew bears no old name; what was there is found before its reader then.
+        readers = [other.name for other in model.graph.node if set(node.output) & set(other.input)]
+        if len(readers) == 1 and found[node.name].isdisjoint(tf_edges):
+            found[node.name] |= found[readers[0]]
     return found
 
 

@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def to_float16(model: Any) -> tuple[Any, tuple[str, ...]]:
     from onnxruntime.transformers import float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
+    _unshare(model, float16.DEFAULT_OP_BLOCK_LIST)
     floats = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
     clipped = [t.name for t in floats if np.abs(onnx.numpy_helper.to_array(t)).max(initial=0.0) > _HALF_MAX]
     try:
@@ -73,6 +74,19 @@ def to_float16(model: Any) -> tuple[Any, tuple[str, ...]]:
     if clipped:
         notes.append(f"{len(clipped)} constants beyond float16's {_HALF_MAX:g} were cut off, such as {clipped[0]!r}")
     return wrapped.model, tuple(notes)
+
+
+def _unshare(model: Any, types: Collection[str]) -> None:
+    """Give the operations that stay in float32 constants of their own: the converter casts a shared one twice."""
+    constants = initializers(model)
+    seen: set[str] = set()
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name in seen and name in constants and node.op_type in types:
+                own = model.graph.initializer.add()
+                own.CopyFrom(constants[name])
+                own.name = node.input[i] = f"{name}/{node.name}/{i}"
+            seen.add(name)
 
 
 def dynamic_operations(model: Any) -> list[str]:

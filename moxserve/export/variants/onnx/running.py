@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,13 +101,13 @@ def open_session(model: Any, *, optimize: bool = True) -> Any:
         ) from error
 
 
-def answers(model: Any, feeder: Feeder, outputs: Sequence[str], size: int = _BATCH) -> dict[str, np.ndarray]:
+def answers(model: Any, feeder: Feeder, outputs: Mapping[str, str], size: int = _BATCH) -> dict[str, np.ndarray]:
     """Run all rows.
 
     Args:
         model: a ModelProto, or the path of a file.
         feeder: the rows; at least one.
-        outputs: aliases.
+        outputs: alias -> name in the model.
         size: rows at a time.
 
     Returns:
@@ -120,7 +120,7 @@ def answers(model: Any, feeder: Feeder, outputs: Sequence[str], size: int = _BAT
     parts: dict[str, list[np.ndarray]] = {alias: [] for alias in outputs}
     for batch in feeder.batches(size):
         try:
-            values = session.run(list(outputs), batch)
+            values = session.run(list(outputs.values()), batch)
         except Exception as error:
             raise ExportError(f"ONNX Runtime cannot run the model on real rows: {first_line(error)}") from error
         for alias, value in zip(outputs, values, strict=True):

@@ -15,6 +15,7 @@ import numpy as np
 
 from moxserve.export.variants import quality
 from moxserve.export.variants.onnx.calibration import Ranges
+from moxserve.export.variants.onnx.model import output_names
 from moxserve.export.variants.onnx.running import Feeder, answers
 from moxserve.export.variants.onnx.static import plan, quantize
 from moxserve.export.variants.work import Work
@@ -75,7 +76,7 @@ class Quantizer:
         if not rows.count or limit is None:
             return Candidate(self.without(()), tuple(self.heavy.values()))
         feeder = Feeder.of(rows, work.signature)
-        outputs = list(work.signature.outputs)
+        outputs = output_names(work.signature)
         costs: dict[str, float] = {}
 
         def loss_with(kept: Sequence[str]) -> float:
@@ -92,7 +93,7 @@ class Quantizer:
         quantized = tuple(label for name, label in self.heavy.items() if name not in found.kept)
         return Candidate(self.without(found.kept), quantized, kept, facts)
 
-    def _costs(self, feeder: Feeder, outputs: Sequence[str]) -> dict[str, float]:
+    def _costs(self, feeder: Feeder, outputs: Mapping[str, str]) -> dict[str, float]:
         """Return the error that each operation brings when it alone is quantized."""
         few = feeder.head(_RANKING_ROWS)
         reference = answers(self.model, few, outputs)
