@@ -26,6 +26,7 @@ from moxserve.export.job import ExportResult, JobOptions
 from moxserve.export.manifest import Manifest, SignatureEntry, Variant, Warmup, write_manifest
 from moxserve.export.place import place
 from moxserve.export.publish import check_version, open_publication
+from moxserve.export.publish.push import push_target
 from moxserve.export.publish.retention import apply_retention
 from moxserve.export.report import write_report
 from moxserve.export.report.collect import report_of, tools
@@ -65,6 +66,8 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
     started = time.monotonic()
     if job.version is not None:
         check_version(job.base_dir, job.version)
+    if job.push:
+        push_target(job.push)
     read_conditions(job.variants)
     with place("publishing the version"), _quiet(), contextlib.ExitStack() as stack:
         source = stack.enter_context(open_source(job))
