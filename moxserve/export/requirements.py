@@ -11,6 +11,7 @@ Spaces may stand around the operator. A condition on what is not known (accuracy
 from __future__ import annotations
 
 import fnmatch
+import math
 import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -143,7 +144,10 @@ def parse_requirement(text: str) -> Requirement:
     if not _NUMBER.fullmatch(right.strip()):
         at_number = len(text) - len(right.lstrip())
         raise _wrong(text, at_number, f"{right.strip()!r} is not a number")
-    return Requirement(text, variant, metric, found[0], float(right))
+    limit = float(right)
+    if not math.isfinite(limit):
+        raise _wrong(text, len(text) - len(right.lstrip()), f"{right.strip()!r} is beyond what a number can hold")
+    return Requirement(text, variant, metric, found[0], limit)
 
 
 def _wrong(text: str, offset: int, why: str) -> UsageError:

@@ -44,7 +44,7 @@ def render_page(report: Report) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        share=share, scientific=scientific, significant=significant, megabytes=megabytes, facts=_facts
+        share=share, scientific=scientific, significant=significant, megabytes=megabytes, facts=_facts, heading=_heading
     )
     environment.tests.update(simple=_simple, plain=_plain)
     with open(os.path.join(here, _STYLE), encoding="utf-8") as f:
@@ -186,3 +186,8 @@ def _plain(values: object) -> bool:
 def _facts(value: Any) -> list[tuple[str, Any]]:
     """Return a mapping's items; keys as text with spaces."""
     return [(str(k).replace("_", " "), v) for k, v in value.items()] if isinstance(value, Mapping) else []
+
+
+def _heading(name: str) -> str:
+    """Return a column's name that a narrow table breaks after a comma only."""
+    return name.replace(" ", "\u00a0").replace("-", "\u2011").replace(",\u00a0", ", ")

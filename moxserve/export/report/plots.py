@@ -111,7 +111,7 @@ def scatter(title: str, points: Sequence[Point], axes: tuple[str, str], *, log_y
     """
     if not points:
         return ""
-    height, left, right, top, foot = 340.0, 64.0, 20.0, 18.0, 48.0
+    height, left, right, top, foot = 340.0, 76.0, 24.0, 18.0, 48.0
     xs = [p.x for p in points if p.x > 0]
     log_x = len(xs) == len(points) and max(xs) > 10 * min(xs)
     across = _Axis([p.x for p in points], log_x, left, _WIDTH - right)
@@ -164,7 +164,7 @@ class _Labels:
     def place(self, x: float, y: float, width: float) -> tuple[float, str, float]:
         """Return x, anchor and y of a label for a point."""
         ways = [(offset, side) for offset in (0, -14, 14, -28, 28, -42, 42) for side in (1, -1)]
-        fitting = [(o, s) for o, s in ways if (x + 10 + width <= self._right if s > 0 else x - 10 - width >= 66)]
+        fitting = [(o, s) for o, s in ways if (x + 10 + width <= self._right if s > 0 else x - 10 - width >= 78)]
         chosen = next((way for way in fitting if self._free(x, y + way[0], width, way[1])), (fitting or ways)[0])
         offset, side = chosen
         start = x + 10 if side > 0 else x - 10 - width
