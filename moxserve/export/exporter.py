@@ -33,9 +33,8 @@ from moxserve.export.report.collect import report_of, tools
 from moxserve.export.sources import open_source
 from moxserve.export.sources.base import StagedModel
 from moxserve.export.variants.make import SAVED_MODEL, MadeVariants, make_variants, read_conditions
-from moxserve.export.verify import open_artifact
 from moxserve.export.versions import normalize_version
-from moxserve.export.warmup import replay, write_warmup
+from moxserve.export.warmup import WrittenWarmup, write_warmup
 from moxserve.talk import Talk, silent
 from moxserve.tensorflow.executor.env import tf
 
@@ -82,11 +81,11 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
         version=staged.version,
         signatures=model.signatures,
         max_abs_error=model.verification.max_abs_error,
-        warmup_records=warmup.records,
+        warmup_records=warmup.entry.records,
         size_bytes=staged.size_bytes,
         seconds=time.monotonic() - started,
         verified_rows=model.verification.rows,
-        notes=[*model.notes, *made.notes, *_warnings(made)],
+        notes=[*model.notes, *made.notes, *_warnings(made), *warmup.notes],
         report=made.report,
         removed=removed,
     )
@@ -143,15 +142,12 @@ def _quiet() -> Iterator[None]:
         logger.removeFilter(hold)
 
 
-def _finish(job: JobOptions, model: StagedModel, made: MadeVariants, staging: str) -> Warmup:
+def _finish(job: JobOptions, model: StagedModel, made: MadeVariants, staging: str) -> WrittenWarmup:
     """Add warmup records and the manifest to a staged model."""
     with place("writing warmup records"):
         warmup = write_warmup(job, model, staging)
-        if warmup.records:
-            with open_artifact(staging) as artifact:
-                replay(staging, artifact)
     with place("writing the manifest"):
-        write_manifest(staging, _manifest(job, model, made, warmup))
+        write_manifest(staging, _manifest(job, model, made, warmup.entry))
     return warmup
 
 

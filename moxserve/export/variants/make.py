@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from moxserve.errors import ExportError
 from moxserve.export.facts import Figures
@@ -38,7 +39,7 @@ __all__ = ["SAVED_MODEL", "Conditions", "MadeVariants", "make_variants", "read_c
 
 SAVED_MODEL = "saved_model"
 VARIANTS_DIR = "variants"
-_LEARNED = "learned"
+_GRAPH, _COMPILED = "model", "compiled"
 
 
 @dataclass(frozen=True)
@@ -180,19 +181,26 @@ class _Making:
         self._talk("freezing the graph")
         try:
             with self._phase("prepare"):
-                prepared = prepare(self._directory, self._model.main, self._options, self._model.rows)
-                prepared.graph.write(os.path.join(self._scratch, "model"))
+                prepared = prepare(
+                    self._directory, self._model.main, self._options, self._model.rows, self._libraries()
+                )
+                prepared.graph.write(os.path.join(self._scratch, _GRAPH))
+                if prepared.compiled is not None:
+                    prepared.compiled.write(os.path.join(self._scratch, _COMPILED))
         except ExportError as error:
             return Failure(error.message, error.hint or "")
         self._made.nodes = prepared.nodes
-        self._made.steps = tuple(TransformStep.model_validate(step) for step in prepared.steps)
+        self._made.steps = prepared.steps
         return prepared
+
+    def _libraries(self) -> tuple[str, ...]:
+        return tuple(os.path.join(self._directory, name) for name in self._model.op_libraries)
 
     def _probe(self, variant: Variant | None) -> ProbeResult:
         options = ProbeOptions(
             measure=self._options.measure,
             scratch=self._scratch,
-            op_libraries=tuple(os.path.join(self._directory, name) for name in self._model.op_libraries),
+            op_libraries=self._libraries(),
         )
         with self._phase("try"):
             return probe(self._directory, variant, self._model.main, self._rows.evaluation, options)
@@ -243,14 +251,18 @@ class _Making:
         )
         if result.error:
             return report.model_copy(update={"verdict": "failed", "reasons": (result.error,), "path": ""}), None
-        return self._judged(report, result, entry)
+        # A graph that was made less precise on purpose is held to what that allows, in whatever form it is then.
+        judged_as = "dynamic" if prepared.quantized and target.precision != "int8" else target.precision
+        return self._judged(report, result, entry, judged_as)
 
-    def _judged(self, report: VariantReport, result: ProbeResult, entry: Variant) -> tuple[VariantReport, Variant]:
+    def _judged(
+        self, report: VariantReport, result: ProbeResult, entry: Variant, precision: str
+    ) -> tuple[VariantReport, Variant]:
         found = self._figures(result)
-        reasons = judge(found, report.precision, max_drop=self._options.calibration.max_drop)
+        reasons = judge(found, precision, max_drop=self._options.calibration.max_drop)
         verdict = "dropped" if reasons else "published"
         report = report.model_copy(update={"figures": found, "reasons": reasons, "verdict": verdict})
-        tolerance = tolerance_for(report.precision)
+        tolerance = tolerance_for(precision)
         verification = Verification(
             mode="samples" if found.rows else "loaded",
             rows=found.rows,
@@ -259,13 +271,16 @@ class _Making:
             rtol=tolerance.rtol or 0.0,
             max_abs_error=found.max_abs_error,
         )
-        update = {"figures": found, "measured": result.measured, "verification": verification}
+        update: dict[str, Any] = {"figures": found, "measured": result.measured, "verification": verification}
+        if precision != report.precision:
+            update["tolerance"] = tolerance
         return report, entry.model_copy(update=update)
 
     def _work(self, target: Target, prepared: Prepared, folder: str) -> Work:
+        compiled = prepared.compiled is not None and target == Target("frozen")
         return Work(
             target=target,
-            model=os.path.join(self._scratch, "model"),
+            model=os.path.join(self._scratch, _COMPILED if compiled else _GRAPH),
             signature=prepared.graph.signature,
             directory=folder,
             calibration=self._rows.calibration,

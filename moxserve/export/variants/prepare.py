@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from moxserve.export.frozen import FrozenGraph, freeze
+from moxserve.export.report.model import TransformStep
 from moxserve.export.targets import VariantOptions
-from moxserve.export.tolerances import TOLERANCES
 
 __all__ = ["Prepared", "prepare"]
 
 # Enough to see a wrong number; each step runs them once.
 _CHECK_ROWS = 4
-_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -26,16 +24,22 @@ class Prepared:
 
     Attributes:
         graph: what they convert.
-        steps: what was done to it, as `TransformStep` of the report holds it.
+        compiled: the same, marked for XLA, which only TensorFlow can read; None when that was not asked for.
+        steps: what was done to it.
         nodes: in the frozen graph, before the steps.
+        quantized: a step made weights or activations less precise than float32, as it was told.
     """
 
     graph: FrozenGraph
-    steps: tuple[Mapping[str, Any], ...]
+    compiled: FrozenGraph | None
+    steps: tuple[TransformStep, ...]
     nodes: int
+    quantized: bool
 
 
-def prepare(directory: str, key: str, options: VariantOptions, rows: Mapping[str, np.ndarray]) -> Prepared:
+def prepare(
+    directory: str, key: str, options: VariantOptions, rows: Mapping[str, np.ndarray], libraries: Sequence[str] = ()
+) -> Prepared:
     """Freeze a signature of a SavedModel and transform the graph.
 
     Args:
@@ -43,6 +47,7 @@ def prepare(directory: str, key: str, options: VariantOptions, rows: Mapping[str
         key: of the signature.
         options: which transforms, Grappler passes, and whether XLA.
         rows: some rows to compare with after each step, by alias; without them nothing is compared.
+        libraries: paths of custom operation libraries that the graph needs.
 
     Raises:
         ExportError: the signature cannot be frozen, or a transform failed.
@@ -53,45 +58,41 @@ def prepare(directory: str, key: str, options: VariantOptions, rows: Mapping[str
     asked = transforms.DEFAULT_TRANSFORMS if options.transforms is None else options.transforms
     parsed = transforms.parse_transforms(asked)
     frozen = freeze(directory, key)
-    limit = TOLERANCES["float32"].rel_l2 or 0.0
+    check = _check(frozen, rows)
     inputs, outputs = frozen.input_nodes, frozen.output_nodes
-    with _comparison(frozen, rows) as check:
-        result = transforms.apply_transforms(frozen.graph_def, inputs, outputs, parsed, check, limit)
-        graph_def, steps = result.graph_def, list(result.steps)
-        if options.grappler:
-            result = transforms.run_grappler(graph_def, inputs, outputs, options.grappler, check, limit)
-            graph_def, steps = result.graph_def, [*steps, *result.steps]
-        if options.xla:
-            result = transforms.compile_with_xla(graph_def, inputs, outputs, check, limit)
-            graph_def, steps = result.graph_def, [*steps, *result.steps]
-    graph = replace(frozen, graph_def=graph_def)
-    return Prepared(graph, tuple(step.to_json() for step in steps), len(frozen.graph_def.node))
+    result = transforms.apply_transforms(frozen.graph_def, inputs, outputs, parsed, check, libraries=libraries)
+    graph_def, steps = result.graph_def, list(result.steps)
+    if options.grappler:
+        passes = options.grappler
+        result = transforms.run_grappler(graph_def, inputs, outputs, passes, check, libraries=libraries)
+        graph_def, steps = result.graph_def, [*steps, *result.steps]
+    compiled = None
+    if options.xla:
+        result = transforms.compile_with_xla(graph_def, inputs, outputs, check)
+        compiled, steps = replace(frozen, graph_def=result.graph_def), [*steps, *result.steps]
+    loose = {name for name, info in transforms.TRANSFORMS.items() if info.limit}
+    return Prepared(
+        graph=replace(frozen, graph_def=graph_def),
+        compiled=compiled,
+        steps=tuple(_told(step) for step in steps),
+        nodes=len(frozen.graph_def.node),
+        quantized=any(step.name in loose and step.outcome == "applied" for step in steps),
+    )
 
 
-@contextlib.contextmanager
-def _comparison(frozen: FrozenGraph, rows: Mapping[str, np.ndarray]) -> Iterator[Callable[[Any], float] | None]:
-    """Give a function that tells how far a graph's answers are from the frozen one's, as the largest relative L2."""
+def _check(frozen: FrozenGraph, rows: Mapping[str, np.ndarray]) -> Any:
+    from moxserve.export.transforms import output_check
+
     if not rows:
-        yield None
-        return
-    few = {alias: array[:_CHECK_ROWS] for alias, array in rows.items()}
-    expected = frozen.run(few)
-
-    def check(graph_def: Any) -> float:
-        got = replace(frozen, graph_def=graph_def).run(few)
-        return max((_distance(got[alias], want) for alias, want in expected.items()), default=0.0)
-
-    yield check
+        return None
+    feeds = {frozen.signature.inputs[alias].tensor: array[:_CHECK_ROWS] for alias, array in rows.items()}
+    return output_check(frozen.graph_def, feeds, [spec.tensor for spec in frozen.signature.outputs.values()])
 
 
-def _distance(got: np.ndarray, want: np.ndarray) -> float:
-    if got.shape != want.shape or got.dtype != want.dtype:
-        return float("inf")
-    if want.dtype.kind not in "fcV":
-        return float(np.mean(got != want)) if want.size else 0.0
-    kind = np.complex128 if want.dtype.kind == "c" else np.float64
-    a, b = got.astype(kind), want.astype(kind)
-    finite = np.isfinite(b)
-    if not np.array_equal(finite, np.isfinite(a)):
-        return float("inf")
-    return float(np.linalg.norm((a - b)[finite]) / max(float(np.linalg.norm(b[finite])), _TINY))
+def _told(step: Any) -> TransformStep:
+    """Return a step as the report holds it."""
+    arguments: dict[str, str] = {}
+    for name, value in step.arguments:
+        arguments[name] = f"{arguments[name]}, {value}" if name in arguments else value
+    facts = {**step.to_json(), "arguments": arguments, "why": step.reason}
+    return TransformStep.model_validate(facts)
