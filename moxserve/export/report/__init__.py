@@ -95,4 +95,4 @@ def render_summary(report: Report) -> SummaryTable:
     """Return the table of variants that a terminal shows."""
     from moxserve.export.report.text import cells
 
-    return SummaryTable(*cells(report))
+    return SummaryTable(*cells(report, narrow=True))

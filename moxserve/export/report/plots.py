@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -183,9 +184,10 @@ class _Axis:
         positive = [v for v in values if v > 0]
         self._log = log and bool(positive)
         self._start, self._end = start, end
-        self._floor = min(positive) / 10 if positive else 1.0
+        self._floor = max(min(positive) / 10, sys.float_info.min) if positive else 1.0
         low, high = (f(self._value(v) for v in values) for f in (min, max))
-        margin = 0.12 * (high - low) or max(abs(high) * 0.05, 0.5 if self._log else 0.01)
+        alike = high - low < 1e-9 * max(1.0, abs(high))
+        margin = max(abs(high) * 0.05, 0.5 if self._log else 0.01) if alike else 0.12 * (high - low)
         self._low, self._high = low - margin, high + margin
 
     def _value(self, value: float) -> float:

@@ -76,7 +76,7 @@ def _speedup(batch: int) -> Callable[[VariantReport, Report], str]:
     return lambda variant, report: _times(speedup(variant, report.source_variant, batch))
 
 
-# Heading -> (what it means, cell). The terminal shows the same ones as the page.
+# Heading -> (what it means, cell).
 COLUMNS: dict[str, tuple[str, Callable[[VariantReport, Report], str]]] = {
     "variant": ("its folder in variants/", lambda v, _: v.name),
     "verdict": ("source: what the others are held against", lambda v, _: v.verdict),
@@ -94,13 +94,22 @@ COLUMNS: dict[str, tuple[str, Callable[[VariantReport, Report], str]]] = {
 }
 
 
-def cells(report: Report) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+# A terminal is narrow: what 32 rows take is told by the rows a second.
+_LEFT_OUT = ("ms, 32 rows", "speed-up, 32 rows")
+
+
+def cells(report: Report, *, narrow: bool = False) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Return the table of all variants.
+
+    Args:
+        report: with the variants.
+        narrow: leave out what other columns tell nearly, too.
 
     Returns:
         Headings, those of empty columns left out, and a row of cells for each variant.
     """
-    rows = [[cell(variant, report) for _, cell in COLUMNS.values()] for variant in report.variants]
-    kept = [i for i in range(len(COLUMNS)) if i < 2 or any(row[i] for row in rows)]
-    names = tuple(COLUMNS)
+    columns = {name: cell for name, (_, cell) in COLUMNS.items() if not (narrow and name in _LEFT_OUT)}
+    rows = [[cell(variant, report) for cell in columns.values()] for variant in report.variants]
+    kept = [i for i in range(len(columns)) if i < 2 or any(row[i] for row in rows)]
+    names = tuple(columns)
     return tuple(names[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in rows)
