@@ -53,6 +53,6 @@ def report_of(job: JobOptions, model: StagedModel, made: MadeVariants) -> Report
         requirements=made.requirements,
         notes=(*model.notes, *made.notes),
         tools=tools(),
-        options=asdict(job.variants),
+        options={**asdict(job.variants), "targets": [target.name for target in job.variants.targets]},
         phases=made.phases,
     )
