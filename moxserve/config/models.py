@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from moxserve.export.targets import FORMATS, parse_targets
 
@@ -20,6 +30,8 @@ __all__ = [
     "PathRole",
     "PluginConfig",
     "PredictStage",
+    "PruningStage",
+    "QuantizationStage",
     "StrictModel",
     "path_role",
 ]
@@ -104,6 +116,55 @@ class PluginConfig(StrictModel):
 
 _WORDS = {"anyOf": [{"type": "boolean"}, {"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 Precisions = Annotated[tuple[str, ...], BeforeValidator(_as_words), WithJsonSchema(_WORDS)]
+
+
+def _patterns(value: list[str]) -> list[str]:
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {pattern!r}: {error}") from None
+    return value
+
+
+Patterns = Annotated[list[str], AfterValidator(_patterns)]
+
+
+class QuantizationStage(StrictModel):
+    """Train for int8: kernels and activations are rounded in training, batch norms folded; see docs/compression.md."""
+
+    start_step: int = Field(
+        default=0, ge=0, description="Step up to which the model is trained in floating point before that."
+    )
+    per_channel: bool = Field(
+        default=True, description="One scale for each output channel of a kernel, not one for the whole."
+    )
+    exclude: Patterns = Field(
+        default=[], description="Regular expressions: kernels with such a name stay in floating point."
+    )
+    range_decay: float = Field(
+        default=0.99, ge=0, lt=1, description="Decay of the averages that learn the ranges of activations."
+    )
+
+
+class PruningStage(StrictModel):
+    """Make the smallest weights of each kernel zero while training; see docs/compression.md."""
+
+    sparsity: float = Field(default=0.8, gt=0, lt=1, description="Share of zeros in each kernel at the end.")
+    begin_step: int = Field(default=0, ge=0, description="Step that pruning begins at.")
+    end_step: int = Field(ge=0, description="Step at which the sparsity is reached; train on for a while after it.")
+    every_steps: int | None = Field(
+        default=None, ge=1, description="Steps between two choices of what to prune; a twentieth of the way by default."
+    )
+    exclude: Patterns = Field(default=[], description="Regular expressions: kernels with such a name are left alone.")
+
+    @field_validator("end_step")
+    @classmethod
+    def _after_begin(cls, value: int, info: ValidationInfo) -> int:
+        begin = info.data.get("begin_step")
+        if begin is not None and value < begin:
+            raise ValueError(f"expected a step after begin_step, which is {begin}")
+        return value
 
 
 class ExportStage(StrictModel):

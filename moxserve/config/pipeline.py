@@ -16,7 +16,15 @@ from pydantic import BaseModel, ValidationError
 
 from moxserve.config.explain import explain, is_near
 from moxserve.config.interpolate import interpolate
-from moxserve.config.models import EvaluateStage, ExportStage, PluginConfig, PredictStage, path_role
+from moxserve.config.models import (
+    EvaluateStage,
+    ExportStage,
+    PluginConfig,
+    PredictStage,
+    PruningStage,
+    QuantizationStage,
+    path_role,
+)
 from moxserve.config.override import apply_overrides
 from moxserve.config.tree import Node, Place, format_value, parse
 from moxserve.errors import ConfigError, ConfigProblem, PluginError, did_you_mean
@@ -26,7 +34,13 @@ __all__ = ["STAGES", "VERSION", "LoadedPipeline", "PipelineConfig", "load_pipeli
 
 VERSION = 1
 FOLDERS = "plugin_folders"
-STAGES: Mapping[str, type[BaseModel]] = {"export": ExportStage, "evaluate": EvaluateStage, "predict": PredictStage}
+STAGES: Mapping[str, type[BaseModel]] = {
+    "quantization": QuantizationStage,
+    "pruning": PruningStage,
+    "export": ExportStage,
+    "evaluate": EvaluateStage,
+    "predict": PredictStage,
+}
 _KEYS = ("version", "description", FOLDERS, *SLOTS, *STAGES)
 _EXAMPLES = {
     "input": "input: {plugin: image_folder, train_dir: DIR, eval_dir: DIR, batch_size: 32}",
@@ -47,6 +61,8 @@ class PipelineConfig:
         model: what is trained.
         optimizer: how; None when the run trains nothing.
         run: what is done.
+        quantization: how the model is trained for int8, if it is.
+        pruning: which of its weights become zero, if any.
         export: the artifact, if any.
         evaluate: a last evaluation, if any.
         predict: predictions, if any.
@@ -59,6 +75,8 @@ class PipelineConfig:
     model: PluginConfig
     optimizer: PluginConfig | None
     run: PluginConfig
+    quantization: QuantizationStage | None = None
+    pruning: PruningStage | None = None
     export: ExportStage | None = None
     evaluate: EvaluateStage | None = None
     predict: PredictStage | None = None
@@ -310,7 +328,16 @@ def _check(loaded: LoadedPipeline) -> list[ConfigProblem]:
         if isinstance(stage, PluginConfig) and not missing:
             for field, message in _own_check(stage):
                 problems.append(loaded.problem(f"{name}.{field}" if field else name, message))
-    return problems
+    return problems + _check_start(loaded)
+
+
+def _check_start(loaded: LoadedPipeline) -> list[ConfigProblem]:
+    """Refuse a quantization that would begin when the run is over."""
+    quantization, end = loaded.config.quantization, getattr(loaded.config.run, "max_number_of_steps", None)
+    if quantization is None or not isinstance(end, int) or not 0 < end <= quantization.start_step:
+        return []
+    message = f"expected a step before run.max_number_of_steps, which is {end}, got {quantization.start_step}"
+    return [loaded.problem("quantization.start_step", message)]
 
 
 def _own_check(plugin: PluginConfig) -> list[tuple[str, str]]:

@@ -191,12 +191,25 @@ def prepare(loaded: LoadedPipeline, log_dir: str | None = None, talk: Talk = sil
     with stage(loaded, "input", talk):
         data = source.build()
     with stage(loaded, "model", talk):
-        model_fn = model.build(data)
+        model_fn = _compressed(model.build(data), config)
     optimizer_fn = None
     if optimizer is not None:
         with stage(loaded, "optimizer", talk):
             optimizer_fn = optimizer.build()
     return PreparedRun(loaded, data, model_fn, optimizer_fn, log_dir or run.log_dir)
+
+
+def _compressed(model_fn: Callable[..., Any], config: PipelineConfig) -> Callable[..., Any]:
+    """Have the model quantized and pruned as the file says."""
+    if config.quantization is not None:
+        from moxserve.tensorflow.quantization import Quantization, quantize_model_fn
+
+        model_fn = quantize_model_fn(model_fn, Quantization(**config.quantization.model_dump()))
+    if config.pruning is not None:
+        from moxserve.tensorflow.pruning import Pruning, prune_model_fn
+
+        model_fn = prune_model_fn(model_fn, Pruning(**config.pruning.model_dump()))
+    return model_fn
 
 
 def _plugins(config: PipelineConfig) -> tuple[InputPlugin, ModelPlugin, OptimizerPlugin | None, RunPlugin]:
@@ -245,6 +258,14 @@ def plan(loaded: LoadedPipeline) -> list[tuple[str, str, str]]:
             values = plugin.model_dump(exclude={"plugin"})
             told = ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
             lines.append((name, plugin.plugin, told))
+    if config.quantization is not None:
+        start = config.quantization.start_step
+        told = f"int8 from step {start}" if start else "int8 from the first step"
+        lines.append(("quantization", "", told + _without(config.quantization.exclude)))
+    if config.pruning is not None:
+        pruning = config.pruning
+        told = f"{100 * pruning.sparsity:g} % of each kernel zero, from step {pruning.begin_step} to {pruning.end_step}"
+        lines.append(("pruning", "", told + _without(pruning.exclude)))
     resumes = " (checkpoints there: it would resume)" if run.trains and _has_checkpoint(run.log_dir) else ""
     lines.append(("run", config.run.plugin, run.describe() + resumes))
     if config.export is not None:
@@ -256,6 +277,10 @@ def plan(loaded: LoadedPipeline) -> list[tuple[str, str, str]]:
     if config.predict is not None:
         lines.append(("predict", "", f"one line a row to {config.predict.output}"))
     return lines
+
+
+def _without(exclude: Sequence[str]) -> str:
+    return f", without {', '.join(exclude)}" if exclude else ""
 
 
 def _has_checkpoint(log_dir: str) -> bool:
@@ -367,6 +392,7 @@ class _Stages:
 
     def _export(self, prepared: PreparedRun, report: RunReport) -> ExportResult:
         from moxserve.export.exporter import export_version
+        from moxserve.export.publish.push import push_version
 
         if self._config.export is None:
             raise ConfigError([self._loaded.problem("export", "missing")])
@@ -374,7 +400,11 @@ class _Stages:
         if report.train is not None:
             metadata["global_step"] = report.train.global_step
         job = prepared.export_job(self._config.export.tf_serving, self._checkpoint(report), metadata)
-        return export_version(job, self._talk)
+        result = export_version(job, self._talk)
+        if job.push:
+            took = push_version(job.push, job.model_name, result.version)
+            self._talk(f"served by {job.push} after {took:.1f} s")
+        return result
 
     def _evaluate(self, config: EvaluateStage, prepared: PreparedRun, report: RunReport) -> dict[str, float]:
         import orjson

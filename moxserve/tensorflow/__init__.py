@@ -23,6 +23,8 @@ from moxserve.tensorflow.executor import (
     var_scope,
 )
 from moxserve.tensorflow.optimizer import get_optimizer_fn
+from moxserve.tensorflow.pruning import Pruning, prune_model_fn
+from moxserve.tensorflow.quantization import Quantization, quantize_model_fn
 
 __all__ = [
     "AggregativeSessionRunHook",
@@ -33,11 +35,15 @@ __all__ = [
     "LogEvaluationMetricHook",
     "ModeKeys",
     "ModelSpec",
+    "Pruning",
+    "Quantization",
     "RunResult",
     "file",
     "get_collection",
     "get_flag",
     "get_optimizer_fn",
+    "prune_model_fn",
+    "quantize_model_fn",
     "run",
     "set_flag",
     "var_scope",

@@ -61,6 +61,7 @@ class Tower:
         spec: what it returned, checked.
         trainable: trainable variables that this call made or used.
         updates: operations that keep moving averages (batch normalisation); empty except in TRAIN.
+        after_update: functions that make an operation to run when the variables of a step have been updated.
     """
 
     index: int
@@ -69,6 +70,7 @@ class Tower:
     spec: ModelSpec
     trainable: list[Any] = field(default_factory=list)
     updates: list[Any] = field(default_factory=list)
+    after_update: list[Callable[[], Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -166,6 +168,7 @@ def _tower(context: TowerContext, device: str, inputs: list[Any], spec: ModelSpe
     tower.trainable = context.collection(tf1.GraphKeys.TRAINABLE_VARIABLES)
     if mode == ModeKeys.TRAIN and context.index == 0:  # later towers would update the same averages a second time
         tower.updates = [*context.collection(tf1.GraphKeys.UPDATE_OPS), *_keras_updates(context)]
+        tower.after_update = context.after_update
     return tower
 
 
@@ -176,7 +179,7 @@ def _keras_updates(context: TowerContext) -> list[Any]:
     assignment to any other variable is the user's business.
     """
     averages = [v for v in context.collection(tf1.GraphKeys.GLOBAL_VARIABLES) if _MOVING_AVERAGE.search(v.op.name)]
-    handles = {v.handle.op.name for v in averages if not context.is_by_name(v)}
+    handles = {v.handle.op.name for v in averages if not context.is_by_name(v)} - context.frozen
     skip = {v.initializer.name for v in averages}
     assignments = (op for op in context.new_operations() if op.type in _ASSIGNMENTS and op.name not in skip)
     return [op for op in assignments if op.inputs[0].op.name in handles]

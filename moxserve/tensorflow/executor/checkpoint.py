@@ -23,7 +23,15 @@ from moxserve.file import atomic_write, fsync_directory, fsync_path, sweep
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.train_op import matches
 
-__all__ = ["Checkpointer", "RestoreRules", "global_step_of", "latest_checkpoint", "restore", "restore_matching"]
+__all__ = [
+    "Checkpointer",
+    "RestoreRules",
+    "global_step_of",
+    "latest_checkpoint",
+    "restore",
+    "restore_matching",
+    "variable_names",
+]
 
 _STATE = "checkpoint"
 _BASENAME = "model.ckpt"
@@ -143,6 +151,15 @@ def global_step_of(prefix: str) -> int:
     return max(0, step_in_name(prefix))
 
 
+def variable_names(prefix: str) -> list[str]:
+    """The names of what a checkpoint holds.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return sorted(_open(prefix).get_variable_to_shape_map())
+
+
 @dataclass(frozen=True)
 class RestoreRules:
     """Which variables are taken from a checkpoint.
@@ -152,11 +169,13 @@ class RestoreRules:
         exclude: patterns, applied after `include`.
         partial: True: variables that are missing or of another shape keep their initial values. False: they are an
             error.
+        optional: names that keep their initial values where they are missing, and nobody need be told.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     partial: bool = False
+    optional: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -196,7 +215,8 @@ def _plan(reader: Any, variables: Sequence[Any], rules: RestoreRules) -> Restore
         if (rules.include and not matches(name, rules.include)) or matches(name, rules.exclude):
             plan.excluded.append(name)
         elif name not in shapes:
-            plan.missing.append(name)
+            if name not in rules.optional:
+                plan.missing.append(name)
         elif shapes[name] != shape:
             plan.misfits.append(f"{name} (shape {shapes[name]} in the checkpoint, {shape} in the model)")
         elif dtypes[name] != variable.dtype.base_dtype:

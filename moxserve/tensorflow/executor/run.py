@@ -24,6 +24,7 @@ from moxserve.tensorflow.executor.inputs import InputSource, build_inputs, expla
 from moxserve.tensorflow.executor.inter import build_inter
 from moxserve.tensorflow.executor.loop import Loop
 from moxserve.tensorflow.executor.participants import NEVER, Clock, HookParticipant, Participant
+from moxserve.tensorflow.executor.phases import run_phases
 from moxserve.tensorflow.executor.settings import Functions, RunArguments, Settings
 from moxserve.tensorflow.executor.signals import SignalGuard
 from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
@@ -111,7 +112,8 @@ def run(
         functions = Functions(input_fn, model_fn, optimizer_fn, output_fn, fetch_strategy_fn)  # type: ignore[arg-type]
         functions.check(settings)
         store.warn_ineffective()
-        return _Job(settings, functions, Topology.from_flags(store)).execute()
+        topology = Topology.from_flags(store)
+        return run_phases(settings, functions, lambda of, using: _Job(of, using, topology).execute())
 
 
 class _Job:
@@ -260,12 +262,14 @@ class _Job:
             step = checkpoints.global_step_of(prefix)
             session.run(self.global_step.initializer, {self.global_step.initializer.inputs[1]: step})
             return
-        rules = checkpoints.RestoreRules()
+        optional = frozenset(variable.op.name for variable in self.branch.plan.optional)
+        rules = checkpoints.RestoreRules(optional=optional)
         if self.resume is None:
             rules = checkpoints.RestoreRules(
                 include=split_patterns(store.get("checkpoint_include_patterns")),
                 exclude=split_patterns(store.get("checkpoint_exclude_patterns")),
                 partial=True,
+                optional=optional,
             )
         checkpoints.restore_matching(session, prefix, variables, rules)
 

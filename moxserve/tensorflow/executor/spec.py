@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from moxserve.errors import ModelSpecError, UsageError, did_you_mean
 
-__all__ = ["ExportKeys", "ExportSpec", "ModeKeys", "ModelSpec", "RunResult"]
+__all__ = ["ExportKeys", "ExportSpec", "ModeKeys", "ModelSpec", "RunResult", "SignatureSpec"]
 
 
 class ModeKeys:
@@ -75,6 +75,53 @@ def _as_dict(value: Any, what: str) -> dict[str, Any]:
     return dict(value)
 
 
+@dataclass(frozen=True)
+class SignatureSpec:
+    """One more way to call the exported model.
+
+    Attributes:
+        inputs: alias: tensor, each of `inputs` or made inside `model_fn`. For classify and regress they are parsed from
+            serialized tf.Examples; a single string vector called `inputs` is taken to be these examples themselves.
+        outputs: alias: tensor. Of classify: `scores` `[batch, classes]` float, `classes` `[batch, classes]` string, or
+            both; of regress: `outputs` `[batch]` or `[batch, 1]` float.
+        method: `predict`, `classify` or `regress`.
+    """
+
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    method: str = "predict"
+
+    METHODS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "predict": (),
+        "classify": ("scores", "classes"),
+        "regress": ("outputs",),
+    }
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a graph.
+
+        Raises:
+            ModelSpecError: the method is unknown, or has other outputs.
+        """
+        if self.method not in self.METHODS:
+            raise ModelSpecError(f"SignatureSpec(method={self.method!r}); {did_you_mean(str(self.method), self.METHODS)}")
+        for side in ("inputs", "outputs"):
+            object.__setattr__(self, side, _as_dict(getattr(self, side), f"SignatureSpec.{side}"))
+        if not self.outputs:
+            raise ModelSpecError("SignatureSpec.outputs is empty; name at least one tensor")
+        if self.method != "predict" and not self.inputs:
+            raise ModelSpecError(f"a {self.method} signature needs inputs; SignatureSpec.inputs is empty")
+        known = self.METHODS[self.method]
+        odd = [alias for alias in self.outputs if known and alias not in known]
+        if odd:
+            raise ModelSpecError(
+                f"a {self.method} signature gives {' and '.join(known)}; SignatureSpec.outputs has {odd[0]!r}"
+            )
+
+
+_RESERVED_KEY = "__saved_model"
+
+
 @dataclass(frozen=True, init=False)
 class ExportSpec:
     """Which tensors of `model_fn` the exported model takes and gives.
@@ -85,6 +132,13 @@ class ExportSpec:
         version: number or name of the version directory; -1 takes the next free number.
         scores: the key of `outputs_dict` that holds `[batch, classes] float32` scores; adds a classify signature.
         labels: class names by index, for the classify signature.
+        regression: the key of `outputs_dict` that holds `[batch]` or `[batch, 1]` floats; adds a regress signature.
+        signatures: key: SignatureSpec, further signatures.
+        example_spec: feature name: `tf.io.FixedLenFeature`, `VarLenFeature`, ...: how the inputs of these names are
+            parsed from tf.Examples; inputs that it does not name are lists of their own shape and type. Adds a predict
+            signature that takes examples.
+        default_signature: key of the signature that callers get who name none; empty for the one of `inputs_dict` and
+            `outputs_dict`.
     """
 
     inputs_dict: Mapping[str, Any]
@@ -92,6 +146,10 @@ class ExportSpec:
     version: int | str = -1
     scores: str | None = None
     labels: Sequence[str] | None = None
+    regression: str | None = None
+    signatures: Mapping[str, SignatureSpec] = field(default_factory=dict)
+    example_spec: Mapping[str, Any] = field(default_factory=dict)
+    default_signature: str = ""
 
     def __init__(
         self,
@@ -101,24 +159,52 @@ class ExportSpec:
         *,
         scores: str | None = None,
         labels: Sequence[str] | None = None,
+        regression: str | None = None,
+        signatures: Mapping[str, SignatureSpec] | None = None,
+        example_spec: Mapping[str, Any] | None = None,
+        default_signature: str = "",
     ) -> None:
         inputs = _as_dict(inputs_dict, "ExportSpec.inputs_dict")
         outputs = _as_dict(outputs_dict, "ExportSpec.outputs_dict")
         if not inputs or not outputs:
             missing = "inputs_dict" if not inputs else "outputs_dict"
             raise ModelSpecError(f"ExportSpec.{missing} is empty; name at least one tensor")
-        if scores is not None and scores not in outputs:
-            raise ModelSpecError(
-                f"ExportSpec(scores={scores!r}) is no key of outputs_dict; {did_you_mean(scores, outputs)}"
-            )
+        for argument, key in (("scores", scores), ("regression", regression)):
+            if key is not None and key not in outputs:
+                raise ModelSpecError(
+                    f"ExportSpec({argument}={key!r}) is no key of outputs_dict; {did_you_mean(key, outputs)}"
+                )
+        features = _as_dict(example_spec, "ExportSpec.example_spec")
+        for name in features:
+            if name not in inputs:
+                raise ModelSpecError(
+                    f"ExportSpec.example_spec has the feature {name!r}, which is no input; {did_you_mean(name, inputs)}"
+                )
         for name, value in (
             ("inputs_dict", inputs),
             ("outputs_dict", outputs),
             ("version", version),
             ("scores", scores),
             ("labels", list(labels) if labels is not None else None),
+            ("regression", regression),
+            ("signatures", _signature_dict(signatures)),
+            ("example_spec", features),
+            ("default_signature", default_signature),
         ):
             object.__setattr__(self, name, value)
+
+
+def _signature_dict(signatures: Any) -> dict[str, SignatureSpec]:
+    found = _as_dict(signatures, "ExportSpec.signatures")
+    for key, value in found.items():
+        if not isinstance(value, SignatureSpec):
+            raise ModelSpecError(
+                f"ExportSpec.signatures[{key!r}] is a {type(value).__name__}; expected a mox.SignatureSpec",
+                hint="mox.SignatureSpec(inputs={...}, outputs={...}, method='predict')",
+            )
+        if not key or key.startswith(_RESERVED_KEY):
+            raise ModelSpecError(f"ExportSpec.signatures: the key {key!r} is empty or TensorFlow's own")
+    return found
 
 
 class ModelSpec:

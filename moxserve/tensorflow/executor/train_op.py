@@ -98,7 +98,8 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 def build_train_op(
     branch: Branch, optimizer_fn: Any, global_step: Any, options: TrainOptions, reducer: Reducer | None = None
 ) -> Any:
-    """Build the operation of one training step: all gradients, then all updates, then the step count.
+    """Build the operation of one training step: all gradients, then all updates, then the step count, then what the
+    towers want done to the updated variables.
 
     Every gradient is computed before any variable changes, so several losses see the same variables.
 
@@ -128,7 +129,9 @@ def build_train_op(
         waits = [*ready, *updates, *(applied if last else [])] if len(optimizers) > 1 or updates else []
         with tf1.control_dependencies(waits):
             applied.append(optimizer.apply_gradients(group, global_step=global_step if last else None))
-    return tf.group(*applied, *updates, name="train_op")
+    with tf1.control_dependencies([*applied, *updates]):
+        after = [make() for tower in branch.towers for make in tower.after_update]
+    return tf.group(*applied, *updates, *after, name="train_op")
 
 
 def _factories(optimizer_fn: Any, losses: int) -> list[Callable[[], Any]]:

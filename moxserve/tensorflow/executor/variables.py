@@ -35,6 +35,7 @@ class VariablePlan:
     def __init__(self) -> None:
         self.variables: list[Any] = []
         self.penalties: list[Any] = []  # REGULARIZATION_LOSSES of the first build
+        self.optional: list[Any] = []  # what a training may start without, because it was not there before
         self._next: int | None = None  # None while the first build records
 
     @contextmanager
@@ -104,6 +105,8 @@ class TowerContext:
         self._touched: set[int] = set()
         self._by_name: set[int] = set()
         self.in_get_variable = False
+        self.frozen: set[str] = set()  # handles of averages whose updates are no part of the step
+        self.after_update: list[Callable[[], Any]] = []
 
     @classmethod
     def current(cls) -> TowerContext | None:
@@ -145,6 +148,10 @@ class TowerContext:
     def touch(self, variable: Any) -> None:
         """Note that this build uses a variable that an earlier one made."""
         self._touched.add(id(variable))
+
+    def make_optional(self, variable: Any) -> None:
+        """Let training start from checkpoints that do not hold a variable."""
+        self._plan.optional.append(variable)
 
     def is_by_name(self, variable: Any) -> bool:
         """Whether this build got the variable from `get_variable`."""
