@@ -172,11 +172,19 @@ class Verification(_Entry):
 
 
 class Warmup(_Entry):
-    """The warmup records, in file order."""
+    """The warmup records.
+
+    Attributes:
+        records: how many there are.
+        batch_sizes: of those that were made of real rows, which come first.
+        signatures: keys that they call.
+        logged: how many of them are requests that a server had logged.
+    """
 
     records: int = 0
     batch_sizes: tuple[int, ...] = ()
     signatures: tuple[str, ...] = ()
+    logged: int = 0
 
 
 class Tolerance(_Entry):

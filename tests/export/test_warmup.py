@@ -109,14 +109,3 @@ def test_a_record_that_fails_keeps_the_version_from_being_published(
     assert os.listdir(tmp_path / "half") == []
 
 
-def test_records_of_other_kinds_are_told(tmp_path: Path) -> None:
-    from moxserve.export.warmup import WARMUP_PATH, read_requests
-    from moxserve.protocol import messages
-    from moxserve.protocol.tfrecord import write_records
-
-    log = messages.PredictionLog()
-    log.regress_log.request.model_spec.name = "m"
-    (tmp_path / "assets.extra").mkdir()
-    write_records(tmp_path / WARMUP_PATH, [log.SerializeToString()])
-    with pytest.raises(DataError, match="a warmup record of kind regress_log; expected predict_log or classify_log"):
-        list(read_requests(str(tmp_path)))
