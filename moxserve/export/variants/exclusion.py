@@ -42,7 +42,11 @@ class Chosen(Generic[Model]):
 
 
 def choose(
-    work: Work, operations: Sequence[str], make: Callable[[Collection[str]], Model], opened: Callable[[Model], Call]
+    work: Work,
+    operations: Sequence[str],
+    make: Callable[[Collection[str]], Model],
+    opened: Callable[[Model], Call],
+    rough: Callable[[Collection[str]], Model] | None = None,
 ) -> Chosen[Model]:
     """Quantize everything, or, where that loses more than is allowed, all but the operations that cost most.
 
@@ -51,6 +55,7 @@ def choose(
         operations: that may stay in floating point.
         make: makes the model with these operations in floating point.
         opened: makes a model ready to be asked.
+        rough: makes a model quickly, for the ranking only; None takes `make`.
 
     Raises:
         ExportError: it loses too much, whatever is left out.
@@ -75,7 +80,7 @@ def choose(
 
     def ranking() -> Sequence[str]:
         for name in operations:
-            model = make([other for other in operations if other != name])
+            model = (rough or make)([other for other in operations if other != name])
             costs[name] = _error(answers(opened(model), work.signature, rows, _RANKING_ROWS), rows)
         return sorted(costs, key=lambda name: -costs[name])
 

@@ -10,15 +10,14 @@ float16 is not made: on CPUs TensorFlow computes it in slow fallbacks.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from typing import Any
 
-from moxserve import file
 from moxserve.errors import ExportError, first_line
 from moxserve.export.manifest import TensorNames
-from moxserve.export.variants.work import FROZEN_GRAPH, Built, Work
+from moxserve.export.variants.learned import read_frozen
+from moxserve.export.variants.work import Built, Work
 from moxserve.types import Signature
 
 __all__ = ["convert"]
@@ -37,7 +36,7 @@ def convert(work: Work) -> Built:
     """
     if work.target.precision == "float32":
         shutil.copytree(work.model, work.directory, dirs_exist_ok=True)
-        graph_def = _read(os.path.join(work.model, FROZEN_GRAPH))
+        graph_def = read_frozen(work)
         return Built("", _names(work.signature), details={"operations": _operations(graph_def)})
     if work.target.precision != "bfloat16":
         raise ExportError(
@@ -45,7 +44,7 @@ def convert(work: Work) -> Built:
             "on a CPU",
             hint="--frozen bf16",
         )
-    graph_def = _in_bfloat16(_read(os.path.join(work.model, FROZEN_GRAPH)), work.signature)
+    graph_def = _in_bfloat16(read_frozen(work), work.signature)
     low = Counter(node.op for node in graph_def.node if node.attr["T"].type == _BFLOAT16)
     if not any(low[op] for op in _PRODUCTS):
         raise ExportError(
@@ -64,12 +63,6 @@ def _names(signature: Signature) -> TensorNames:
         inputs={alias: spec.tensor for alias, spec in signature.inputs.items()},
         outputs={alias: spec.tensor for alias, spec in signature.outputs.items()},
     )
-
-
-def _read(path: str) -> Any:
-    from tensorflow.core.framework import graph_pb2
-
-    return graph_pb2.GraphDef.FromString(file.read(path, binary=True))
 
 
 def _operations(graph_def: Any) -> dict[str, int]:

@@ -6,16 +6,74 @@ ranges are taken away from the operations that are to stay in floating point.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from moxserve import file
+from moxserve.errors import ExportError
+from moxserve.export.variants.quality import matching
+from moxserve.export.variants.work import FROZEN_GRAPH, Work
 from moxserve.types import Signature
 
-__all__ = ["ranged_operations", "spell_out_softmax", "without_ranges"]
+__all__ = ["ranged_operations", "read_frozen", "refuse_floating", "spell_out_softmax", "with_ranges", "without_ranges"]
 
 _FAKE_QUANT = "FakeQuantWithMinMax"
 # What hands values on as they are: a range before it is one of its result.
 _PASSING = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "ExpandDims"))
+
+
+def read_frozen(work: Work) -> Any:
+    """Return the GraphDef of a work."""
+    from tensorflow.core.framework import graph_pb2
+
+    return graph_pb2.GraphDef.FromString(file.read(os.path.join(work.model, FROZEN_GRAPH), binary=True))
+
+
+def refuse_floating(work: Work) -> None:
+    """Refuse to make anything but int8 of a graph with learned ranges.
+
+    Raises:
+        ExportError: it has some: this runtime takes them for int8, whatever is asked for.
+    """
+    if work.learned:
+        raise ExportError(
+            f"{work.target.name} is not made of a graph with learned int8 ranges: {work.target.format} would compute "
+            "in int8 all the same",
+            hint=f"--{work.target.format} int8",
+        )
+
+
+@contextmanager
+def with_ranges(
+    work: Work, in_float: Collection[str] = (), *, plain_softmax: bool = False
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Write the graph with the ranges of excluded operations taken away.
+
+    Args:
+        work: its settings exclude operations.
+        in_float: names of further ones.
+        plain_softmax: also spell out the softmaxes at the end.
+
+    Yields:
+        A folder as `Work.model`, which is gone after the block, and the excluded operations with their patterns.
+
+    Raises:
+        UsageError: a pattern matches nothing that has a range.
+    """
+    from moxserve.export.frozen import FrozenGraph
+
+    graph_def = read_frozen(work)
+    excluded = matching(work.settings.exclude, {name: (name,) for name in ranged_operations(graph_def)})
+    without_ranges(graph_def, {*excluded, *in_float})
+    if plain_softmax:
+        spell_out_softmax(graph_def, work.signature)
+    with tempfile.TemporaryDirectory(prefix="moxserve-learned-") as folder:
+        model = os.path.join(folder, "model")
+        FrozenGraph(graph_def, work.signature).write(model)
+        yield model, excluded
 
 
 def ranged_operations(graph_def: Any) -> list[str]:
@@ -73,20 +131,15 @@ def _copied_without(graph_def: Any, nodes: dict[str, Any], text: str) -> str:
     return name
 
 
-def spell_out_softmax(graph_def: Any, signature: Signature) -> list[str]:
+def spell_out_softmax(graph_def: Any, signature: Signature) -> None:
     """Write the softmaxes that end a signature as exponentials over their sum, in place: nobody quantizes that.
 
     An int8 softmax knows no probability below 1/256. The quotient is a product: converters know a softmax when they see
     one.
-
-    Returns:
-        Names of the nodes.
     """
     nodes = {node.name: node for node in graph_def.node}
-    found = [node for node in _ends(nodes, signature) if node.op == "Softmax"]
-    for node in found:
+    for node in [node for node in _ends(nodes, signature) if node.op == "Softmax"]:
         _spell_out(graph_def, node)
-    return [node.name for node in found]
 
 
 def _ends(nodes: Mapping[str, Any], signature: Signature) -> Iterator[Any]:

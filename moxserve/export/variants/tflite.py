@@ -23,11 +23,11 @@ from moxserve import file
 from moxserve.errors import ExportError, MissingExtraError, first_line
 from moxserve.export.variants.exclusion import choose
 from moxserve.export.variants.feeds import Call, batch_size, batches
-from moxserve.export.variants.learned import ranged_operations, spell_out_softmax, without_ranges
+from moxserve.export.variants.learned import read_frozen, refuse_floating, with_ranges
 from moxserve.export.variants.quality import matching
 from moxserve.export.variants.tflite_model import final_operations, read_operations, with_signature
 from moxserve.export.variants.trial import try_out
-from moxserve.export.variants.work import FROZEN_GRAPH, Built, Work
+from moxserve.export.variants.work import Built, Work
 
 __all__ = ["convert"]
 
@@ -84,18 +84,13 @@ def _float(work: Work) -> bytes:
     """Convert to float32 or float16, or with int8 weights whose inputs are quantized while the model runs."""
     import tensorflow as tf
 
-    if work.learned:
-        raise ExportError(
-            f"{work.target.name} is not made of a graph with learned ranges: by these, TFLite computes in int8 whatever "
-            "is asked for",
-            hint="--tflite int8",
-        )
+    refuse_floating(work)
     with _converter(work.model, work) as converter:
         if work.target.precision in ("float16", "dynamic"):
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if work.target.precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        converter.allow_custom_ops = bool(_PARSERS & {node.op for node in _graph_def(work).node})
+        converter.allow_custom_ops = bool(_PARSERS & {node.op for node in read_frozen(work).node})
         return _run(converter)
 
 
@@ -121,12 +116,6 @@ def _run(converter: Any) -> bytes:
     except ValueError as error:
         # Of the calibration: the interpreter ran the graph and failed.
         raise ExportError(f"TensorFlow cannot convert the graph to TFLite: {first_line(error)}") from error
-
-
-def _graph_def(work: Work) -> Any:
-    from tensorflow.core.framework import graph_pb2
-
-    return graph_pb2.GraphDef.FromString(file.read(os.path.join(work.model, FROZEN_GRAPH), binary=True))
 
 
 def _int8(work: Work) -> _Made:
@@ -201,28 +190,17 @@ def _learned(work: Work) -> _Made:
     """Convert a graph with fake quantization: its ranges become those of the int8 model."""
     import tensorflow as tf
 
-    from moxserve.export.frozen import FrozenGraph
-
-    graph_def = _graph_def(work)
-    excluded = matching(work.settings.exclude, {name: (name,) for name in ranged_operations(graph_def)})
-    without_ranges(graph_def, excluded)
-    last = spell_out_softmax(graph_def, work.signature)
-    with tempfile.TemporaryDirectory(prefix="moxserve-tflite-") as folder:
-        FrozenGraph(graph_def, work.signature).write(os.path.join(folder, "model"))
-        with _converter(os.path.join(folder, "model"), work) as converter:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            model = _run(converter)
-    reasons = {
-        **{name: "an output of probabilities" for name in last},
-        **{name: f"excluded by {pattern!r}" for name, pattern in excluded.items()},
+    with (
+        with_ranges(work, plain_softmax=True) as (folder, excluded),
+        _converter(folder, work) as converter,
+    ):
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        model = _run(converter)
+    details: dict[str, Any] = {
+        "calibration": {"method": "learned"},
+        "float": [{"operation": name, "reason": f"excluded by {pattern!r}"} for name, pattern in excluded.items()],
     }
-    return _Made(
-        model,
-        {
-            "calibration": {"method": "learned"},
-            "float": [{"operation": name, "reason": reason} for name, reason in reasons.items()],
-        },
-    )
+    return _Made(model, details)
 
 
 @contextmanager

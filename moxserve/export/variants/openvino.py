@@ -1,0 +1,268 @@
+"""OpenVINO: `model.xml` and `model.bin` by its own reader of TensorFlow's graphs, in float32, 16 bits, or int8 by NNCF.
+
+float16 halves the file and computes in float32; bfloat16 is what CPUs with AMX are fast in. The file says itself which
+of both it is to be computed in, as the manifest does: left alone, OpenVINO takes bfloat16 wherever it can.
+
+OpenVINO 2026.4 computes int8 convolutions that come down to a single pixel wrongly for a single row, or ends the
+process. These stay in floating point; what is made is tried with one row and with several nevertheless (`trial`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from moxserve.errors import ExportError, MissingExtraError
+from moxserve.export.manifest import TensorNames
+from moxserve.export.variants.exclusion import choose
+from moxserve.export.variants.feeds import Call, batch_size, batches
+from moxserve.export.variants.learned import refuse_floating, with_ranges
+from moxserve.export.variants.openvino_graph import (
+    has_attention,
+    known_names,
+    quantized_operations,
+    read_graph,
+    single_pixels,
+)
+from moxserve.export.variants.quality import matching
+from moxserve.export.variants.trial import try_out
+from moxserve.export.variants.work import Built, Work
+
+__all__ = ["convert"]
+
+_FILE = "model.xml"
+_HINTS = {"float32": "f32", "float16": "f32", "bfloat16": "bf16", "int8": "f32"}
+_HINT_PATH = ["runtime_options", "INFERENCE_PRECISION_HINT"]
+# OpenVINO's graphs carry no signatures: a server that finds nothing else beside them calls theirs so.
+_OWN_SIGNATURE = "serving_default"
+_RANKING_ROWS = 16
+_SINGLE_PIXEL = "a convolution of a single pixel, which OpenVINO computes wrongly in int8"
+
+
+@dataclass
+class _Made:
+    """An OpenVINO model, and what is to be told of how it was made."""
+
+    model: Any
+    details: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def convert(work: Work) -> Built:
+    """Make the variant; see `Converter`.
+
+    Raises:
+        MissingExtraError: OpenVINO, or NNCF for int8, is not installed.
+        ExportError: an operation has no form in OpenVINO, int8 has no rows to find ranges with or loses too much, or
+            OpenVINO computes what was made wrongly.
+        UsageError: a pattern of operations to exclude matches none.
+    """
+    precision = work.target.precision
+    ov = _import_openvino()
+    if precision == "int8":
+        made = _learned(work) if work.learned else _quantized(work)
+    else:
+        refuse_floating(work)
+        made = _Made(read_graph(work.model, work.signature))
+    if precision == "float16":
+        made.notes.append("the weights are float16, the arithmetic is float32: CPUs gain nothing but the size")
+    made.model.set_rt_info(_HINTS[precision], _HINT_PATH)
+    operations = Counter(node.get_type_name() for node in made.model.get_ops())
+    path = os.path.join(work.directory, _FILE)
+    ov.save_model(made.model, path, compress_to_fp16=precision == "float16")
+    try_out(work, _OWN_SIGNATURE)
+    aliases = (dict.fromkeys(work.signature.inputs), dict.fromkeys(work.signature.outputs))
+    names = TensorNames(inputs={a: a for a in aliases[0]}, outputs={a: a for a in aliases[1]})
+    details = {"operations": dict(sorted(operations.items())), "inference_precision": _HINTS[precision]}
+    return Built(_FILE, names, tuple(made.notes), {**details, **made.details})
+
+
+def _import_openvino() -> Any:
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        if error.name != "openvino":
+            raise
+        raise MissingExtraError("openvino", "openvino", "an OpenVINO variant") from None
+    return openvino
+
+
+def _import_nncf() -> Any:
+    """Import NNCF so that it reports its use to nobody: it looks for this variable once, and only then."""
+    silent = "NNCF_CI"
+    before = os.environ.get(silent)
+    os.environ[silent] = "1"
+    try:
+        import nncf
+    except ModuleNotFoundError as error:
+        if error.name != "nncf":
+            raise
+        raise MissingExtraError("nncf", "export", "OpenVINO in int8") from None
+    finally:
+        if before is None:
+            del os.environ[silent]
+        else:
+            os.environ[silent] = before
+    import logging
+
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+# --- int8 by calibration
+
+
+def _quantized(work: Work) -> _Made:
+    if not work.calibration.count:
+        raise ExportError(
+            f"{work.target.name} needs real rows to find the ranges of its activations with, and there are none",
+            hint="give rows to the export, or train with quantization, which learns the ranges",
+        )
+    quantizer = _Quantizer(work, read_graph(work.model, work.signature))
+    pixels = single_pixels(quantizer.model)
+    # One row tells as well as many which operations are quantized at all.
+    operations = quantized_operations(quantizer.run([], rows=1))
+    names = known_names(quantizer.model)
+    excluded = matching(work.settings.exclude, {name: names[name] for name in operations})
+    always = [*pixels, *excluded]
+    left = [name for name in operations if name not in set(always)]
+
+    def make(kept: Collection[str]) -> Any:
+        return quantizer.run([*always, *kept])
+
+    def make_roughly(kept: Collection[str]) -> Any:
+        return quantizer.run([*always, *kept], rows=_RANKING_ROWS)
+
+    chosen = choose(work, left, make, _opened, make_roughly)
+    reasons = {
+        **dict.fromkeys(pixels, _SINGLE_PIXEL),
+        **{name: f"excluded by {pattern!r}" for name, pattern in excluded.items()},
+        **dict.fromkeys(chosen.kept, "costs accuracy"),
+    }
+    details: dict[str, Any] = {
+        "calibration": {
+            "method": work.settings.method, "rows": work.calibration.count, "per_channel": work.settings.per_channel,
+        },
+        "float": [{"operation": _shown(name, names), "reason": reason} for name, reason in reasons.items()],
+    }  # fmt: skip
+    if chosen.details:
+        details["search"] = chosen.details
+    return _Made(chosen.model, details, [*chosen.notes, *_remarks(work, pixels)])
+
+
+def _shown(name: str, names: Mapping[str, Collection[str]]) -> str:
+    return min(names.get(name, ()), default=name)
+
+
+def _remarks(work: Work, pixels: Collection[str]) -> list[str]:
+    notes = []
+    if work.settings.method == "entropy":
+        notes.append(
+            "NNCF has no calibration by entropy; its ranges are those with the smallest error over a histogram"
+        )
+    if pixels:
+        notes.append(f"{len(pixels)} convolutions of a single pixel stay in float32: OpenVINO's int8 is wrong there")
+    return notes
+
+
+@dataclass
+class _Quantizer:
+    """Makes int8 models of one float32 model by NNCF.
+
+    Attributes:
+        work: gives the rows and the settings.
+        model: in float32; not changed.
+    """
+
+    work: Work
+    model: Any
+
+    def run(self, in_float: Collection[str], rows: int | None = None) -> Any:
+        """Quantize all but some operations.
+
+        Args:
+            in_float: their names.
+            rows: of the calibration; None takes all.
+        """
+        nncf = _import_nncf()
+        count = self.work.calibration.count if rows is None else min(rows, self.work.calibration.count)
+        size = batch_size(self.work.signature) or 1
+        data = nncf.Dataset(list(batches(self.work.calibration, size, count)))
+        return nncf.quantize(
+            self.model,
+            data,
+            # Activations that are not symmetric round better so, and are as fast.
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=max(1, count // size),
+            model_type=nncf.ModelType.TRANSFORMER if has_attention(self.model) else None,
+            ignored_scope=nncf.IgnoredScope(names=list(in_float), validate=False),
+            advanced_parameters=self._parameters(nncf),
+        )
+
+    def _parameters(self, nncf: Any) -> Any:
+        from nncf.quantization.advanced_parameters import QuantizationParameters
+
+        return nncf.AdvancedQuantizationParameters(
+            activations_range_estimator_params=self._ranges(),
+            weights_quantization_params=QuantizationParameters(per_channel=self.work.settings.per_channel),
+        )
+
+    def _ranges(self) -> Any:
+        from nncf.quantization import range_estimator as ranges
+
+        settings = self.work.settings
+        if settings.method == "minmax":
+            return ranges.RangeEstimatorParametersSet.MINMAX
+        if settings.method == "entropy":
+            return ranges.RangeEstimatorParametersSet.HISTOGRAM
+        end = ranges.StatisticsCollectorParameters(
+            statistics_type=ranges.StatisticsType.QUANTILE,
+            aggregator_type=ranges.AggregatorType.MEAN,
+            quantile_outlier_prob=1 - settings.percentile / 100,
+        )
+        return ranges.RangeEstimatorParameters(min=end, max=end)
+
+
+def _opened(model: Any) -> Call:
+    """Compile a model as the server does, for one caller."""
+    import openvino as ov
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+    aliases = [next(iter(port.get_names())) for port in model.outputs]
+
+    def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        request.infer(dict(inputs))
+        return {alias: request.get_output_tensor(i).data.copy() for i, alias in enumerate(aliases)}
+
+    return call
+
+
+# --- int8 by learned ranges
+
+
+def _learned(work: Work) -> _Made:
+    """Convert a graph with fake quantization: OpenVINO computes what lies between two ranges in int8."""
+    pixels: list[str] = []
+    with with_ranges(work) as (folder, excluded):
+        model = read_graph(folder, work.signature)
+    names = known_names(model)
+    found = [name for pixel in single_pixels(model) for name in names[pixel]]
+    if found:
+        pixels = sorted(set(found) - set(excluded))
+        with with_ranges(work, pixels) as (folder, excluded):
+            model = read_graph(folder, work.signature)
+    reasons = {
+        **{name: f"excluded by {pattern!r}" for name, pattern in excluded.items()},
+        **dict.fromkeys(pixels, _SINGLE_PIXEL),
+    }
+    details: dict[str, Any] = {
+        "calibration": {"method": "learned"},
+        "float": [{"operation": name, "reason": reason} for name, reason in reasons.items()],
+    }
+    return _Made(model, details, _remarks(work, pixels))
