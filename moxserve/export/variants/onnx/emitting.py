@@ -130,7 +130,7 @@ def _print_of(values: np.ndarray) -> bytes:
 
 
 def _quantized(weights: np.ndarray, grid: Grid, axis: int) -> _Quantized | None:
-    scale, zero = np.atleast_1d(grid.scale), np.atleast_1d(grid.zero) - 128
+    scale, zero = np.atleast_1d(grid.scale).astype(np.float64), np.atleast_1d(grid.zero) - 128
     if scale.size not in (1, weights.shape[axis]) or not (grid.most == 255 and np.all(np.abs(zero) <= 128)):
         return None
     shape = [1] * weights.ndim

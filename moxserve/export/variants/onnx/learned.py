@@ -30,7 +30,7 @@ class Grid:
     """The numbers that a fake quantization leaves: `scale * (q - zero)` for whole `q` from `least` to `most`.
 
     Attributes:
-        scale: `[] or [channels] float64`; the channels are the last axis.
+        scale: `[] or [channels] float32`; the channels are the last axis.
         zero: of the same shape; whole numbers.
         least: smallest `q`, 0 or 1.
         most: largest `q`, 255 for 8 bits.
@@ -55,25 +55,26 @@ class Grid:
         """
         bits = node.attr["num_bits"].i or _BITS
         least, most = int(node.attr["narrow_range"].b), 2**bits - 1
-        low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        # In float32 as there: at -1 to 1, rounding decides on which side of the middle zero comes to lie.
+        low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
             raise ExportError(
                 f"the learned range of {node.name!r} is {low.min():g} to {high.max():g}: it was never trained",
                 hint="train some steps with quantization before the export",
             )
-        scale = (high - low) / (most - least)
-        zero = np.clip(np.floor(least - low / scale + 0.5), least, most)
-        return cls(scale, zero, least, most)
+        scale = (high - low) / np.float32(most - least)
+        zero = np.clip(np.floor(np.float32(least) - low / scale + np.float32(0.5)), least, most)
+        return cls(np.asarray(scale, np.float32), np.asarray(zero, np.float32), least, most)
 
     @property
     def low(self) -> np.ndarray:
         """Smallest number."""
-        return (self.least - self.zero) * self.scale
+        return np.asarray((np.float32(self.least) - self.zero) * self.scale)
 
     @property
     def high(self) -> np.ndarray:
         """Largest number."""
-        return (self.most - self.zero) * self.scale
+        return np.asarray((np.float32(self.most) - self.zero) * self.scale)
 
     @property
     def has_kernels(self) -> bool:
@@ -196,16 +197,15 @@ def _add_mark(out: Any, node: Any, grid: Grid) -> None:
 def _add_simulation(out: Any, node: Any, grid: Grid) -> None:
     """Add `floor((clip(x) - low) / scale + 0.5) * scale + low`, whose last operation has the node's name."""
     last = node.input[0]
-    low = grid.low.astype(np.float32)
     steps = [
-        ("Minimum", grid.high.astype(np.float32)),
-        ("Maximum", low),
-        ("Sub", low),
-        ("Mul", (1.0 / grid.scale).astype(np.float32)),
+        ("Minimum", grid.high),
+        ("Maximum", grid.low),
+        ("Sub", grid.low),
+        ("Mul", np.float32(1.0) / grid.scale),
         ("AddV2", np.float32(0.5)),
         ("Floor", None),
-        ("Mul", grid.scale.astype(np.float32)),
-        ("AddV2", low),
+        ("Mul", grid.scale),
+        ("AddV2", grid.low),
     ]
     for i, (op, operand) in enumerate(steps):
         name = node.name if i == len(steps) - 1 else f"{node.name}/simulated_{i}"

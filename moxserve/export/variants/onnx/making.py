@@ -132,7 +132,7 @@ def _int8(work: Work, graph_def: Any) -> _Result:
     quantizer = Quantizer(prepared, ranges, settings.per_channel, {name: labels[name] for name in chosen})
     best = quantizer.within(work)
     kept = {labels[name]: f"--exclude {pattern}" for name, pattern in excluded.items()}
-    kept |= {name: f"costs accuracy ({cost:.2g} relative error alone)" for name, cost in best.kept.items()}
+    kept |= {name: f"costs accuracy: a relative error of {cost:.2g} alone" for name, cost in best.kept.items()}
     details = {
         "calibration": {
             "method": settings.method,
