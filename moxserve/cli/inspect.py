@@ -14,6 +14,7 @@ from moxserve.cli.main import LazyGroup
 
 if TYPE_CHECKING:
     from moxserve.inspect.convert.run import Converted
+    from moxserve.inspect.detect import Subject
     from moxserve.inspect.report import Column, Report
     from moxserve.inspect.stores import Entry, Store
 
@@ -114,7 +115,7 @@ def variables(path: str, patterns: tuple[str, ...], sort: str, stats: bool, as_j
     from moxserve.inspect.stores import open_store, picked
 
     subject = detect(path)
-    _prepare(subject.kind)
+    _prepare(subject)
     store = open_store(subject)
     entries = picked(store.entries, patterns)
     if sort == "size":
@@ -144,7 +145,7 @@ def checkpoint(path: str, patterns: tuple[str, ...], printed: tuple[str, ...], s
     from moxserve.inspect.stores import CheckpointStore, checkpoint_prefix, picked
 
     subject = detect(path)
-    _prepare("checkpoint")
+    _prepare(subject)
     store = CheckpointStore(checkpoint_prefix(subject))
     if printed:
         _print_values(store, picked(store.raw, printed), as_json)
@@ -155,9 +156,11 @@ def checkpoint(path: str, patterns: tuple[str, ...], printed: tuple[str, ...], s
     _echo(report, as_json)
 
 
-def _prepare(kind: str) -> None:
-    """Import TensorFlow, its start-up lines hidden, where the values of a checkpoint are wanted."""
-    if kind in ("version", "checkpoint", "run", "metagraph"):
+def _prepare(*subjects: Subject, writes: bool = False) -> None:
+    """Import TensorFlow, its start-up lines hidden, where the values of a checkpoint are read or written."""
+    from moxserve.inspect.stores import needs_tensorflow
+
+    if writes or any(needs_tensorflow(subject) for subject in subjects):
         from moxserve.cli.quiet import import_tensorflow
 
         import_tensorflow()
@@ -266,8 +269,7 @@ def diff(a: str, b: str, values: bool, tags: str, as_json: bool) -> None:
     from moxserve.inspect.diff import compare
 
     subjects = detect(a), detect(b)
-    for subject in subjects:
-        _prepare(subject.kind)
+    _prepare(*subjects)
     report = compare(*subjects, _words(tags), values=values)
     _echo(report, as_json)
     if report.facts["different"]:
@@ -317,16 +319,16 @@ def convert(source: str, destination: str, tags: str, as_json: bool, **options: 
     What is written is whole or not there, and replaces nothing without --force. For a SavedModel that is fit for
     serving use moxserve export; for other runtimes, too.
     """
-    from moxserve.inspect.convert.run import Conversion, convert, target_form
+    from moxserve.inspect.convert.run import Conversion, check_destination, convert, target_form
     from moxserve.inspect.detect import detect
 
     patterns = options.pop("patterns")
     asked = Conversion(destination, options.pop("to") or "", patterns=patterns, tags=_words(tags), **options)
     subject = detect(source)
-    if target_form(subject, asked) in ("checkpoint", "savedmodel"):
-        _prepare("checkpoint")
-    elif target_form(subject, asked) == "npz":
-        _prepare(subject.kind)
+    form = target_form(subject, asked)
+    check_destination(asked, form)
+    if form not in ("pb", "pbtxt"):
+        _prepare(subject, writes=form != "npz")
     _echo_converted(convert(subject, asked), as_json)
 
 

@@ -25,7 +25,6 @@ from moxserve.errors import DataError, UsageError
 from moxserve.export.manifest import MANIFEST_PATH, WARMUP_PATH
 from moxserve.export.publish import list_versions
 from moxserve.inspect.protos import parse_graph
-from moxserve.pipeline.runner import RESOLVED
 from moxserve.serving.backends.contents import holds_model
 
 __all__ = ["MODELS", "Kind", "Subject", "detect", "need"]
@@ -120,6 +119,8 @@ def detect(path: str | os.PathLike[str]) -> Subject:
 def _directory(path: str) -> Subject:
     if holds_model(path):
         return Subject("version", path, path)
+    from moxserve.pipeline.runner import RESOLVED  # with all of the configuration: only where it is needed
+
     if os.path.isfile(os.path.join(path, RESOLVED)):
         return Subject("run", path, path)
     versions = [v for v in list_versions(path) if _version_folder(path, v)]

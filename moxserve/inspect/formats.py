@@ -25,8 +25,9 @@ from xml.etree import ElementTree
 
 from moxserve import file
 from moxserve.errors import DataError, MissingExtraError, MoxserveError
+from moxserve.inspect.report import Report, Table, columns
 
-__all__ = ["ModelFacts", "TensorFact", "read_model"]
+__all__ = ["ModelFacts", "TensorFact", "describe_model", "read_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,30 @@ def read_model(path: str, kind: str) -> ModelFacts:
         MissingExtraError: what reads it is not installed.
     """
     return {"onnx": _read_onnx, "tflite": _read_tflite, "openvino": _read_openvino}[kind](path)
+
+
+def describe_model(report: Report, path: str, kind: str) -> None:
+    """Put what is in a model of another runtime into a report; see `read_model`."""
+    facts = read_model(path, kind)
+    report.facts.setdefault("size_bytes", file.get_size(path) + _beside(path))
+    if facts.producer:
+        report.facts["producer"] = facts.producer
+    report.facts |= {key.replace(" ", "_"): value for key, value in facts.versions.items()}
+    report.facts |= {"weights": facts.weights, "weights_bytes": facts.weight_bytes, "nodes": sum(facts.ops.values())}
+    sides = (("input", facts.inputs), ("output", facts.outputs))
+    rows: list[tuple[Any, ...]] = [(side, f.name, f.dtype, f.shape) for side, fs in sides for f in fs]
+    report.tables.append(Table("tensors", columns("side name:long dtype shape:shape"), rows, "inputs and outputs"))
+    counts: list[tuple[Any, ...]] = sorted(facts.ops.items(), key=lambda item: (-item[1], item[0]))
+    report.tables.append(Table("operations", columns("operation nodes:count"), counts))
+    if facts.unknown:
+        report.facts["unknown_operations"] = facts.unknown
+        report.notes.append(f"not built into the runtime: {', '.join(facts.unknown)}")
+
+
+def _beside(path: str) -> int:
+    """Return the size of the weights that lie beside a model file."""
+    weights = path.removesuffix(".xml") + ".bin" if path.endswith(".xml") else f"{path}.data"
+    return file.get_size(weights) if os.path.isfile(weights) else 0
 
 
 # ONNX

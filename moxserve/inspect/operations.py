@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from moxserve.inspect.describe import operations_table
 from moxserve.inspect.detect import Subject, need
 from moxserve.inspect.formats import read_model
+from moxserve.inspect.graph_report import operations_table
 from moxserve.inspect.graphs import dtype_name, look_at, nodes_of
 from moxserve.inspect.protos import read_graph_file
 from moxserve.inspect.report import Report, Table, columns

@@ -37,6 +37,7 @@ __all__ = [
     "Store",
     "checkpoint_prefix",
     "graph_path",
+    "needs_tensorflow",
     "open_store",
     "picked",
     "statistics",
@@ -126,6 +127,13 @@ def open_store(subject: Subject) -> Store:
     if subject.kind == "graphdef":
         return ConstantStore(subject.path)
     return CheckpointStore(checkpoint_prefix(subject))
+
+
+def needs_tensorflow(subject: Subject) -> bool:
+    """Tell whether TensorFlow reads the values of a subject, without importing it."""
+    if subject.kind == "version":
+        return os.path.isfile(os.path.join(subject.path, "variables", "variables.index"))
+    return subject.kind in ("checkpoint", "run", "metagraph")
 
 
 def graph_path(version_dir: str) -> str:

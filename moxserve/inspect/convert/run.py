@@ -24,7 +24,7 @@ from moxserve.inspect.operations import graph_file_of
 from moxserve.inspect.protos import read_graph_file, to_text
 from moxserve.inspect.stores import CheckpointStore, Entry, Store, checkpoint_prefix, open_store, picked
 
-__all__ = ["Conversion", "Converted", "Form", "convert", "target_form"]
+__all__ = ["Conversion", "Converted", "Form", "check_destination", "convert", "target_form"]
 
 Form = Literal["pb", "pbtxt", "npz", "checkpoint", "savedmodel"]
 
@@ -119,7 +119,7 @@ def convert(subject: Subject, asked: Conversion) -> Converted:
         ExportError: no SavedModel can be made of a checkpoint and its graph.
     """
     form = target_form(subject, asked)
-    _check_destination(asked, form)
+    check_destination(asked, form)
     if form in ("pb", "pbtxt"):
         return _to_graph_file(subject, asked, form)
     if form == "savedmodel":
@@ -138,7 +138,12 @@ def convert(subject: Subject, asked: Conversion) -> Converted:
     return Converted(asked.destination, form, store.path, facts, [*subject.notes, *notes])
 
 
-def _check_destination(asked: Conversion, form: Form) -> None:
+def check_destination(asked: Conversion, form: Form) -> None:
+    """Refuse a destination that cannot be written, before any work is done.
+
+    Raises:
+        UsageError: its folder is missing, or it is there already.
+    """
     path = asked.destination
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):

@@ -68,16 +68,15 @@ def to_saved_model(prefix: str, meta_path: str, asked: Conversion) -> tuple[dict
 def _check_endpoints(path: str, graph_def: Any, asked: Conversion) -> None:
     """Refuse endpoints that the graph lacks, and outputs that need what nobody will feed."""
     nodes = {node.name: node for node in graph_def.node}
-    placeholders = [n.name for n in graph_def.node if n.op in ("Placeholder", "PlaceholderWithDefault")]
+    placeholders = [n.name for n in graph_def.node if n.op == "Placeholder"]
     for option, endpoints in (("--input", asked.inputs), ("--output", asked.outputs)):
         if not endpoints:
             known = f"; its placeholders: {', '.join(placeholders[:8]) or 'none'}" if option == "--input" else ""
             raise UsageError(f"nothing says what {path} takes and gives{known}", hint=f"{option} NAME=TENSOR")
         for alias, tensor in endpoints.items():
             if node_name(tensor) not in nodes:
-                raise UsageError(
-                    f"{option} {alias}={tensor}: {path} has no such tensor; {did_you_mean(node_name(tensor), nodes)}"
-                )
+                near = did_you_mean(node_name(tensor), placeholders if option == "--input" else nodes)
+                raise UsageError(f"{option} {alias}={tensor}: {path} has no such tensor; {near}")
     fed = {node_name(tensor) for tensor in asked.inputs.values()}
     cut = _without(graph_def, fed)
     for alias, tensor in asked.outputs.items():
