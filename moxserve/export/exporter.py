@@ -30,6 +30,7 @@ from moxserve.export.publish.push import push_target
 from moxserve.export.publish.retention import apply_retention
 from moxserve.export.report import write_report
 from moxserve.export.report.collect import report_of, tools
+from moxserve.export.request_logs import find_logs
 from moxserve.export.sources import open_source
 from moxserve.export.sources.base import StagedModel
 from moxserve.export.variants.make import SAVED_MODEL, MadeVariants, make_variants, read_conditions
@@ -68,6 +69,7 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
     if job.push:
         push_target(job.push)
     read_conditions(job.variants)
+    find_logs(job.warmup_logs)
     with place("publishing the version"), _quiet(), contextlib.ExitStack() as stack:
         source = stack.enter_context(open_source(job))
         version = normalize_version(source.version if job.version is None else job.version)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,13 @@ from moxserve.export.job import ExportJob
 from moxserve.tensorflow.executor import checkpoint
 from moxserve.tensorflow.executor.branch import build_branch, build_export_branch
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.tensorflow.executor.spec import ModeKeys
+from moxserve.tensorflow.executor.spec import ModeKeys, SignatureSpec
 from moxserve.types import TensorSpec, dtype_by_enum
 
 __all__ = [
     "Endpoints",
     "ModelSession",
+    "all_variables",
     "ancestors",
     "as_arrays",
     "copy_subgraph",
@@ -46,12 +47,25 @@ class Endpoints:
         outputs: by alias.
         scores: key of `outputs` that holds `[batch, classes]` scores; None without a classify signature.
         labels: class names by index; None when there are none.
+        regression: key of `outputs` that holds `[batch]` or `[batch, 1]` floats; None without a regress signature.
+        signatures: further ones by key, their tensors checked.
+        example_spec: how inputs are parsed from tf.Examples, by alias.
+        default: key of the signature for callers who name none; empty for the one of `inputs` and `outputs`.
     """
 
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
     scores: str | None = None
     labels: tuple[str, ...] | None = None
+    regression: str | None = None
+    signatures: Mapping[str, SignatureSpec] = field(default_factory=dict)
+    example_spec: Mapping[str, Any] = field(default_factory=dict)
+    default: str = ""
+
+    def sides(self) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+        """Return where the ExportSpec names tensors, with the inputs and outputs there."""
+        extra = [(f"ExportSpec.signatures[{k!r}]", s.inputs, s.outputs) for k, s in self.signatures.items()]
+        return [("ExportSpec", self.inputs, self.outputs), *extra]
 
 
 @dataclass(frozen=True)
@@ -85,10 +99,18 @@ class ModelSession:
         inputs, outputs = self.session.run(fetches, dict(zip(self.placeholders, rows, strict=True)))
         return as_arrays(inputs), as_arrays(outputs)
 
-    def run_signature(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Feed the ExportSpec's inputs directly and return its outputs, by alias."""
-        feed = {self.endpoints.inputs[alias]: value for alias, value in inputs.items()}
-        return as_arrays(self.session.run(dict(self.endpoints.outputs), feed))
+    def fetch(self, tensors: Mapping[str, Mapping[str, Any]], rows: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Run rows of model_fn's inputs and return what tensors held, in the mappings that they came in."""
+        found = self.session.run(
+            {key: dict(group) for key, group in tensors.items()}, dict(zip(self.placeholders, rows, strict=True))
+        )
+        return {key: as_arrays(group) for key, group in found.items()}
+
+    def feed(
+        self, tensors: Mapping[str, Any], inputs: Mapping[str, Any], values: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Feed input tensors directly and return what other tensors hold then, by alias."""
+        return as_arrays(self.session.run(dict(tensors), {inputs[alias]: value for alias, value in values.items()}))
 
 
 def as_arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -127,7 +149,7 @@ def open_model(job: ExportJob, mode: str = ModeKeys.EXPORT) -> Iterator[ModelSes
         spec = _build(job.model_fn, placeholders, mode)
         endpoints = _endpoints(spec, job.labels)
         _check_reachable(endpoints, job.inputs, placeholders)
-        variables = needed_variables(endpoints.outputs.values(), endpoints.inputs.values())
+        variables = all_variables(endpoints)
         if variables:
             checkpoint.restore(session, job.checkpoint, variables)
         session.run(tf1.tables_initializer())
@@ -165,44 +187,65 @@ def spec_of(alias: str, tensor: Any) -> TensorSpec:
 
 
 def _endpoints(spec: Any, job_labels: Sequence[str] | None) -> Endpoints:
-    inputs = {alias: _as_tensor(alias, value, "inputs_dict") for alias, value in spec.inputs_dict.items()}
-    outputs = {alias: _as_tensor(alias, value, "outputs_dict") for alias, value in spec.outputs_dict.items()}
+    inputs, outputs = _sides(spec.inputs_dict, spec.outputs_dict, "ExportSpec", ("inputs_dict", "outputs_dict"))
+    extra = {}
+    for key, signature in spec.signatures.items():
+        where = f"ExportSpec.signatures[{key!r}]"
+        sides = _sides(signature.inputs, signature.outputs, where, ("inputs", "outputs"))
+        extra[key] = replace(signature, inputs=sides[0], outputs=sides[1])
+    labels = spec.labels if spec.labels is not None else job_labels
+    return Endpoints(
+        inputs,
+        outputs,
+        spec.scores,
+        None if labels is None else tuple(str(name) for name in labels),
+        spec.regression,
+        extra,
+        spec.example_spec,
+        spec.default_signature,
+    )
+
+
+def _sides(
+    inputs: Mapping[str, Any], outputs: Mapping[str, Any], where: str, fields: tuple[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Check the tensors of one signature, and tell outputs that are inputs apart from them."""
+    given = {alias: _as_tensor(alias, value, f"{where}.{fields[0]}", True) for alias, value in inputs.items()}
+    wanted = {alias: _as_tensor(alias, value, f"{where}.{fields[1]}", False) for alias, value in outputs.items()}
     graph = tf1.get_default_graph()
     seen: dict[str, str] = {}
-    for alias, tensor in inputs.items():
+    for alias, tensor in given.items():
         if not graph.is_feedable(tensor):
-            raise ModelSpecError(f"ExportSpec.inputs_dict[{alias!r}]: {tensor.name} cannot be fed")
+            raise ModelSpecError(f"{where}.{fields[0]}[{alias!r}]: {tensor.name} cannot be fed")
         if tensor.name in seen:
-            raise ModelSpecError(f"ExportSpec.inputs_dict: {seen[tensor.name]!r} and {alias!r} are both {tensor.name}")
+            raise ModelSpecError(f"{where}.{fields[0]}: {seen[tensor.name]!r} and {alias!r} are both {tensor.name}")
         seen[tensor.name] = alias
     # The server refuses to fetch a tensor that it feeds.
-    outputs = {a: tf.identity(t, f"{_op_name(a)}_output") if t.name in seen else t for a, t in outputs.items()}
-    labels = spec.labels if spec.labels is not None else job_labels
-    return Endpoints(inputs, outputs, spec.scores, None if labels is None else tuple(str(name) for name in labels))
+    return given, {a: tf.identity(t, f"{_op_name(a)}_output") if t.name in seen else t for a, t in wanted.items()}
 
 
 def _op_name(alias: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]", "_", alias).lstrip("_") or "tensor"
 
 
-def _as_tensor(alias: str, value: Any, field: str) -> Any:
+def _as_tensor(alias: str, value: Any, field: str, is_input: bool) -> Any:
     if not alias:
-        raise ModelSpecError(f"ExportSpec.{field} has an empty name")
+        raise ModelSpecError(f"{field} has an empty name")
     if isinstance(value, (tf.SparseTensor, tf.RaggedTensor)):
         raise ModelSpecError(
-            f"ExportSpec.{field}[{alias!r}] is a {type(value).__name__}; expected a dense tensor",
+            f"{field}[{alias!r}] is a {type(value).__name__}; expected a dense tensor",
             hint="convert it, for example with tf.sparse.to_dense",
         )
     if not isinstance(value, tf.Tensor):
-        if field == "inputs_dict":
-            raise ModelSpecError(f"ExportSpec.inputs_dict[{alias!r}] is {type(value).__name__}; expected a tf.Tensor")
+        if is_input:
+            raise ModelSpecError(f"{field}[{alias!r}] is {type(value).__name__}; expected a tf.Tensor")
         value = tf.convert_to_tensor(value)
     if value.graph is not tf1.get_default_graph():
         raise ModelSpecError(
-            f"ExportSpec.{field}[{alias!r}] ({value.name}) belongs to another graph",
+            f"{field}[{alias!r}] ({value.name}) belongs to another graph",
             hint="make every tensor inside model_fn, from its inputs",
         )
-    spec_of(f"ExportSpec.{field}[{alias!r}]", value)
+    spec_of(f"{field}[{alias!r}]", value)
     return value
 
 
@@ -223,16 +266,18 @@ def ancestors(tensors: Iterable[Any], stop: Iterable[Any] = ()) -> list[Any]:
 
 def _check_reachable(endpoints: Endpoints, specs: Sequence[TensorSpec], placeholders: Sequence[Any]) -> None:
     names = {p.op.name: spec.name for p, spec in zip(placeholders, specs, strict=True)}
-    given = ", ".join(f"{alias!r} ({tensor.name})" for alias, tensor in endpoints.inputs.items())
-    for alias, tensor in endpoints.outputs.items():
-        for op in ancestors([tensor], endpoints.inputs.values()):
-            if op.type != "Placeholder":
-                continue
-            what = f"model_fn's input {names[op.name]!r}" if op.name in names else f"the placeholder {op.name!r}"
-            raise ExportError(
-                f"output {alias!r} needs {what}; ExportSpec.inputs_dict has only {given}",
-                hint="add it to inputs_dict, or leave the output out",
-            )
+    for where, inputs, outputs in endpoints.sides():
+        field_name = "ExportSpec.inputs_dict" if where == "ExportSpec" else f"{where}.inputs"
+        for alias, tensor in outputs.items():
+            for op in ancestors([tensor], inputs.values()):
+                if op.type != "Placeholder":
+                    continue
+                given = ", ".join(f"{a!r} ({t.name})" for a, t in inputs.items())
+                what = f"model_fn's input {names[op.name]!r}" if op.name in names else f"the placeholder {op.name!r}"
+                raise ExportError(
+                    f"output {alias!r} needs {what}; {field_name} has only {given}",
+                    hint=f"add it to {field_name.partition('.')[2]}, or leave the output out",
+                )
 
 
 def needed_variables(outputs: Iterable[Any], inputs: Iterable[Any]) -> list[Any]:
@@ -253,31 +298,38 @@ def needed_variables(outputs: Iterable[Any], inputs: Iterable[Any]) -> list[Any]
     return variables
 
 
-def copy_subgraph(output: Any, replace: Mapping[str, Any], scope: str) -> Any:
-    """Compute a tensor a second time, from other inputs.
+def all_variables(endpoints: Endpoints) -> list[Any]:
+    """Return the variables that any signature depends on, in the order of their creation."""
+    found = {v.op.name for _, i, o in endpoints.sides() for v in needed_variables(o.values(), i.values())}
+    return [v for v in tf1.global_variables() if v.op.name in found]
+
+
+def copy_subgraph(outputs: Sequence[Any], instead: Mapping[str, Any], scope: str) -> list[Any]:
+    """Compute tensors a second time, from other inputs.
 
     Weights, tables and constants are shared with the first computation; only what depends on something is copied.
 
     Args:
-        output: the tensor to have again.
-        replace: name of a tensor -> the tensor to take in its place.
+        outputs: the tensors to have again.
+        instead: name of a tensor -> the tensor to take in its place.
         scope: name scope of the copies.
 
     Returns:
-        The copy of `output`.
+        The copies, in the order of `outputs`.
     """
-    if output.name in replace:
-        return replace[output.name]
-    graph = output.graph
-    stop = [graph.get_tensor_by_name(name) for name in replace]
-    operations = ancestors([output], stop)
+    graph = tf1.get_default_graph()
+    stop = [graph.get_tensor_by_name(name) for name in instead]
+    operations = ancestors(outputs, stop)
     shared = {op.name for op in operations if not op.inputs and not op.control_inputs}
-    if output.op.name in shared:
-        return output
+    again = list(dict.fromkeys(t.name for t in outputs if t.name not in instead and t.op.name not in shared))
+    if not again:
+        return [instead.get(t.name, t) for t in outputs]
     copied = [op for op in operations if op.name not in shared]
     used = {t.name: t for op in copied for t in op.inputs}
-    mapping = {name: replace.get(name, t) for name, t in used.items() if name in replace or t.op.name in shared}
-    return tf1.import_graph_def(_graph_def_of(copied, graph), mapping, [output.name], name=scope)[0]
+    mapping = {name: instead.get(name, t) for name, t in used.items() if name in instead or t.op.name in shared}
+    copies = tf1.import_graph_def(_graph_def_of(copied, graph), mapping, again, name=scope)
+    found = {**instead, **dict(zip(again, copies, strict=True))}
+    return [found.get(t.name, t) for t in outputs]
 
 
 def _graph_def_of(operations: Sequence[Any], graph: Any) -> Any:

@@ -15,9 +15,9 @@ from typing import Any
 
 from moxserve import file
 from moxserve.errors import ExportError
-from moxserve.export.graphs import Endpoints, ModelSession, needed_variables, open_model
+from moxserve.export.graphs import Endpoints, ModelSession, all_variables, open_model
 from moxserve.export.job import ExportJob
-from moxserve.export.signatures import LABELS_FILE, SignatureGraph, build_signatures
+from moxserve.export.signatures import LABELS_FILE, SignatureGraph, build_signatures, plan_signatures
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.types import Signature
 
@@ -77,7 +77,7 @@ def channels_first_notes(graph_def: Any) -> Iterator[str]:
 
 
 def _write_labels(endpoints: Endpoints, folder: str) -> str | None:
-    if endpoints.scores is None or endpoints.labels is None:
+    if endpoints.labels is None or not any(p.method == "classify" for p in plan_signatures(endpoints).values()):
         return None
     path = os.path.join(folder, LABELS_FILE)
     file.write(path, "".join(f"{label}\n" for label in endpoints.labels))
@@ -88,7 +88,7 @@ def _build(model: ModelSession, built: SignatureGraph, directory: str) -> None:
     if built.asset is not None:
         tf1.add_to_collection(tf1.GraphKeys.ASSET_FILEPATHS, built.asset)
     tables = tf1.get_collection(tf1.GraphKeys.TABLE_INITIALIZERS)
-    variables = needed_variables(model.endpoints.outputs.values(), model.endpoints.inputs.values())
+    variables = all_variables(model.endpoints)
     builder = tf1.saved_model.Builder(directory)
     builder.add_meta_graph_and_variables(
         model.session,

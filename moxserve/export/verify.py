@@ -18,10 +18,10 @@ from tensorflow.python.util import deprecation
 
 from moxserve.errors import ModelSpecError, MoxserveError
 from moxserve.export.compare import Checker
-from moxserve.export.graphs import ModelSession, as_arrays, open_model, open_session
+from moxserve.export.graphs import Endpoints, ModelSession, as_arrays, open_model, open_session
 from moxserve.export.job import ExportJob
 from moxserve.export.manifest import Verification
-from moxserve.export.signatures import CLASSIFY, CLASSIFY_INPUT, PREDICT, class_names
+from moxserve.export.signatures import Planned, class_names, main_key, plan_signatures
 from moxserve.export.sources.base import Gathered
 from moxserve.protocol.examples import make_example
 from moxserve.protocol.metadata import signature_from_def
@@ -45,6 +45,7 @@ _EVAL_HINT = (
     "model_fn computes something else in mode EXPORT than in mode EVAL; look for what depends on the mode "
     "(dropout, is_training). If that is meant, export with check_eval=False (--no-check-eval)"
 )
+_NO_EVAL = "not compared with the EVAL graph"
 INIT_SIGNATURES = {"__saved_model_init_op", "__saved_model_train_op"}
 
 
@@ -78,20 +79,29 @@ def open_artifact(directory: str, tags: Sequence[str] = (tf1.saved_model.tag_con
         yield Artifact(session, callable_ones)
 
 
-def serialize_examples(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Turn rows into the input of a classify signature.
+def serialize_examples(inputs: Mapping[str, np.ndarray], example_spec: Mapping[str, Any] | None = None) -> np.ndarray:
+    """Turn rows into what a signature on tf.Examples takes.
 
     Args:
         inputs: by alias, equal first dimension.
+        example_spec: how the features of some of them are stored; None for all as their type says.
 
     Returns:
         [rows] serialized tf.Examples, an object array of bytes.
     """
-    rows = len(next(iter(inputs.values())))
+    stored = {alias: _stored((example_spec or {}).get(alias), values) for alias, values in inputs.items()}
+    rows = len(next(iter(stored.values())))
     examples = np.empty(rows, dtype=object)
     for i in range(rows):
-        examples[i] = make_example({alias: values[i] for alias, values in inputs.items()}).SerializeToString()
+        examples[i] = make_example({alias: values[i] for alias, values in stored.items()}).SerializeToString()
     return examples
+
+
+def _stored(feature: Any, values: np.ndarray) -> np.ndarray:
+    """Bring values into the type of their feature list."""
+    if feature is None or values.dtype == object:
+        return values
+    return values.astype(tf.dtypes.as_dtype(feature.dtype).as_numpy_dtype)
 
 
 def _as_parsed(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -106,12 +116,12 @@ class Verified:
     Attributes:
         verification: the figures.
         notes: what the caller should know.
-        gathered: the rows that were compared, as the main signature takes them, and the reference's answers.
+        gathered: key -> the rows that were compared, as the signature takes them, and the reference's answers.
     """
 
     verification: Verification
     notes: tuple[str, ...]
-    gathered: Gathered
+    gathered: Mapping[str, Gathered]
 
 
 @dataclass(frozen=True)
@@ -175,22 +185,22 @@ def verify(job: ExportJob, reference: ModelSession, artifact: Artifact) -> Verif
         VerificationError: an output differs; names signature, output, worst element and figures.
     """
     rows = _chunks(job)
-    gathered = Gathered()
-    checker = Checker(job.atol, job.rtol)
+    comparison = _Comparison(reference, artifact, Checker(job.atol, job.rtol))
+    checker = comparison.checker
     with full_precision():
         if not rows.count:
-            mode = _try_zeros(job, reference, artifact, checker)
+            mode = _try_zeros(job, comparison)
             checker.raise_if_different(lambda _: _hint_export(False))
-            return Verified(_figures(job, checker, mode, 0, ["EXPORT graph"]), (rows.note,), gathered)
+            return Verified(_figures(job, checker, mode, 0, ["EXPORT graph"]), (rows.note,), {})
         for first, chunk in rows.chunks:
-            inputs, outputs = reference.run(chunk)
-            gathered.add(inputs, outputs)
-            _check_chunk(reference, artifact, checker, first, inputs, outputs)
+            comparison.add(first, chunk)
         checker.raise_if_different(lambda _: _hint_export(_is_random(reference, rows.chunks[0][1])))
-        notes = _check_eval(job, rows, artifact, checker) if job.check_eval else ["not compared with the EVAL graph"]
+        main = main_key(reference.endpoints)
+        notes = _check_eval(job, rows, artifact, checker, main) if job.check_eval else [_NO_EVAL]
     references = sorted({key[2] for key in checker.results}, reverse=True)
-    notes += [gathered.note] if gathered.note else []
-    return Verified(_figures(job, checker, "samples", rows.count, references), tuple(notes), gathered)
+    notes += [g.note for g in (comparison.gathered[main],) if g.note]
+    verification = _figures(job, checker, "samples", rows.count, references)
+    return Verified(verification, tuple(notes), comparison.gathered)
 
 
 def _figures(job: ExportJob, checker: Checker, mode: Any, rows: int, references: Sequence[str]) -> Verification:
@@ -206,58 +216,82 @@ def _figures(job: ExportJob, checker: Checker, mode: Any, rows: int, references:
     )
 
 
-def _check_chunk(
-    reference: ModelSession,
-    artifact: Artifact,
-    checker: Checker,
-    first: int,
-    inputs: Mapping[str, np.ndarray],
-    outputs: Mapping[str, np.ndarray],
-) -> None:
-    name = f"{reference.mode} graph"
-    checker.compare((PREDICT, name), artifact.run(PREDICT, inputs), outputs, first)
-    if CLASSIFY not in artifact.signatures:
-        return
-    parsed = _as_parsed(inputs)
-    if any(v.dtype == np.float64 for v in inputs.values()):
-        outputs = reference.run_signature(parsed)
-    scores = outputs[str(reference.endpoints.scores)].astype(np.float32)
-    labels = _labels(reference, scores)
-    expected = {"scores": scores, "classes": np.broadcast_to(labels, scores.shape)}
-    got = artifact.run(CLASSIFY, {CLASSIFY_INPUT: serialize_examples(parsed)})
-    checker.compare((CLASSIFY, name), got, expected, first)
+class _Comparison:
+    """Runs chunks through the reference and the artifact, and collects what both took and gave.
+
+    Args:
+        reference: the EXPORT graph, restored.
+        artifact: what was written, loaded back.
+        checker: collects differences.
+    """
+
+    def __init__(self, reference: ModelSession, artifact: Artifact, checker: Checker) -> None:
+        self.checker = checker
+        self._reference = reference
+        self._artifact = artifact
+        self._plan = plan_signatures(reference.endpoints)
+        self.gathered = {key: Gathered() for key in self._plan}
+
+    def add(self, first: int, chunk: Sequence[np.ndarray]) -> None:
+        """Compare every signature on a chunk of rows of model_fn's inputs."""
+        groups = {f"{side}/{key}": getattr(p, side) for key, p in self._plan.items() for side in ("inputs", "outputs")}
+        found = self._reference.fetch(groups, chunk)
+        for key, planned in self._plan.items():
+            given, expected = self._request(planned, found[f"inputs/{key}"], found[f"outputs/{key}"])
+            got = self._artifact.run(key, given)
+            self.checker.compare((key, f"{self._reference.mode} graph"), got, expected, first)
+            self.gathered[key].add(given, expected)
+
+    def _request(
+        self, planned: Planned, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return what the signature takes for these rows, and what it should give."""
+        endpoints = self._reference.endpoints
+        given: Mapping[str, np.ndarray] = inputs
+        if planned.examples:
+            parsed = _as_parsed(inputs)
+            if any(v.dtype == np.float64 for v in inputs.values()):
+                outputs = self._reference.feed(planned.outputs, planned.inputs, parsed)
+            given = {planned.examples: serialize_examples(parsed, endpoints.example_spec)}
+        if planned.method != "predict":
+            outputs = {a: v.astype(np.float32) if v.dtype != object else v for a, v in outputs.items()}
+        if planned.method == "classify" and "classes" not in outputs:
+            outputs["classes"] = _names(endpoints, planned, outputs["scores"])
+        return given, outputs
 
 
-def _labels(reference: ModelSession, scores: np.ndarray) -> np.ndarray:
+def _names(endpoints: Endpoints, planned: Planned, scores: np.ndarray) -> np.ndarray:
     """Return the class names that belong to scores whose shape may only be known now.
 
     Raises:
         ModelSpecError: the scores are no matrix, or there is another number of labels.
     """
+    where = f"ExportSpec.signatures[{planned.key!r}]" if planned.key in endpoints.signatures else "ExportSpec.scores"
     if scores.ndim != 2:
-        raise ModelSpecError(f"ExportSpec.scores are {list(scores.shape)}; expected [batch, classes]")
-    names = class_names(reference.endpoints, scores.shape[1])
+        raise ModelSpecError(f"{where}: the scores are {list(scores.shape)}; expected [batch, classes]")
+    names = class_names(endpoints, scores.shape[1])
+    if len(names) != scores.shape[1] and planned.key in endpoints.signatures:
+        names = tuple(str(i) for i in range(scores.shape[1]))
     if len(names) != scores.shape[1]:
-        raise ModelSpecError(f"{len(names)} labels for {scores.shape[1]} classes in ExportSpec.scores")
-    return np.array([name.encode() for name in names], dtype=object)
+        raise ModelSpecError(f"{len(names)} labels for {scores.shape[1]} classes in {where}")
+    return np.broadcast_to(np.array([name.encode() for name in names], dtype=object), scores.shape)
 
 
-def _try_zeros(job: ExportJob, reference: ModelSession, artifact: Artifact, checker: Checker) -> str:
+def _try_zeros(job: ExportJob, comparison: _Comparison) -> str:
     shapes = [[1 if d is None else d for d in spec.shape or ()] for spec in job.inputs]
     zeros = [
         np.full(shape, b"", dtype=object) if spec.dtype.name == "string" else np.zeros(shape, spec.dtype.numpy)
         for shape, spec in zip(shapes, job.inputs, strict=True)
     ]
     try:
-        inputs, outputs = reference.run(zeros)
+        comparison.add(0, zeros)
     except tf.errors.InvalidArgumentError:
         # The model's own refusal of made-up values says nothing about the artifact.
         return "loaded"
-    _check_chunk(reference, artifact, checker, 0, inputs, outputs)
     return "zeros"
 
 
-def _check_eval(job: ExportJob, rows: _Rows, artifact: Artifact, checker: Checker) -> list[str]:
+def _check_eval(job: ExportJob, rows: _Rows, artifact: Artifact, checker: Checker, main: str) -> list[str]:
     """Compare with the EVAL graph where model_fn gives the same outputs there; say so where it does not."""
     with contextlib.ExitStack() as stack:
         try:
@@ -265,13 +299,13 @@ def _check_eval(job: ExportJob, rows: _Rows, artifact: Artifact, checker: Checke
         except Exception as error:  # noqa: BLE001 - the user's code, in a mode that it need not support; told, not lost
             told = error.message if isinstance(error, MoxserveError) else f"{type(error).__name__}: {error}"
             return [f"not compared with the EVAL graph: {told}"]
-        shared = [a for a in model.endpoints.outputs if a in artifact.signatures[PREDICT].outputs]
-        if not shared or model.endpoints.inputs.keys() != artifact.signatures[PREDICT].inputs.keys():
+        shared = [a for a in model.endpoints.outputs if a in artifact.signatures[main].outputs]
+        if not shared or model.endpoints.inputs.keys() != artifact.signatures[main].inputs.keys():
             return ["not compared with the EVAL graph: its ExportSpec names other tensors"]
         for first, chunk in rows.chunks:
             inputs, outputs = model.run(chunk)
             expected = {alias: outputs[alias] for alias in shared}
-            checker.compare((PREDICT, "EVAL graph"), artifact.run(PREDICT, inputs), expected, first)
+            checker.compare((main, "EVAL graph"), artifact.run(main, inputs), expected, first)
     checker.raise_if_different(lambda _: _EVAL_HINT)
     return []
 

@@ -15,6 +15,7 @@ from moxserve.tensorflow.executor import (
     ModeKeys,
     ModelSpec,
     RunResult,
+    SignatureSpec,
     env,  # noqa: F401 - first: it sets the process up
     get_collection,
     get_flag,
@@ -38,6 +39,7 @@ __all__ = [
     "Pruning",
     "Quantization",
     "RunResult",
+    "SignatureSpec",
     "file",
     "get_collection",
     "get_flag",

@@ -92,6 +92,7 @@ class Answers:
         labels: `[rows]`, the right classes; None when they are not known.
         notes: what the user should know.
         gathered: the rows and answers of the main signature.
+        real: keys of further signatures that were run on real rows.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -101,6 +102,7 @@ class Answers:
     labels: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
     gathered: Gathered = field(default_factory=Gathered)
+    real: set[str] = field(default_factory=set)
 
 
 def collect(
@@ -183,6 +185,7 @@ def _run_other(
     """Run a further signature on a recorded request, on the samples if it takes the same inputs, else on zeros."""
     for inputs in (recorded, _same_inputs(signature, samples)):
         if inputs is not None and _try(model, signature.name, inputs, answers):
+            answers.real.add(signature.name)
             return
     if not _run_zeros(model, signature, answers):
         answers.notes.append(f"signature {signature.name!r} takes no made-up values: it was loaded, not compared")
@@ -303,4 +306,16 @@ def stage_answers(job: JobOptions, answers: Answers, directory: str, origin: Ori
         source=origin.source,
         notes=(*origin.notes, *notes),
         metadata=origin.metadata,
+        requests=_requests(answers, origin),
     )
+
+
+def _requests(answers: Answers, origin: Origin) -> dict[str, Mapping[str, np.ndarray]]:
+    """Return real requests by key: the rows of the main signature, and what else was recorded or takes the same."""
+    if not answers.gathered.inputs:
+        return {}
+    rows = answers.gathered.rows()
+    main = origin.keys[origin.main]
+    others = {case.signature: case.inputs for case in answers.cases if case.signature in answers.real}
+    found = {new: rows if old == main else others.get(old) for new, old in origin.keys.items()}
+    return {key: inputs for key, inputs in found.items() if inputs is not None}

@@ -20,7 +20,7 @@ from moxserve.export.job import ExportJob
 from moxserve.export.manifest import Source
 from moxserve.export.place import place
 from moxserve.export.savedmodel import write_saved_model
-from moxserve.export.signatures import check_classify
+from moxserve.export.signatures import check_signatures, main_key
 from moxserve.export.sources.base import StagedModel, find_scores, main_signature
 from moxserve.export.verify import open_artifact, verify
 from moxserve.tensorflow.executor import checkpoint
@@ -63,19 +63,21 @@ class CheckpointSource:
                 artifact = stack.enter_context(open_artifact(directory))
             with place("verifying the SavedModel"):
                 verified = verify(job, self._reference, artifact)
-        main = main_signature(written.signatures, job.variants.signature)
-        rows = verified.gathered.rows()
+        main = main_signature(written.signatures, job.variants.signature or main_key(self._reference.endpoints))
+        requests = {key: gathered.rows() for key, gathered in verified.gathered.items() if gathered.inputs}
+        rows = requests.get(main, {})
         count = len(next(iter(rows.values()))) if rows else 0
         return StagedModel(
             signatures=written.signatures,
             main=main,
             rows=rows,
-            expected=verified.gathered.expected(),
+            expected=verified.gathered[main].expected() if rows else {},
             labels=_labels(job, count),
             scores=find_scores(written.signatures[main], self._reference.endpoints.scores),
             verification=verified.verification,
             source=Source(checkpoint=job.checkpoint, global_step=checkpoint.global_step_of(job.checkpoint)),
             notes=(*written.notes, *verified.notes),
+            requests=requests,
         )
 
 
@@ -90,7 +92,7 @@ def open_checkpoint(job: ExportJob) -> Iterator[CheckpointSource]:
     with contextlib.ExitStack() as stack:
         with place("building the model for export"):
             reference = stack.enter_context(open_model(job))
-            check_classify(reference.endpoints)
+            check_signatures(reference.endpoints)
         yield CheckpointSource(job, reference)
 
 

@@ -10,7 +10,7 @@ from moxserve.tensorflow.executor.hooks import (
     LogEvaluationMetricHook,
 )
 from moxserve.tensorflow.executor.run import run
-from moxserve.tensorflow.executor.spec import ExportKeys, ExportSpec, ModeKeys, ModelSpec, RunResult
+from moxserve.tensorflow.executor.spec import ExportKeys, ExportSpec, ModeKeys, ModelSpec, RunResult, SignatureSpec
 from moxserve.tensorflow.executor.variables import get_collection, var_scope
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "ModeKeys",
     "ModelSpec",
     "RunResult",
+    "SignatureSpec",
     "get_collection",
     "get_flag",
     "run",

@@ -104,7 +104,9 @@ class SignatureSpec:
             ModelSpecError: the method is unknown, or has other outputs.
         """
         if self.method not in self.METHODS:
-            raise ModelSpecError(f"SignatureSpec(method={self.method!r}); {did_you_mean(str(self.method), self.METHODS)}")
+            raise ModelSpecError(
+                f"SignatureSpec(method={self.method!r}); {did_you_mean(str(self.method), self.METHODS)}"
+            )
         for side in ("inputs", "outputs"):
             object.__setattr__(self, side, _as_dict(getattr(self, side), f"SignatureSpec.{side}"))
         if not self.outputs:
@@ -174,11 +176,13 @@ class ExportSpec:
                 raise ModelSpecError(
                     f"ExportSpec({argument}={key!r}) is no key of outputs_dict; {did_you_mean(key, outputs)}"
                 )
+        further = _signature_dict(signatures)
         features = _as_dict(example_spec, "ExportSpec.example_spec")
+        known = {*inputs, *(alias for signature in further.values() for alias in signature.inputs)}
         for name in features:
-            if name not in inputs:
+            if name not in known:
                 raise ModelSpecError(
-                    f"ExportSpec.example_spec has the feature {name!r}, which is no input; {did_you_mean(name, inputs)}"
+                    f"ExportSpec.example_spec has the feature {name!r}, which is no input; {did_you_mean(name, known)}"
                 )
         for name, value in (
             ("inputs_dict", inputs),
@@ -187,7 +191,7 @@ class ExportSpec:
             ("scores", scores),
             ("labels", list(labels) if labels is not None else None),
             ("regression", regression),
-            ("signatures", _signature_dict(signatures)),
+            ("signatures", further),
             ("example_spec", features),
             ("default_signature", default_signature),
         ):
