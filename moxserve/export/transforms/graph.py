@@ -96,8 +96,8 @@ class GraphIndex:
         while node is not None and port == 0 and node.op in _THROUGH and len(node.input) == 1:
             name, port = split_input(node.input[0])
             node = self.nodes.get(name)
-        if node is None or port != 0 or node.op != "Const":
-            return None
+        if node is None or port != 0 or node.op != "Const" or node.input:
+            return None  # what a constant waits for would be lost
         from tensorflow.python.framework import tensor_util
 
         return np.asarray(tensor_util.MakeNdarray(attribute(node, "value").tensor))
@@ -183,7 +183,11 @@ def problem_of(graph_def: Any, before: Any, inputs: Sequence[str], outputs: Sequ
             return f"node {name!r}, by which signatures know an {'input' if name in inputs else 'output'}, is gone"
     old = {node.name: node for node in before.node}
     for name in inputs:
-        if name in old and attribute(nodes[name], "dtype") != attribute(old[name], "dtype"):
+        if (
+            name in old
+            and old[name].op == nodes[name].op
+            and (attribute(nodes[name], "dtype") != attribute(old[name], "dtype"))
+        ):
             return f"input {name!r} has another element type"
     for node in graph_def.node:
         for text in node.input:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -181,7 +181,7 @@ class Stepper:
             return None
         changed.versions.CopyFrom(before.versions)  # TensorFlow's tool forgets them
         self._keep_inputs(changed)
-        _drop_lost_colocation(changed)
+        _tidy(changed)
         problem = problem_of(changed, before, self.inputs, self.outputs)
         if problem:
             raise ExportError(problem)
@@ -205,7 +205,7 @@ class Stepper:
         try:
             error = float(self.check(changed))
         except Exception as failure:  # noqa: BLE001 - a graph that does not run fails in many ways; told as the reason
-            return None, f"the result does not run: {first_line(failure)}"
+            return None, f"the result does not run: {_cause(failure)}"
         allowed = self._accepted + max(self.limit, rewrite.limit)
         if error <= allowed:
             return error, ""
@@ -239,17 +239,32 @@ class Stepper:
         )
 
 
-def _drop_lost_colocation(graph_def: Any) -> None:
-    """Forget that nodes shall be beside others that are gone; TensorFlow refuses such a graph."""
-    names: Mapping[str, Any] | set[str] = {node.name for node in graph_def.node}
+def _cause(failure: Exception) -> str:
+    """Return the line of an error that tells why; XLA's ends with what it was doing."""
+    found = (line.strip() for line in str(failure).splitlines() if "nsupported operations" in line)
+    return next(found, "") or first_line(failure)
+
+
+def _tidy(graph_def: Any) -> None:
+    """Write first outputs without their number, as everybody does, and forget what TensorFlow would refuse.
+
+    Nodes cannot be put beside others that are gone.
+    """
+    names = {node.name for node in graph_def.node}
     for node in graph_def.node:
-        if "_class" not in node.attr:
-            continue
-        places = node.attr["_class"].list.s
-        kept = [p for p in places if not p.startswith(_COLOCATED) or p[len(_COLOCATED) :].decode() in names]
-        if len(kept) == len(places):
-            continue
-        if kept:
-            places[:] = kept
-        else:
-            del node.attr["_class"]
+        for i, text in enumerate(node.input):
+            if text.endswith(":0"):
+                node.input[i] = text[:-2]
+        if "_class" in node.attr:
+            _keep_places(node, names)
+
+
+def _keep_places(node: Any, names: set[str]) -> None:
+    places = node.attr["_class"].list.s
+    kept = [p for p in places if not p.startswith(_COLOCATED) or p[len(_COLOCATED) :].decode() in names]
+    if len(kept) == len(places):
+        return
+    if kept:
+        places[:] = kept
+    else:
+        del node.attr["_class"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from moxserve.errors import ExportError, first_line
 from moxserve.export.transforms.apply import DEFAULT_LIMIT
+from moxserve.export.transforms.graph import split_input, with_nodes
 from moxserve.export.transforms.steps import Check, Rewrite, Stepper, TransformResult
 
 __all__ = ["compile_with_xla"]
@@ -58,9 +59,13 @@ def _compiled(graph_def: Any, inputs: Sequence[str], outputs: Sequence[str]) -> 
     if not computed:
         return graph_def
 
+    # A placeholder inside the function could not be compiled, even though nobody reads it.
+    inner = with_nodes(graph_def, (node for node in graph_def.node if node.name not in inputs))
+    read = {split_input(text)[0] for node in inner.node for text in node.input}
+
     def body(*values: Any) -> Any:
-        feeds = dict(zip((f"{name}:0" for name in inputs), values, strict=True))
-        return tf.graph_util.import_graph_def(graph_def, feeds, [f"{name}:0" for name in computed], name="")
+        feeds = {f"{name}:0": value for name, value in zip(inputs, values, strict=True) if name in read}
+        return tf.graph_util.import_graph_def(inner, feeds, [f"{name}:0" for name in computed], name="")
 
     with tf.Graph().as_default() as whole:
         tf.graph_util.import_graph_def(graph_def, name="")
