@@ -87,7 +87,7 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
         size_bytes=staged.size_bytes,
         seconds=time.monotonic() - started,
         verified_rows=model.verification.rows,
-        notes=[*model.notes, *made.notes, *_warnings(made), *warmup.notes],
+        notes=(*model.notes, *made.notes, *_warnings(made), *warmup.notes),
         report=made.report,
         removed=removed,
     )

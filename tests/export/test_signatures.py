@@ -229,7 +229,7 @@ def _signature(**fields: Any) -> Any:
         (lambda tf, x, o: {"example_spec": {"z": tf.io.VarLenFeature(tf.int64)}}, "feature 'z', which is no input"),
         (
             lambda tf, x, o: {"example_spec": {"x": "float"}},
-            r"example_spec\['x'\] is a str; expected one of tf.io.Fixed",
+            r"example_spec\['x'\] is a str; expected one of tf.io",
         ),
         (
             lambda tf, x, o: {"example_spec": {"x": tf.io.FixedLenFeature([], tf.string)}},
@@ -241,9 +241,9 @@ def _signature(**fields: Any) -> Any:
         ),
         (
             lambda tf, x, o: {"signatures": {"a": {"x": x}}},
-            r"signatures\['a'\] is a dict; expected a mox.SignatureSpec",
+            r"signatures\['a'\] is a dict; expected a mox",
         ),
-        (lambda tf, x, o: {"signatures": {"serving_default": _signature(inputs={}, outputs={"x": x})}}, "is taken"),
+        (lambda tf, x, o: {"signatures": {"serving_default": _signature(inputs={"x": x}, outputs={"y": x})}}, "taken"),
         (
             lambda tf, x, o: {"scores": "p", "signatures": {"classify": _signature(inputs={"x": x}, outputs={"x": x})}},
             "the key 'classify' is taken; scores= adds it",
