@@ -30,6 +30,7 @@ __all__ = ["LogSelection", "find_logs", "select_requests"]
 
 _Place = tuple[int, int]  # number of the file, number of the record in it
 _METHODS = {"classify_log": CLASSIFY_METHOD, "regress_log": REGRESS_METHOD}
+_ALL_METHODS = (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD)
 _DAMAGED = "damaged or cut off"
 
 
@@ -210,6 +211,7 @@ def _signature(spec: Any, method: str, signatures: Mapping[str, Signature]) -> S
     key = spec.signature_name or DEFAULT_SIGNATURE
     if key not in signatures:
         raise _MisfitError(f"were for signature {key!r}, which the model does not have")
-    if signatures[key].method not in (method, ""):
+    # Predict answers for signatures of every method, with the tensors that they take.
+    if signatures[key].method != method and not (method == PREDICT_METHOD and signatures[key].method in _ALL_METHODS):
         raise _MisfitError(f"were not of the method of signature {key!r}")
     return signatures[key]

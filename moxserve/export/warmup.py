@@ -40,6 +40,7 @@ MAX_RECORDS = 1000
 # Servers take messages of up to 2 GiB, and read the whole file before they serve: this is where it stops to be useful.
 MAX_RECORD_BYTES = 256 << 20
 MAX_FILE_BYTES = 512 << 20
+_FRAME_BYTES = 16  # lengths and checksums of a record
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,10 @@ def write_warmup(job: JobOptions, model: StagedModel, directory: str) -> Written
     """
     planned = list(_planned(job, model))
     if len(planned) > MAX_RECORDS:
+        keys = {plan.signature.name for plan in planned}
         raise UsageError(
-            f"{len(job.warmup_batches)} warmup batch sizes for {len({p.signature.name for p in planned})} signatures make "
-            f"{len(planned)} records; a server refuses more than {MAX_RECORDS}"
+            f"{len(job.warmup_batches)} warmup batch sizes for {len(keys)} signatures make {len(planned)} records; "
+            f"a server refuses more than {MAX_RECORDS}"
         )
     if not planned and not job.warmup_logs:
         return WrittenWarmup()
@@ -83,6 +85,7 @@ def write_warmup(job: JobOptions, model: StagedModel, directory: str) -> Written
         writing = _Writing(job.model_name, model, artifact)
         for plan in planned:
             writing.add_rows(plan)
+        writing.tell_refused()
         logged = writing.add_logged(job.warmup_logs)
     if writing.payloads:
         path = os.path.join(directory, WARMUP_PATH)
@@ -112,11 +115,15 @@ class _Plan:
 def _planned(job: JobOptions, model: StagedModel) -> Iterator[_Plan]:
     inputs = {key: _inputs_for(model.signatures[key], model) for key in _in_order(model)}
     usable = {key: found for key, found in inputs.items() if found is not None}
-    sizes = {key: batch_sizes(job.warmup_batches, model.signatures[key], model.row_count) for key in usable}
+    sizes = {key: batch_sizes(job.warmup_batches, model.signatures[key], _count(rows)) for key, rows in usable.items()}
     for size in dict.fromkeys(size for found in sizes.values() for size in found):
         for key, rows in usable.items():
             if size in sizes[key]:
                 yield _Plan(model.signatures[key], size, {alias: a[:size] for alias, a in rows.items()})
+
+
+def _count(rows: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(rows.values())))
 
 
 def _in_order(model: StagedModel) -> list[str]:
@@ -136,7 +143,9 @@ def batch_sizes(asked: Sequence[int], signature: Signature, rows: int) -> list[i
 
 
 def _inputs_for(signature: Signature, model: StagedModel) -> dict[str, np.ndarray] | None:
-    """Return what to feed a signature, made of the rows of the main one; None when they do not say."""
+    """Return what to feed a signature: what the source says, or rows of the main one that fit; None without either."""
+    if model.requests.get(signature.name) and _can_be_asked(signature):
+        return dict(model.requests[signature.name])
     main, rows = model.signatures[model.main], model.rows
     if not rows or not _can_be_asked(signature):
         return None
@@ -155,7 +164,9 @@ def _can_be_asked(signature: Signature) -> bool:
     """Tell whether a request can carry what a signature takes: classify and regress take tf.Examples alone."""
     inputs = list(signature.inputs.values())
     takes_examples = len(inputs) == 1 and inputs[0].dtype.name == "string"
-    return takes_examples or signature.method in (PREDICT_METHOD, "")
+    return signature.method == PREDICT_METHOD or (
+        takes_examples and signature.method in (CLASSIFY_METHOD, REGRESS_METHOD)
+    )
 
 
 def _fits(values: np.ndarray, spec: TensorSpec) -> bool:
@@ -195,7 +206,7 @@ class _Writing:
         self._model = model
         self._artifact = artifact
         self._bytes = 0
-        self._given_up: set[str] = set()
+        self._refused: dict[str, tuple[list[int], str]] = {}
 
     def add_rows(self, plan: _Plan) -> None:
         """Add a record of real rows.
@@ -204,8 +215,6 @@ class _Writing:
             OpError: it is one of the main signature, and fails.
         """
         key, size = plan.signature.name, plan.size
-        if key in self._given_up:
-            return
         try:
             log = self._log(plan)
             self._try(log)
@@ -213,12 +222,18 @@ class _Writing:
             if key == self._model.main:
                 raise
             # The rows were those of another signature: they need not mean anything to this one.
-            self._given_up.add(key)
-            self.notes.append(f"no warmup records of {size} rows for signature {key!r}: {first_line(error)}")
+            sizes, _ = self._refused.setdefault(key, ([], first_line(error)))
+            sizes.append(size)
             return
         if self._keep(log, f"a warmup record of {size} rows for signature {key!r}"):
             self.sizes.append(size)
             self.signatures.append(key)
+
+    def tell_refused(self) -> None:
+        """Note which signatures did not answer the rows."""
+        for key, (sizes, reason) in self._refused.items():
+            told = ", ".join(map(str, sizes))
+            self.notes.append(f"no warmup records of {told} rows for signature {key!r}: {reason}")
 
     def _log(self, plan: _Plan) -> Any:
         signature = plan.signature
@@ -238,11 +253,18 @@ class _Writing:
     def _keep(self, log: Any, what: str) -> bool:
         payload = log.SerializeToString()
         too_large = len(payload) > MAX_RECORD_BYTES
-        if too_large or self._bytes + len(payload) > MAX_FILE_BYTES:
+        if too_large or not self._add(payload):
             limit = f"a record may have {MAX_RECORD_BYTES}" if too_large else f"all of them may have {MAX_FILE_BYTES}"
             self.notes.append(f"{what} was left out: it has {len(payload)} bytes, and {limit}")
             return False
-        self._bytes += len(payload)
+        return True
+
+    def _add(self, payload: bytes) -> bool:
+        """Add a record, if the file has room for it."""
+        size = len(payload) + _FRAME_BYTES
+        if self._bytes + size > MAX_FILE_BYTES:
+            return False
+        self._bytes += size
         self.payloads.append(payload)
         return True
 
@@ -263,12 +285,9 @@ class _Writing:
             except (tf.errors.OpError, MoxserveError) as error:
                 selection.left_out(f"failed on the new version ({first_line(error)})")
                 continue
-            payload = log.SerializeToString()
-            if self._bytes + len(payload) > MAX_FILE_BYTES:
+            if not self._add(log.SerializeToString()):
                 full += 1
                 continue
-            self._bytes += len(payload)
-            self.payloads.append(payload)
             self.signatures += [request.signature for request in requests_of(log)]
             added += 1
         if full:

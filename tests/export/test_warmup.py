@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moxserve.errors import DataError, UsageError
+from moxserve.errors import UsageError
 from moxserve.export.job import ExportJob
 
 
