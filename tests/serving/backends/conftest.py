@@ -28,9 +28,10 @@ def numpy_scores(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Forms:
-    """One model: `saved` is a version directory with the SavedModel, the others are files."""
+    """One model: `saved` is a version directory with the SavedModel, `frozen` a folder of one, the others are files."""
 
     saved: Path
+    frozen: Path
     onnx: Path
     xml: Path
     tflite: Path
@@ -67,13 +68,17 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Forms:
         builder.save()
         frozen = tf1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), ["scores", "best"])
         made = tf1.lite.TFLiteConverter(frozen, [x], [scores, best]).convert()
+    with tf.Graph().as_default() as graph, tf1.Session() as session:
+        tf1.import_graph_def(frozen, name="cut")
+        x, scores, best = (graph.get_tensor_by_name(f"cut/{name}:0") for name in ("x", "scores", "best"))
+        tf1.saved_model.simple_save(session, str(folder / "frozen"), {"x": x}, {"scores": scores, "best": best})
     onnx, xml, tflite = folder / "model.onnx", folder / "model.xml", folder / "model.tflite"
     tf2onnx.convert.from_graph_def(
         frozen, input_names=["x:0"], output_names=["scores:0", "best:0"], opset=17, output_path=str(onnx)
     )
     ov.save_model(ov.convert_model(str(onnx)), str(xml), compress_to_fp16=False)
     tflite.write_bytes(made)
-    return Forms(saved, onnx, xml, tflite, numpy_scores)
+    return Forms(saved, folder / "frozen", onnx, xml, tflite, numpy_scores)
 
 
 @pytest.fixture
@@ -99,6 +104,9 @@ def version(tmp_path: Path, forms: Forms) -> Callable[..., Path]:
 
 
 def copy_model(file: Path, folder: Path) -> None:
+    if file.is_dir():
+        shutil.copytree(file, folder, dirs_exist_ok=True)
+        return
     shutil.copy(file, folder / f"model{file.suffix}")
     if file.suffix == ".xml":
         shutil.copy(file.with_suffix(".bin"), folder / "model.bin")
