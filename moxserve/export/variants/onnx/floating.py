@@ -5,6 +5,7 @@ tf2onnx writes versions 7 to 18 of ONNX's operations; `onnx.version_converter` t
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -26,6 +27,8 @@ _FIRST_OPSET, _LAST_OPSET = 7, 18  # tf2onnx's
 _FAILED = re.compile(r"Failed to convert node '([^']+)'")
 _OTHER_WAYS = "leave --onnx out and serve this signature as SavedModel or TFLite, or convert another: --signature KEY"
 _MAX_LISTED = 12
+_PASS_LEVEL = 15  # of tf2onnx's "verbose" messages
+_LARGE_BYTES = 4 << 20
 
 
 def read_graph(model: str) -> Any:
@@ -90,11 +93,12 @@ def _run_tf2onnx(graph_def: Any, inputs: list[str], outputs: list[str], opset: i
     import tensorflow as tf
     import tf2onnx
 
-    with _complaints() as complaints:
+    with _complaints(free=graph_def.ByteSize() > _LARGE_BYTES) as complaints:
         try:
             # A copy: tf2onnx removes attributes from the nodes that it is given.
             copy = tf.compat.v1.GraphDef()
             copy.CopyFrom(graph_def)
+            _substitute(copy)
             model, _ = tf2onnx.convert.from_graph_def(copy, input_names=inputs, output_names=outputs, opset=opset)
         except Exception as error:
             told = f" ({complaints[0]})" if complaints else ""
@@ -104,30 +108,62 @@ def _run_tf2onnx(graph_def: Any, inputs: list[str], outputs: list[str], opset: i
     return model, complaints
 
 
-class _Collector(logging.Handler):
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__(logging.ERROR)
+def _substitute(graph_def: Any) -> None:
+    """Write `Erfc`, which tf2onnx does not know and every GELU has, as `1 - Erf`."""
+    import tensorflow as tf
+
+    for node in [node for node in graph_def.node if node.op == "Erfc"]:
+        kind = node.attr["T"].type
+        inner = graph_def.node.add(name=f"{node.name}/erf", op="Erf", input=node.input)
+        inner.attr["T"].type = kind
+        one = graph_def.node.add(name=f"{node.name}/one", op="Const")
+        one.attr["dtype"].type = kind
+        one.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1, tf.as_dtype(kind), []))
+        node.op = "Sub"
+        node.input[:] = [one.name, inner.name]
+
+
+class _Listener(logging.Handler):
+    """Keeps what tf2onnx logs as errors; frees memory at each pass of its optimizer, which begins with a message.
+
+    The optimizer makes a copy of the whole graph for each of its many passes, in reference cycles: those of ResNet-50
+    add up to 8 GB where nobody collects them.
+    """
+
+    def __init__(self, lines: list[str], *, free: bool) -> None:
+        super().__init__(_PASS_LEVEL if free else logging.ERROR)
         self._lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(record.getMessage())
+        if record.levelno >= logging.ERROR:
+            self._lines.append(record.getMessage())
+        elif str(record.msg).startswith("Apply "):
+            gc.collect()
 
 
 @contextmanager
-def _complaints() -> Iterator[list[str]]:
-    """Collect what tf2onnx logs as errors; nothing of its log goes further."""
+def _complaints(*, free: bool) -> Iterator[list[str]]:
+    """Collect what tf2onnx logs as errors; nothing of its log goes further.
+
+    Args:
+        free: free memory on the way, which a small graph is not worth.
+    """
     lines: list[str] = []
-    logger, handler = logging.getLogger("tf2onnx"), _Collector(lines)
+    logger, handler = logging.getLogger("tf2onnx"), _Listener(lines, free=free)
     before = (logger.level, logger.propagate, logger.handlers[:])
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(handler.level)
     logger.propagate = False
+    gc.freeze()  # what is there already need not be looked through each time
     try:
         yield lines
     finally:
+        gc.unfreeze()
         logger.setLevel(before[0])
         logger.propagate = before[1]
         logger.handlers[:] = before[2]
+        if free:
+            gc.collect()
 
 
 def _refuse_unsupported(model: Any, graph_def: Any, complaints: Sequence[str]) -> None:

@@ -124,7 +124,11 @@ def _int8(work: Work, graph_def: Any) -> _Result:
     excluded = quality.matching(settings.exclude, {name: names[name] for name in heavy})
     chosen = [name for name in heavy if name not in excluded]
     if not chosen:
-        why = "--exclude leaves nothing to quantize" if excluded else "the model has no operations with weights"
+        why = (
+            "--exclude leaves nothing to quantize"
+            if excluded
+            else "the model has no operations with weights in float32 outside of loops"
+        )
         raise ExportError(f"int8: {why}")
     observed = calibrate(prepared, feeder, (*HEAVY, *LIGHT), settings)
     labels = {name: label_of(name, names[name], graph_def) for name in heavy}

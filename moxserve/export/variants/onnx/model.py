@@ -139,7 +139,7 @@ def _value(spec: TensorSpec) -> Any:
 
 def _set_shape(value: Any, spec: TensorSpec) -> None:
     if spec.shape is None:
-        return
+        return  # the checker wants some shape; ONNX Runtime takes any rank for an empty one
     shape = value.type.tensor_type.shape
     shape.SetInParent()
     del shape.dim[:]

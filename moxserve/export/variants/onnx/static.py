@@ -3,7 +3,8 @@
 ONNX Runtime fuses these into integer kernels when it loads the model; on the CPU its fast ones take activations of
 uint8 and weights of int8. What is quantized is decided here, and ONNX Runtime's quantizer does it:
 
-* operations with weights (`HEAVY`), unless excluded;
+* operations with weights (`HEAVY`), unless excluded; transposed convolutions are none of them, as they have no integer
+  kernel;
 * light ones (`LIGHT`) that lie between two of them, where staying in int8 saves going to float32 and back;
 * not what comes before the first weights, nor after the last: Softmax and the choice of a class stay in float32, and so
   does the result of the last matrix product. A Softmax of 8 bits would make every probability below 1/256 a zero.
@@ -27,7 +28,7 @@ from moxserve.export.variants.onnx.running import QUIET
 
 __all__ = ["HEAVY", "LIGHT", "Plan", "heavy_operations", "plan", "prepare", "quantize"]
 
-HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
+HEAVY = ("Conv", "Gemm", "MatMul", "Gather")
 # Integer kernels of their own.
 _COMPUTING = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu")
 # The same numbers, moved or cut off: they keep the range of their input.
@@ -80,14 +81,17 @@ def prepare(model: Any) -> Any:
 def heavy_operations(model: Any) -> list[str]:
     """Return the names of the operations with weights, or that multiply two activations, in order."""
     constants = initializers(model)
-    floats = {name for name, t in constants.items() if t.data_type == onnx.TensorProto.FLOAT}
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    types |= {name: tensor.data_type for name, tensor in constants.items()}
 
     def heavy(node: Any) -> bool:
-        if node.op_type == "Gather":
-            return node.input[0] in floats
-        if node.op_type == "MatMul":
-            return node.input[0] not in constants  # the quantizer wants a constant to be the second
-        return node.op_type in HEAVY and node.input[1] in floats
+        if node.op_type not in HEAVY:
+            return False
+        weights, moving = node.input[:2] if node.op_type == "Gather" else (node.input[1], node.input[0])
+        fixed = weights in constants or node.op_type == "MatMul"  # which may also multiply two activations
+        # The quantizer wants a constant to be the second.
+        return fixed and types.get(weights) == onnx.TensorProto.FLOAT and moving not in constants
 
     return [node.name for node in model.graph.node if heavy(node)]
 
