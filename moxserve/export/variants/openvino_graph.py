@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from moxserve.errors import ExportError
 from moxserve.export.variants.work import FROZEN_GRAPH
 from moxserve.types import Signature, TensorSpec
 
-__all__ = ["has_attention", "known_names", "quantized_operations", "read_graph", "single_pixels"]
+__all__ = ["Doubtful", "has_attention", "known_names", "quantized_operations", "read_graph"]
 
 _NAME = "moxserve_name"
 _MISSING = re.compile(r"No conversion rule found for operations?: ([\w, ]+)")
@@ -226,15 +227,29 @@ def _ranged(value: Any) -> bool:
     return bool(node.get_type_name() == "FakeQuantize")
 
 
-def single_pixels(model: Any) -> list[str]:
-    """Return the convolutions that give or take a single pixel, which OpenVINO's int8 is wrong about."""
-    found = []
-    for node in model.get_ordered_ops():
-        if node.get_type_name() in _CONVOLUTIONS:
-            shapes = (node.get_output_partial_shape(0), node.get_input_partial_shape(0))
-            if any(_pixels(shape) == 1 for shape in shapes):
-                found.append(node.get_friendly_name())
-    return found
+@dataclass(frozen=True)
+class Doubtful:
+    """How small a convolution is that OpenVINO's int8 may be wrong about, in places in space: 4 for 2 x 2.
+
+    Attributes:
+        dense: of those that read all channels.
+        grouped: of those in groups of channels, such as depthwise ones.
+    """
+
+    dense: int
+    grouped: int
+
+    def among(self, model: Any) -> list[str]:
+        """Return the convolutions of a model that give or take so few pixels or fewer."""
+        found = []
+        for node in model.get_ordered_ops():
+            kind = node.get_type_name()
+            if kind in _CONVOLUTIONS:
+                limit = self.grouped if kind.startswith("Group") else self.dense
+                shapes = (node.get_output_partial_shape(0), node.get_input_partial_shape(0))
+                if any(0 < _pixels(shape) <= limit for shape in shapes):
+                    found.append(node.get_friendly_name())
+        return found
 
 
 def _pixels(shape: Any) -> int:

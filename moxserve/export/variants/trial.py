@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from moxserve.errors import ExportError
+from moxserve.errors import VerificationError
 from moxserve.export.variants.feeds import batch_size
 from moxserve.export.variants.work import Rows, Work
 from moxserve.probe import ProbeOptions, probe
@@ -37,7 +37,7 @@ def try_out(work: Work, key: str = "") -> None:
         key: of the signature, as the server calls it in a directory with this file alone; empty takes the work's.
 
     Raises:
-        ExportError: it cannot be loaded, ends the process, or answers otherwise to one row than to several.
+        VerificationError: it cannot be loaded, ends the process, or answers otherwise to one row than to several.
     """
     name = work.target.name
     with tempfile.TemporaryDirectory(prefix="moxserve-trial-") as folder:
@@ -48,10 +48,10 @@ def try_out(work: Work, key: str = "") -> None:
         options = ProbeOptions(batch=size or _ROWS, singles=_ROWS if size is None else 0, measure=False, scratch=folder)
         result = probe(work.directory, work.target.format, key or work.signature.name, rows, options)
     if result.error:
-        raise ExportError(f"{name} was made, but does not run: {result.error}")
+        raise VerificationError(f"{name} was made, but does not run: {result.error}")
     reason = _difference(result.singles, result.outputs, _APART[work.target.precision])
     if reason:
-        raise ExportError(
+        raise VerificationError(
             f"{name} answers otherwise to a single row than to {_ROWS} rows: {reason}",
             hint="a fault of the runtime with this graph; leave this precision out, or exclude the operations at fault",
         )
