@@ -63,7 +63,8 @@ def test_import_loads_nothing_heavy(code: str) -> None:
 @pytest.mark.parametrize(
     "args",
     [["--help"]]
-    + [[c, "--help"] for c in ("data", "export", "inspect", "loadtest", "pipeline", "plugins", "predict", "quickstart", "serve")]
+    + [[c, "--help"] for c in ("data", "export", "inspect", "loadtest", "pipeline", "plugins", "predict", "serve")]
+    + [["quickstart", "--help"]]
     + [["plugins", "list"], ["pipeline", "schema"], ["pipeline", "validate", "pipelines/digits.yaml", "--no-files"]],
 )
 def test_command_loads_nothing_heavy(args: list[str], repo_root, monkeypatch) -> None:

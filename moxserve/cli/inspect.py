@@ -77,7 +77,7 @@ def show(path: str, tags: str, digests: bool, all_rows: bool, as_json: bool) -> 
 @_TAGS
 @_JSON
 def signatures(path: str, tags: str, as_json: bool) -> None:
-    """List the signatures of a SavedModel, or what another model takes and gives."""
+    """List the signatures, or what a model takes and gives."""
     from moxserve.inspect.describe import describe
     from moxserve.inspect.detect import MODELS, detect, need
 
@@ -95,7 +95,10 @@ def signatures(path: str, tags: str, as_json: bool) -> None:
 @_TAGS
 @_JSON
 def ops(path: str, nodes: bool, patterns: tuple[str, ...], tags: str, as_json: bool) -> None:
-    """Count operations by type, or list nodes. `--filter` goes by operation or by node name."""
+    """Count operations by type, or list nodes.
+
+    --filter goes by operation, and with --nodes by the name of the node, too.
+    """
     from moxserve.inspect.detect import detect
     from moxserve.inspect.operations import operations
 
@@ -109,7 +112,10 @@ def ops(path: str, nodes: bool, patterns: tuple[str, ...], tags: str, as_json: b
 @click.option("--stats", is_flag=True, help="Read the values: least, largest, mean, deviation, share of zeros.")
 @_JSON
 def variables(path: str, patterns: tuple[str, ...], sort: str, stats: bool, as_json: bool) -> None:
-    """List variables with shapes and sizes: of a SavedModel, a checkpoint, an npz file, or the constants of a graph."""
+    """List variables with shapes, sizes, statistics.
+
+    Of a SavedModel, a checkpoint or an npz file; of a frozen graph its constants.
+    """
     from moxserve.inspect.detect import detect
     from moxserve.inspect.report import Report
     from moxserve.inspect.stores import open_store, picked
@@ -135,7 +141,7 @@ def variables(path: str, patterns: tuple[str, ...], sort: str, stats: bool, as_j
 @click.option("--stats", is_flag=True, help="Read the values: least, largest, mean, deviation, share of zeros.")
 @_JSON
 def checkpoint(path: str, patterns: tuple[str, ...], printed: tuple[str, ...], stats: bool, as_json: bool) -> None:
-    """List what a checkpoint holds, under the keys that it holds it by, or print values.
+    """List a checkpoint by its keys, or print values.
 
     PATH is the prefix (model.ckpt-300), one of its files, a folder of checkpoints, of which the newest is taken, or a
     SavedModel, whose variables are a checkpoint too.
@@ -218,7 +224,10 @@ def _plain(value: Any) -> Any:
 @_PATH
 @_JSON
 def warmup(path: str, as_json: bool) -> None:
-    """List warmup records or a request log: kind, signature, inputs, and what cannot be replayed."""
+    """List warmup records or a request log.
+
+    Told are kind, signature, inputs and batch of each record, and what would keep a server from replaying it.
+    """
     from moxserve.inspect.describe import record_tables
     from moxserve.inspect.detect import detect
     from moxserve.inspect.records import records_path
@@ -237,7 +246,10 @@ def warmup(path: str, as_json: bool) -> None:
 @_TAGS
 @_JSON
 def graph(path: str, out: str, tags: str, as_json: bool) -> None:
-    """Write the graph of a SavedModel, a GraphDef or a checkpoint's .meta for TensorBoard."""
+    """Write a graph for TensorBoard.
+
+    Of a SavedModel, a GraphDef, or a checkpoint's .meta file.
+    """
     from moxserve.cli.render import echo_json
     from moxserve.inspect.detect import detect
     from moxserve.inspect.events import write_graph
@@ -260,7 +272,9 @@ def graph(path: str, out: str, tags: str, as_json: bool) -> None:
 @_TAGS
 @_JSON
 def diff(a: str, b: str, values: bool, tags: str, as_json: bool) -> None:
-    """Tell how two models, checkpoints or npz files differ: signatures, operations, variables.
+    """Tell how two models or checkpoints differ.
+
+    Signatures, operations, and the values of variables are compared.
 
     Exit code 0 when they are equal, 5 when they differ.
     """
@@ -314,7 +328,7 @@ Examples:
 @_TAGS
 @_JSON
 def convert(source: str, destination: str, tags: str, as_json: bool, **options: Any) -> None:
-    """Convert between SavedModel, checkpoint, GraphDef (pb, pbtxt) and npz.
+    """Convert SavedModel, checkpoint, pb, pbtxt, npz.
 
     What is written is whole or not there, and replaces nothing without --force. For a SavedModel that is fit for
     serving use moxserve export; for other runtimes, too.
@@ -376,7 +390,9 @@ def _echo_report(report: Report) -> None:
         shown = [i for i, _ in enumerate(table.columns) if any(row[i] not in (None, "") for row in table.rows)]
         cells = [[_cell(table.columns[i], row[i]) for i in shown] for row in table.rows]
         headings = [table.columns[i].name.replace("_", " ") for i in shown]
-        count = f"{len(table.rows)} of {table.total}, --all for the rest" if table.total else str(len(table.rows))
+        count = str(table.count or len(table.rows))
+        if table.total:
+            count += f" of {table.total}, --all for the rest"
         click.echo()
         click.secho(f"{(table.title or table.key).replace('_', ' ')} ({count})", bold=True)
         if not shown:

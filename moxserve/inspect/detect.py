@@ -25,7 +25,7 @@ from moxserve.errors import DataError, UsageError
 from moxserve.export.manifest import MANIFEST_PATH, WARMUP_PATH
 from moxserve.export.publish import list_versions
 from moxserve.inspect.protos import parse_graph
-from moxserve.serving.backends.contents import holds_model
+from moxserve.serving.backends.contents import GRAPH_FILES, holds_model
 
 __all__ = ["MODELS", "Kind", "Subject", "detect", "need"]
 
@@ -151,10 +151,13 @@ def _file(path: str) -> Subject:
     shard = _SHARD.match(path)
     if shard:
         return Subject("checkpoint", shard.group(1), path)
+    folder = os.path.dirname(path) or "."
     if name == "checkpoint":
-        return Subject("checkpoint", os.path.dirname(path) or ".", path)
+        return Subject("checkpoint", folder, path)
     if os.path.abspath(path).endswith(os.sep + MANIFEST_PATH):
         return Subject("version", os.path.dirname(os.path.dirname(os.path.abspath(path))), path)
+    if name == next((n for n in GRAPH_FILES if os.path.isfile(os.path.join(folder, n))), ""):
+        return Subject("version", folder, path)
     size = os.path.getsize(path)
     if not size:
         raise UsageError(f"{path!r} is empty; expected {_KNOWN}")

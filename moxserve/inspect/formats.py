@@ -114,8 +114,13 @@ def _read_onnx(path: str) -> ModelFacts:
 
     try:
         model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
+        return _onnx_facts(onnx, model, path)
+    except (DecodeError, TypeError, ValueError) as error:
+        # Text that is not UTF-8 comes out of ONNX's messages as bytes, and an unknown element type has no name.
         raise DataError(f"{path} is no ONNX model, or damaged: {error}") from None
+
+
+def _onnx_facts(onnx: Any, model: Any, path: str) -> ModelFacts:
     graph = model.graph
     if not graph.node and not graph.input:
         raise DataError(f"{path} is no ONNX model: it has no graph")

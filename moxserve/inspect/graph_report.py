@@ -108,7 +108,7 @@ def signatures_table(rows: Sequence[TensorRow]) -> Table:
     """Return the table of signatures, one row a tensor."""
     heading = columns("signature method:long side alias dtype shape:shape tensor:long")
     cells: list[tuple[Any, ...]] = [(r.signature, r.method, r.side, r.alias, r.dtype, r.shape, r.tensor) for r in rows]
-    return Table("signatures", heading, cells)
+    return Table("signatures", heading, cells, count=len({row.signature for row in rows}))
 
 
 def _ends_table(inputs: Sequence[TensorRow], outputs: Sequence[TensorRow]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,9 +10,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import numpy as np
+from google.protobuf.message import DecodeError
 
-from moxserve.errors import InvalidArgument
+from moxserve.errors import DataError, InvalidArgument
 from moxserve.protocol import messages
 from moxserve.types import dtype_by_enum
 
@@ -217,7 +218,7 @@ def variables_in(graph_def: Any) -> list[VariableRow]:
         name = node.attr["shared_name"].s.decode(errors="replace") or node.name
         shape = shape_of(node.attr["shape"].shape)
         enum = node.attr["dtype"].type
-        count = int(np.prod([d or 0 for d in shape], dtype=np.int64)) if shape is not None else 0
+        count = math.prod(d or 0 for d in shape) if shape is not None else 0
         found.setdefault(name, VariableRow(name, dtype_name(enum), shape, count, count * _item_bytes(enum)))
     return sorted(found.values(), key=lambda row: row.name)
 
@@ -262,11 +263,18 @@ def _constant_text(node: Any) -> str:
 
 
 def asset_files(meta: Any) -> list[str]:
-    """Return the names of a MetaGraph's assets; the builder of TensorFlow 1 keeps them in a collection."""
+    """Return the names of a MetaGraph's assets; the builder of TensorFlow 1 keeps them in a collection.
+
+    Raises:
+        DataError: that collection is damaged.
+    """
     found = [asset.filename for asset in meta.asset_file_def]
     if not found and "saved_model_assets" in meta.collection_def:
         packed = meta.collection_def["saved_model_assets"].any_list.value
-        found = [messages.AssetFileDef.FromString(entry.value).filename for entry in packed]
+        try:
+            found = [messages.AssetFileDef.FromString(entry.value).filename for entry in packed]
+        except DecodeError as error:
+            raise DataError(f"the collection saved_model_assets is damaged: {error}") from None
     return list(dict.fromkeys(found))
 
 

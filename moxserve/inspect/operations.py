@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,10 +14,9 @@ from moxserve.inspect.graphs import dtype_name, look_at, nodes_of
 from moxserve.inspect.protos import read_graph_file
 from moxserve.inspect.report import Report, Table, columns
 from moxserve.inspect.stores import graph_path
+from moxserve.serving.backends.contents import GRAPH_FILES, MODEL_FILES
 
 __all__ = ["graph_file_of", "operations"]
-
-_OTHER = ("onnx", "tflite", "openvino")
 
 
 def graph_file_of(subject: Subject) -> str:
@@ -42,8 +42,10 @@ def operations(subject: Subject, patterns: Sequence[str] = (), tags: Collection[
         UsageError: the subject has no graph, or one whose nodes cannot be listed.
         DataError: the file is damaged.
     """
-    if subject.kind in _OTHER and not nodes:
-        return _of_other_format(subject, patterns)
+    if not nodes:
+        model = _other_model(subject)
+        if model:
+            return _of_other_format(subject, model, patterns)
     path = graph_file_of(subject)
     graph_def = read_graph_file(path).graph_def(tags)
     report = Report(path, subject.kind, notes=subject.notes)
@@ -74,9 +76,19 @@ def _dtype(node: Any) -> str:
     return dtype_name(enum) if enum else ""
 
 
-def _of_other_format(subject: Subject, patterns: Sequence[str]) -> Report:
-    facts = read_model(subject.path, subject.kind)
-    report = Report(subject.path, subject.kind, notes=subject.notes)
+def _other_model(subject: Subject) -> tuple[str, str] | None:
+    """Return file and format of a model of another runtime that a subject is, or holds in place of a SavedModel."""
+    if subject.kind in MODEL_FILES.values():
+        return subject.path, subject.kind
+    if subject.kind != "version" or any(os.path.isfile(os.path.join(subject.path, name)) for name in GRAPH_FILES):
+        return None
+    found = ((os.path.join(subject.path, name), kind) for name, kind in MODEL_FILES.items())
+    return next((model for model in found if os.path.isfile(model[0])), None)
+
+
+def _of_other_format(subject: Subject, model: tuple[str, str], patterns: Sequence[str]) -> Report:
+    facts = read_model(*model)
+    report = Report(model[0], model[1], notes=subject.notes)
     rows: list[tuple[Any, ...]] = [(n, c) for n, c in facts.ops.most_common() if _fits(patterns, n)]
     report.facts["nodes"] = sum(facts.ops.values())
     if facts.unknown:

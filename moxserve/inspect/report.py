@@ -43,6 +43,7 @@ class Table:
         rows: raw values, in the order of the columns.
         title: above the table; empty takes the key.
         total: how many rows there are in all, where only some are in `rows`; None when these are all.
+        count: how many things the rows tell of, where one has several rows; None when each has one.
     """
 
     key: str
@@ -50,6 +51,7 @@ class Table:
     rows: list[tuple[Any, ...]]
     title: str = ""
     total: int | None = None
+    count: int | None = None
 
     def records(self) -> list[dict[str, Any]]:
         """Return the rows as dicts, for JSON."""

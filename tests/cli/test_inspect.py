@@ -66,8 +66,8 @@ def test_show_prints_facts_and_tables(run_moxserve, graph_file: Path) -> None:
         "3",
         "2474",
     )
-    assert "signatures (2)" in lines
-    start = lines.index("signatures (2)")
+    assert "signatures (1)" in lines
+    start = lines.index("signatures (1)")
     assert lines[start + 1].split() == ["SIGNATURE", "METHOD", "SIDE", "ALIAS", "DTYPE", "SHAPE", "TENSOR"]
     assert lines[start + 2].split() == [
         "serving_default", "tensorflow/serving/predict", "input", "x", "float32", "[?,", "2]", "x:0",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from moxserve.errors import DataError
+from moxserve.errors import DataError, UsageError
 from moxserve.export.facts import Figures, Machine, Measured, OutputFigures, Timing
 from moxserve.export.manifest import Manifest, SignatureEntry, Source, Variant, write_manifest
 from moxserve.inspect.describe import describe
@@ -144,3 +148,16 @@ def test_a_version_in_another_format_only(tfserving: Path) -> None:
     report = describe(detect(tfserving / "saved_model_half_plus_two_tflite"))
     assert [row["format"] for row in table(report, "variants")] == ["tflite"]
     assert {row["operation"] for row in table(report, "operations")} == {"MUL", "ADD"}
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, 60))
+def test_a_damaged_graph_is_told_or_refused(saved_v1: Path, damage: list[tuple[int, int]], cut: int) -> None:
+    whole = (saved_v1 / "saved_model.pb").read_bytes()
+    data = bytearray(whole[: len(whole) - cut])
+    for place, value in damage:
+        data[place % len(data)] = value
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "saved_model.pb").write_bytes(data)
+        with contextlib.suppress(DataError, UsageError):
+            assert describe(detect(folder)).facts["nodes"] >= 0

@@ -36,7 +36,12 @@ def test_a_checkpoint_is_known_by_any_of_its_files(trained) -> None:
 def test_files_are_known_by_their_content(tmp_path: Path, frozen: Path, saved_v1: Path) -> None:
     shutil.copy(frozen, tmp_path / "no_suffix")
     assert detect(tmp_path / "no_suffix").kind == "graphdef"
-    assert detect(saved_v1 / "saved_model.pb").kind == "graphdef"
+    assert (detect(saved_v1 / "saved_model.pb").kind, detect(saved_v1 / "saved_model.pb").path) == (
+        "version",
+        str(saved_v1),
+    )
+    shutil.copy(saved_v1 / "saved_model.pb", tmp_path / "other.pb")
+    assert detect(tmp_path / "other.pb").kind == "graphdef"
     np.savez(tmp_path / "w.npz", a=np.zeros(2))
     (tmp_path / "w.npz").rename(tmp_path / "weights")
     assert detect(tmp_path / "weights").kind == "npz"
@@ -65,7 +70,7 @@ def test_the_manifest_stands_for_its_version(tmp_path: Path, saved_v2: Path) -> 
     [
         ("notes.txt", b"hello world", "no file that can be inspected; expected a version directory"),
         ("empty.pb", b"", "is empty; expected"),
-        ("saved_model.pb", b"\x08\x01\x12\xff", "cannot be read"),
+        ("model.pb", b"\x08\x01\x12\xff", "cannot be read"),
         ("graph.pbtxt", b"hello", "not the protobuf text of a graph"),
     ],
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from moxserve.errors import DataError
 from moxserve.inspect.formats import TensorFact, read_model
@@ -105,3 +109,26 @@ def test_a_truncated_model_is_refused(onnx_file: Path, tfserving: Path, tmp_path
         (tmp_path / "cut").write_bytes(path.read_bytes()[:-30] if kind == "onnx" else path.read_bytes()[:300])
         with pytest.raises(DataError, match=r"cut is no .* model, or damaged"):
             read_model(str(tmp_path / "cut"), kind)
+
+
+@pytest.fixture
+def whole_models(onnx_file: Path, tfserving: Path) -> dict[str, bytes]:
+    """A model of each binary format, as bytes."""
+    tflite = tfserving / "saved_model_half_plus_two_tflite_with_sigdef" / "00000123" / "model.tflite"
+    return {"onnx": onnx_file.read_bytes(), "tflite": tflite.read_bytes()}
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=12), st.integers(0, 300))
+def test_damaged_models_never_end_in_another_error(
+    whole_models: dict[str, bytes], damage: list[tuple[int, int]], cut: int
+) -> None:
+    for kind, whole in whole_models.items():
+        data = bytearray(whole[: max(12, len(whole) - cut)])
+        for place, value in damage:
+            data[place % len(data)] = value
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model"
+            path.write_bytes(data)
+            with contextlib.suppress(DataError):
+                read_model(str(path), kind)

@@ -105,4 +105,4 @@ def _nth_key(names: Any, index: str) -> str:
         return ""
     keys = from_proto(names.attr["value"].tensor).reshape(-1)
     place = int(index) if index.isdecimal() else 0
-    return str(keys[place].decode()) if place < len(keys) else ""
+    return str(keys[place].decode(errors="replace")) if place < len(keys) else ""
