@@ -12,7 +12,16 @@ from typing import Literal, get_args
 
 from moxserve.errors import UsageError, did_you_mean
 
-__all__ = ["FORMATS", "Calibration", "Precision", "Target", "VariantOptions", "parse_targets", "precision_of"]
+__all__ = [
+    "FORMATS",
+    "Calibration",
+    "Precision",
+    "Target",
+    "VariantOptions",
+    "parse_targets",
+    "precision_of",
+    "targets_by_name",
+]
 
 Precision = Literal["float32", "bfloat16", "float16", "dynamic", "int8"]
 Method = Literal["minmax", "entropy", "percentile"]
@@ -75,6 +84,12 @@ class Target:
 def precision_of(word: str) -> Precision | None:
     """Return the precision that a word means in any usual spelling, None when it means none."""
     return _SPELLINGS.get(word.strip().lower())
+
+
+def targets_by_name() -> dict[str, Target]:
+    """Return every target that there is, by its name."""
+    targets = [Target(name, precision) for name, precisions in FORMATS.items() for precision in precisions]
+    return {target.name: target for target in targets}
 
 
 def parse_targets(format_name: str, text: str) -> tuple[Target, ...]:

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moxserve.errors import VersionExistsError
+from moxserve.errors import UsageError, VersionExistsError
 from moxserve.export.manifest import check_files, read_manifest
 
 ROWS = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
 LABELS = (ROWS.sum(1) > 0).astype(np.int64)
 
 
-def _train(log_dir: Path, *, auto_batch: bool = True, version: int = -1, steps: int = 4) -> Any:
+def _train(
+    log_dir: Path, *, auto_batch: bool = True, version: int = -1, steps: int = 4, export: Any = "TF_SERVING"
+) -> Any:
     import moxserve.tensorflow as mox
     from moxserve.tensorflow.executor.env import tf, tf1
 
@@ -43,7 +45,7 @@ def _train(log_dir: Path, *, auto_batch: bool = True, version: int = -1, steps: 
         auto_batch=auto_batch,
         log_dir=str(log_dir),
         max_number_of_steps=steps,
-        export_model=mox.ExportKeys.TF_SERVING,
+        export_model=export,
     )
 
 
@@ -57,6 +59,48 @@ def test_a_training_ends_with_a_version_in_its_log_dir(tmp_path: Path) -> None:
     assert manifest is not None
     assert manifest.source.global_step == 4
     assert _train(tmp_path, steps=6).export.version == 2
+
+
+def test_there_is_a_kind_for_every_form_that_can_be_made() -> None:
+    import moxserve.tensorflow as mox
+    from moxserve.export.targets import targets_by_name
+
+    assert {kind for kind in mox.ExportKeys.ALL if kind != "TF_SERVING"} == {name.upper() for name in targets_by_name()}
+    assert all(getattr(mox.ExportKeys, kind) == kind for kind in mox.ExportKeys.ALL)
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [
+        (None, ()),
+        (False, ()),
+        (True, ("TF_SERVING",)),
+        ("ONNX", ("ONNX",)),
+        (["ONNX", "TFLITE_INT8", "ONNX"], ("ONNX", "TFLITE_INT8")),
+        ([], ()),
+    ],
+)
+def test_export_model_is_a_kind_or_a_list_of_kinds(given: Any, kinds: tuple[str, ...]) -> None:
+    import moxserve.tensorflow as mox
+
+    assert mox.ExportKeys.resolve(given) == kinds
+
+
+def test_an_unknown_kind_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match="export_model='ONNX_INT4' is not a kind of artifact; did you mean 'ONNX_INT8'"
+    ):
+        _train(tmp_path, export=["ONNX", "ONNX_INT4"])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_training_ends_with_the_forms_that_were_asked_for(tmp_path: Path) -> None:
+    export = _train(tmp_path, export=["FROZEN", "ONNX"]).export
+    manifest = read_manifest(export.path)
+    assert manifest is not None
+    assert [v.name for v in manifest.variants] == ["saved_model", "frozen", "onnx"]
+    assert os.path.exists(os.path.join(export.path, "variants", "onnx", "model.onnx"))
 
 
 def test_without_auto_batch_the_shape_stays_that_of_training(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def run_phases(
             continue
         _check(phase, settings)
         done.append(
-            execute(replace(settings, max_steps=phase.until, export=None), replace(functions, model_fn=phase.model_fn))
+            execute(replace(settings, max_steps=phase.until, export=()), replace(functions, model_fn=phase.model_fn))
         )
         tf1.logging.info("%s begins at step %d", phase.successor, done[-1].global_step)
     last = execute(settings, functions)

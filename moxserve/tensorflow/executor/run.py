@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from moxserve.errors import CheckpointError, InterruptedRunError, UsageError
@@ -18,6 +18,7 @@ from moxserve.tensorflow.executor import lock, reporters
 from moxserve.tensorflow.executor.branch import Branch, build_branch
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.exporting import export_run, sample_rows
 from moxserve.tensorflow.executor.flags import store
 from moxserve.tensorflow.executor.hooks import runs_inter_mode
 from moxserve.tensorflow.executor.inputs import InputSource, build_inputs, explain, start_queues
@@ -33,8 +34,6 @@ from moxserve.tensorflow.executor.train_op import TrainOptions, build_train_op, 
 from moxserve.types import TensorSpec, dtype_by_name
 
 __all__ = ["run"]
-
-_SAMPLE_ROWS = 32
 
 
 def run(
@@ -53,7 +52,7 @@ def run(
     output_every_n_steps: int = 0,
     save_summary_steps: int | None = None,
     save_model_secs: float | None = None,
-    export_model: str | bool | None = False,
+    export_model: str | Sequence[str] | bool | None = False,
     fetch_strategy_fn: Callable[[int], bool] | None = None,
     save_model_steps: int | None = None,
 ) -> RunResult:
@@ -77,7 +76,8 @@ def run(
         save_summary_steps: TRAIN: steps between summaries, default 100; 0 writes none.
         save_model_secs: TRAIN: seconds between checkpoints; wins over `save_model_steps`. Default 600 when neither
             is given.
-        export_model: `mox.ExportKeys.TF_SERVING` exports the model at the end, into `log_dir/<version>`.
+        export_model: `mox.ExportKeys.TF_SERVING` exports the model at the end, into `log_dir/<version>`; a list such as
+            `[mox.ExportKeys.ONNX, mox.ExportKeys.TFLITE_INT8]` makes these forms in the same version, too.
         fetch_strategy_fn: called with the index of each step of this run; True prints that step's console line.
             Replaces `log_every_n_steps`.
         save_model_steps: TRAIN: save when the global step is a multiple of this.
@@ -212,7 +212,7 @@ class _Job:
         """Everybody who takes part, built-ins first, so that state is safe before a user's hook may fail."""
         settings, spec = self.settings, self.branch.spec
         listed: list[Participant] = [] if self.inter is None else [self.inter]
-        self.samples = reporters.SampleRows(self.branch.inputs, _SAMPLE_ROWS) if settings.export else None
+        self.samples = reporters.SampleRows(self.branch.inputs, sample_rows(settings)) if settings.export else None
         self.console = self._console()
         self.means = reporters.EvalMeans(spec.log_info, self._rows()) if settings.mode == ModeKeys.EVAL else None
         self.writer: reporters.CheckpointWriter | None = None
@@ -392,19 +392,9 @@ class _Job:
 
     def _export(self, checkpoint: str | None) -> Any:
         """Call the exporter on the checkpoint that this run ended with."""
-        from moxserve.export.exporter import export_tf_serving
-        from moxserve.export.job import ExportJob
-
-        if checkpoint is None:
-            raise CheckpointError("there is no checkpoint to export", hint="give log_dir, so that the run writes one")
-        job = ExportJob(
-            model_fn=self.functions.model_fn,
-            inputs=[
-                TensorSpec(f"input_{i}", dtype_by_name(t.dtype.base_dtype.name), self.source.export_shape(t))
-                for i, t in enumerate(self.branch.inputs)
-            ],
-            checkpoint=checkpoint,
-            base_dir=str(self.settings.log_dir),
-            samples=self.samples.samples if self.samples is not None else (),
-        )
-        return export_tf_serving(job)
+        inputs = [
+            TensorSpec(f"input_{i}", dtype_by_name(t.dtype.base_dtype.name), self.source.export_shape(t))
+            for i, t in enumerate(self.branch.inputs)
+        ]
+        samples = self.samples.samples if self.samples is not None else ()
+        return export_run(self.settings, self.functions.model_fn, inputs, checkpoint, samples)

@@ -92,7 +92,7 @@ class Settings:
         output_every: steps per call of `output_fn`; 0 for one call at the end.
         summary_every: summaries; None for none.
         save_every: checkpoints; None for the end only.
-        export: kind of artifact, None for none.
+        export: kinds of artifact; empty for none.
     """
 
     mode: str
@@ -106,7 +106,7 @@ class Settings:
     output_every: int
     summary_every: Every | None
     save_every: Every | None
-    export: str | None
+    export: tuple[str, ...]
 
     @classmethod
     def resolve(cls, given: RunArguments, store: FlagStore) -> Settings:

@@ -42,26 +42,55 @@ class ModeKeys:
 
 
 class ExportKeys:
-    """The kinds of artifact that `run(export_model=...)` can make."""
+    """The kinds of artifact that `run(export_model=...)` can make.
+
+    TF_SERVING is the SavedModel, which is always made; the others are made beside it, in the same version. Which
+    precisions there are depends on the runtime; see `moxserve.export.targets`.
+    """
 
     TF_SERVING = "TF_SERVING"
+    FROZEN = "FROZEN"
+    FROZEN_BF16 = "FROZEN_BF16"
+    ONNX = "ONNX"
+    ONNX_FP16 = "ONNX_FP16"
+    ONNX_DYNAMIC = "ONNX_DYNAMIC"
+    ONNX_INT8 = "ONNX_INT8"
+    TFLITE = "TFLITE"
+    TFLITE_FP16 = "TFLITE_FP16"
+    TFLITE_DYNAMIC = "TFLITE_DYNAMIC"
+    TFLITE_INT8 = "TFLITE_INT8"
+    OPENVINO = "OPENVINO"
+    OPENVINO_BF16 = "OPENVINO_BF16"
+    OPENVINO_FP16 = "OPENVINO_FP16"
+    OPENVINO_INT8 = "OPENVINO_INT8"
 
-    ALL = (TF_SERVING,)
+    ALL = (
+        TF_SERVING, FROZEN, FROZEN_BF16, ONNX, ONNX_FP16, ONNX_DYNAMIC, ONNX_INT8, TFLITE, TFLITE_FP16, TFLITE_DYNAMIC,
+        TFLITE_INT8, OPENVINO, OPENVINO_BF16, OPENVINO_FP16, OPENVINO_INT8,
+    )  # fmt: skip
 
     @classmethod
-    def resolve(cls, value: Any) -> str | None:
-        """Read the `export_model` argument: False and None mean no export, True means the default kind.
+    def resolve(cls, value: Any) -> tuple[str, ...]:
+        """Read the `export_model` argument: False and None mean no export, True means TF_SERVING.
+
+        Args:
+            value: a kind, or a list of kinds.
+
+        Returns:
+            The kinds, none twice; empty for no export.
 
         Raises:
-            UsageError: the kind is unknown.
+            UsageError: a kind is unknown.
         """
         if value is None or value is False:
-            return None
+            return ()
         if value is True:
-            return cls.TF_SERVING
-        if value in cls.ALL:
-            return str(value)
-        raise UsageError(f"export_model={value!r} is not a kind of artifact; {did_you_mean(str(value), cls.ALL)}")
+            return (cls.TF_SERVING,)
+        kinds = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
+        for kind in kinds:
+            if kind not in cls.ALL:
+                raise UsageError(f"export_model={kind!r} is not a kind of artifact; {did_you_mean(str(kind), cls.ALL)}")
+        return tuple(dict.fromkeys(kinds))
 
 
 def _as_dict(value: Any, what: str) -> dict[str, Any]:
