@@ -17,12 +17,13 @@ def show_plan(job: JobOptions, *, as_json: bool) -> None:
     """Say what an export would do."""
     from moxserve.cli.render import echo_json, echo_table
     from moxserve.export.publish import check_version, next_version, version_path
-    from moxserve.export.variants.make import read_conditions
+    from moxserve.export.requirements import read_conditions
     from moxserve.export.versions import AUTO, normalize_version
 
     version = normalize_version(AUTO if job.version is None else job.version)
     check_version(job.base_dir, version)
-    read_conditions(job.variants)
+    asked = job.variants
+    read_conditions(asked.require, asked.limits, asked.targets, measure=asked.measure)
     inputs = getattr(job, "inputs", None)
     facts: dict[str, Any] = {"checkpoint": getattr(job, "checkpoint", None), "source": getattr(job, "path", None)}
     if isinstance(inputs, list | tuple):

@@ -100,13 +100,13 @@ def _name_of(base: str) -> str:
 
 def _model_file(source: str, base_dir: str | None, options: Mapping[str, Any]) -> JobOptions:
     """Describe the export of a model that has no pipeline."""
-    from moxserve.config.models import ExportStage
+    from moxserve.export.options import read_stage
 
     _check_kind(source)
     if base_dir is None:
         raise UsageError("nothing says where to publish", hint="--tf-serving DIR")
     name = options["model_name"] or _name_of(base_dir)
-    stage = ExportStage.model_validate({**stage_changes(options), "tf_serving": base_dir, "model_name": name})
+    stage = read_stage({**stage_changes(options), "tf_serving": base_dir, "model_name": name})
     from moxserve.cli.quiet import import_tensorflow
 
     import_tensorflow()

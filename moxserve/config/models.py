@@ -19,6 +19,7 @@ from pydantic import (
     field_validator,
 )
 
+from moxserve.errors import UsageError
 from moxserve.export.targets import FORMATS, parse_targets
 
 __all__ = [
@@ -240,6 +241,28 @@ class ExportStage(StrictModel):
     def _known_precisions(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         # A UsageError is a ValueError, which pydantic tells with the key.
         return tuple(t.precision for word in value for t in parse_targets(str(info.field_name), word))
+
+    @field_validator("transforms")
+    @classmethod
+    def _known_transforms(cls, value: str | None) -> str | None:
+        from moxserve.export.transforms.language import parse_transforms
+
+        if value is not None:
+            parse_transforms(value)
+        return value
+
+    @field_validator("limit", "require")
+    @classmethod
+    def _known_conditions(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        from moxserve.export.requirements import read_conditions
+
+        targets = [t for name in FORMATS for word in info.data.get(name, ()) for t in parse_targets(name, word)]
+        required = info.field_name == "require"
+        try:
+            read_conditions(value if required else (), () if required else value, targets)
+        except UsageError as error:
+            raise ValueError(error.message) from None
+        return value
 
 
 class EvaluateStage(StrictModel):

@@ -31,9 +31,10 @@ from moxserve.export.publish.retention import apply_retention
 from moxserve.export.report import write_report
 from moxserve.export.report.collect import report_of, tools
 from moxserve.export.request_logs import find_logs
+from moxserve.export.requirements import read_conditions
 from moxserve.export.sources import open_source
 from moxserve.export.sources.base import StagedModel
-from moxserve.export.variants.make import SAVED_MODEL, MadeVariants, make_variants, read_conditions
+from moxserve.export.variants.make import SAVED_MODEL, MadeVariants, make_variants
 from moxserve.export.versions import normalize_version
 from moxserve.export.warmup import WrittenWarmup, write_warmup
 from moxserve.talk import Talk, silent
@@ -68,7 +69,8 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
         check_version(job.base_dir, job.version)
     if job.push:
         push_target(job.push)
-    read_conditions(job.variants)
+    asked = job.variants
+    read_conditions(asked.require, asked.limits, asked.targets, measure=asked.measure)
     find_logs(job.warmup_logs)
     with place("publishing the version"), _quiet(), contextlib.ExitStack() as stack:
         source = stack.enter_context(open_source(job))

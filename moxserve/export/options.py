@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from moxserve.config.models import ExportStage
+from moxserve.errors import UsageError
 from moxserve.export.targets import FORMATS, Calibration, VariantOptions, parse_targets
 
-__all__ = ["DEFAULT_ROWS", "DEFAULT_ROWS_FOR_VARIANTS", "job_options", "sample_rows", "variant_options"]
+__all__ = ["DEFAULT_ROWS", "DEFAULT_ROWS_FOR_VARIANTS", "job_options", "read_stage", "sample_rows", "variant_options"]
 
 DEFAULT_ROWS = 64
 # Enough that one row in a hundred that comes out otherwise is seen.
 DEFAULT_ROWS_FOR_VARIANTS = 256
+
+
+def read_stage(values: Mapping[str, Any]) -> ExportStage:
+    """Read the keys of an export stage that do not come from a file.
+
+    Args:
+        values: by key.
+
+    Raises:
+        UsageError: a key is unknown, or its value cannot be right.
+    """
+    try:
+        return ExportStage.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def variant_options(stage: ExportStage) -> VariantOptions:

@@ -24,12 +24,14 @@ from moxserve.export.targets import FORMATS, precision_of
 
 __all__ = [
     "METRICS",
+    "Conditions",
     "Requirement",
     "Subject",
     "bind_requirements",
     "check_requirements",
     "metrics_of",
     "parse_requirement",
+    "read_conditions",
     "speedup",
 ]
 
@@ -151,7 +153,7 @@ def parse_requirement(text: str) -> Requirement:
 
 
 def _wrong(text: str, offset: int, why: str) -> UsageError:
-    return UsageError(f"--require {text!r}, column {offset + 1}: {why}", hint=_FORM)
+    return UsageError(f"condition {text!r}, column {offset + 1}: {why}", hint=_FORM)
 
 
 def bind_requirements(
@@ -174,12 +176,53 @@ def bind_requirements(
         if not requirement.about(known):
             raise _about_nothing(requirement, known)
         if requirement.needs_measure and not measure:
-            raise UsageError(f"--require {requirement.text!r}: {requirement.metric} needs variants to be measured",
+            raise UsageError(f"condition {requirement.text!r}: {requirement.metric} needs variants to be measured",
                              hint="export without --no-measure")  # fmt: skip
         if requirement.needs_labels and not labels:
-            raise UsageError(f"--require {requirement.text!r}: the right classes of the rows are not known",
+            raise UsageError(f"condition {requirement.text!r}: the right classes of the rows are not known",
                              hint="top1_agreement compares with the source model instead")  # fmt: skip
     return found
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the user asks of variants, read.
+
+    Attributes:
+        demanded: names of variants that must be published.
+        required: conditions without which nothing is published.
+        limits: conditions without which a variant is dropped.
+    """
+
+    demanded: tuple[str, ...] = ()
+    required: tuple[Requirement, ...] = ()
+    limits: tuple[Requirement, ...] = ()
+
+
+def read_conditions(
+    require: Iterable[str], limits: Iterable[str], subjects: Collection[Subject], *, measure: bool = True
+) -> Conditions:
+    """Read the conditions of an export before any work is done.
+
+    Args:
+        require: conditions, and names of variants alone.
+        limits: conditions.
+        subjects: what will be made.
+        measure: whether variants will be measured.
+
+    Raises:
+        UsageError: one cannot be read, or is about no variant that is made.
+    """
+    texts = list(require)
+    names = [text for text in texts if not _OPERATOR.search(text)]
+    # A name alone is a condition that every variant which is there meets.
+    by_name = [Requirement(name, name.strip(), "size_mb", ">=", 0.0) for name in names]
+    for requirement in by_name:
+        if not requirement.about(subjects):
+            raise _about_nothing(requirement, [_SAVED_MODEL, *subjects])
+    required = bind_requirements([t for t in texts if _OPERATOR.search(t)], subjects, measure=measure)
+    demanded = [name for requirement in (*by_name, *required) for name in requirement.about(subjects)]
+    return Conditions(tuple(dict.fromkeys(demanded)), required, bind_requirements(limits, subjects, measure=measure))
 
 
 def _about_nothing(requirement: Requirement, known: Sequence[Subject]) -> UsageError:
@@ -188,7 +231,7 @@ def _about_nothing(requirement: Requirement, known: Sequence[Subject]) -> UsageE
         why = f"no variant in {requirement.variant} is made; known: {', '.join(names)}"
     else:
         why = f"no variant is called so; {did_you_mean(requirement.variant, names)}"
-    return UsageError(f"--require {requirement.text!r}, column 1: {why}")
+    return UsageError(f"condition {requirement.text!r}, column 1: {why}")
 
 
 def metrics_of(variant: VariantReport, source: VariantReport | None) -> dict[str, float]:

@@ -77,21 +77,20 @@ class PreparedRun:
             base_dir: BASE of `BASE/<version>/`.
             checkpoint: prefix; None takes the newest of the run.
             metadata: added to what goes into the manifest.
-            changes: fields of the export stage (see `ExportStage`) that are to differ from the file; unknown ones are
-                refused by pydantic.
+            changes: fields of the export stage (see `ExportStage`) that are to differ from the file.
 
         Raises:
+            UsageError: a change is no field, or has no right value.
             CheckpointError: there is no checkpoint.
             DataError: the input gives no rows.
         """
-        from moxserve.config.models import ExportStage
         from moxserve.export.job import ExportJob
-        from moxserve.export.options import job_options, sample_rows
+        from moxserve.export.options import job_options, read_stage, sample_rows
         from moxserve.pipeline.steps import find_checkpoint
 
         base = os.fspath(base_dir)
         told = self.config.export.model_dump() if self.config.export is not None else {}
-        options = ExportStage.model_validate({**told, **changes, "tf_serving": base})
+        options = read_stage({**told, **changes, "tf_serving": base})
         samples = self._samples(sample_rows(options))
         return ExportJob(
             model_fn=self.model_fn,

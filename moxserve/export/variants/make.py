@@ -24,9 +24,9 @@ from moxserve.export.figures import figures, judge, with_singles
 from moxserve.export.job import JobOptions
 from moxserve.export.manifest import TensorNames, Variant, Verification
 from moxserve.export.report.model import CalibrationFacts, Report, RequirementResult, TransformStep, VariantReport
-from moxserve.export.requirements import Requirement, bind_requirements, check_requirements
+from moxserve.export.requirements import Conditions, check_requirements, read_conditions
 from moxserve.export.sources.base import StagedModel
-from moxserve.export.targets import Target, VariantOptions
+from moxserve.export.targets import Target
 from moxserve.export.tolerances import tolerance_for
 from moxserve.export.variants.prepare import Prepared, prepare
 from moxserve.export.variants.rows import RowSets, split_rows
@@ -35,26 +35,11 @@ from moxserve.export.variants.workshop import Workshop
 from moxserve.probe import ProbeOptions, ProbeResult, probe
 from moxserve.talk import Talk
 
-__all__ = ["SAVED_MODEL", "Conditions", "MadeVariants", "make_variants", "read_conditions"]
+__all__ = ["SAVED_MODEL", "MadeVariants", "make_variants"]
 
 SAVED_MODEL = "saved_model"
 VARIANTS_DIR = "variants"
 _GRAPH, _COMPILED = "model", "compiled"
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What the user asks of variants, read.
-
-    Attributes:
-        demanded: names of variants that must be published.
-        required: conditions without which nothing is published.
-        limits: conditions without which a variant is dropped.
-    """
-
-    demanded: tuple[str, ...] = ()
-    required: tuple[Requirement, ...] = ()
-    limits: tuple[Requirement, ...] = ()
 
 
 @dataclass
@@ -88,27 +73,6 @@ class MadeVariants:
     report: Report | None = None
 
 
-def read_conditions(options: VariantOptions) -> Conditions:
-    """Read the conditions of an export before any work is done.
-
-    Raises:
-        UsageError: one cannot be read, or is about no variant that is made.
-    """
-    names = [text for text in options.require if not _compares(text)]
-    rest = [text for text in options.require if _compares(text)]
-    # A name alone is a condition that every variant which is there meets.
-    by_name = bind_requirements([f"{name.strip()}.size_mb>=0" for name in names], options.targets)
-    demanded = [name for requirement in by_name for name in requirement.about(options.targets)]
-    required = bind_requirements(rest, options.targets, measure=options.measure)
-    demanded += [name for requirement in required for name in requirement.about(options.targets)]
-    limits = bind_requirements(options.limits, options.targets, measure=options.measure)
-    return Conditions(tuple(dict.fromkeys(demanded)), required, limits)
-
-
-def _compares(text: str) -> bool:
-    return any(sign in text for sign in "<>=")
-
-
 def make_variants(job: JobOptions, model: StagedModel, directory: str, talk: Talk) -> MadeVariants:
     """Make, try and judge every variant of a job.
 
@@ -125,7 +89,8 @@ def make_variants(job: JobOptions, model: StagedModel, directory: str, talk: Tal
     Raises:
         UsageError: a condition or a transform cannot be read, or an excluded operation does not exist.
     """
-    conditions = read_conditions(job.variants)
+    options = job.variants
+    conditions = read_conditions(options.require, options.limits, options.targets, measure=options.measure)
     scratch = os.path.join(directory, ".work")
     os.makedirs(scratch)
     try:
