@@ -51,6 +51,7 @@ def report_of(job: JobOptions, model: StagedModel, made: MadeVariants) -> Report
         nodes=made.nodes,
         variants=made.reports,
         requirements=made.requirements,
+        sparsity=made.sparsity,
         notes=(*model.notes, *made.notes),
         tools=tools(),
         options={**asdict(job.variants), "targets": [target.name for target in job.variants.targets]},

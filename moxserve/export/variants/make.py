@@ -23,7 +23,14 @@ from moxserve.export.facts import Figures
 from moxserve.export.figures import figures, judge, with_singles
 from moxserve.export.job import JobOptions
 from moxserve.export.manifest import TensorNames, Variant, Verification
-from moxserve.export.report.model import CalibrationFacts, Report, RequirementResult, TransformStep, VariantReport
+from moxserve.export.report.model import (
+    CalibrationFacts,
+    Report,
+    RequirementResult,
+    Sparsity,
+    TransformStep,
+    VariantReport,
+)
 from moxserve.export.requirements import Conditions, check_requirements, read_conditions
 from moxserve.export.sources.base import StagedModel
 from moxserve.export.targets import Target
@@ -52,6 +59,7 @@ class MadeVariants:
         requirements: each condition, for each variant that it is about.
         steps: transforms of the frozen graph.
         nodes: in the frozen graph; None when nothing was frozen.
+        sparsity: of pruned weights.
         calibration: None when nothing was calibrated.
         rows: real rows that were compared.
         notes: what the user should know.
@@ -65,6 +73,7 @@ class MadeVariants:
     requirements: tuple[RequirementResult, ...] = ()
     steps: tuple[TransformStep, ...] = ()
     nodes: int | None = None
+    sparsity: tuple[Sparsity, ...] = ()
     calibration: CalibrationFacts | None = None
     rows: int = 0
     notes: list[str] = field(default_factory=list)
@@ -107,6 +116,7 @@ class _Making:
         self._directory, self._scratch, self._talk = directory, scratch, talk
         self._made = MadeVariants()
         self._rows: RowSets
+        self._learned = False
 
     def run(self, conditions: Conditions) -> MadeVariants:
         made = self._made
@@ -156,6 +166,8 @@ class _Making:
             return Failure(error.message, error.hint or "")
         self._made.nodes = prepared.nodes
         self._made.steps = prepared.steps
+        self._made.sparsity = prepared.sparsity
+        self._learned = prepared.graph.learned
         return prepared
 
     def _libraries(self) -> tuple[str, ...]:
@@ -279,8 +291,8 @@ class _Making:
             return None
         settings = self._options.calibration
         return CalibrationFacts(
-            method=settings.method,
-            rows=self._rows.calibration.count,
+            method="learned" if self._learned else settings.method,
+            rows=0 if self._learned else self._rows.calibration.count,
             per_channel=settings.per_channel,
             exclude=settings.exclude,
             max_drop=settings.max_drop,

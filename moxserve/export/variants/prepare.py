@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 
 from moxserve.export.frozen import FrozenGraph, freeze
-from moxserve.export.report.model import TransformStep
+from moxserve.export.report.model import Sparsity, TransformStep
 from moxserve.export.targets import VariantOptions
 
 __all__ = ["Prepared", "prepare"]
 
 # Enough to see a wrong number; each step runs them once.
 _CHECK_ROWS = 4
+_MATRIX = 2
+_LEAST_WEIGHTS = 64
+_FLOATS = (1, 14, 19)  # DT_FLOAT, DT_BFLOAT16, DT_HALF
+# Training leaves next to no weight at exactly zero.
+_PRUNED = 0.05
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Prepared:
         steps: what was done to it.
         nodes: in the frozen graph, before the steps.
         quantized: a step made weights or activations less precise than float32, as it was told.
+        sparsity: of the weights, when enough of them are zero that somebody has pruned them.
     """
 
     graph: FrozenGraph
@@ -35,6 +41,7 @@ class Prepared:
     steps: tuple[TransformStep, ...]
     nodes: int
     quantized: bool
+    sparsity: tuple[Sparsity, ...] = ()
 
 
 def prepare(
@@ -77,7 +84,25 @@ def prepare(
         steps=tuple(_told(step) for step in steps),
         nodes=len(frozen.graph_def.node),
         quantized=any(step.name in loose and step.outcome == "applied" for step in steps),
+        sparsity=_sparsity(graph_def),
     )
+
+
+def _sparsity(graph_def: Any) -> tuple[Sparsity, ...]:
+    """Count the zeros of the weights: constants of rank 2 or more that are not tiny."""
+    import tensorflow as tf
+
+    found = []
+    for node in graph_def.node:
+        tensor = node.attr["value"].tensor if node.op == "Const" else None
+        if tensor is None or len(tensor.tensor_shape.dim) < _MATRIX or tensor.dtype not in _FLOATS:
+            continue
+        values = tf.make_ndarray(tensor)
+        if values.size >= _LEAST_WEIGHTS:
+            zeros = int(values.size - np.count_nonzero(values))
+            found.append(Sparsity(variable=node.name, size=values.size, zeros=zeros))
+    total = sum(one.size for one in found)
+    return tuple(found) if total and sum(one.zeros for one in found) / total >= _PRUNED else ()
 
 
 def _check(frozen: FrozenGraph, rows: Mapping[str, np.ndarray]) -> Any:
