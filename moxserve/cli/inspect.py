@@ -387,7 +387,8 @@ def _echo_report(report: Report) -> None:
         click.echo(f"  {labels[key]:<{width}}{_fact(key, value)}")
     for table in report.tables:
         # A column that is empty throughout says nothing.
-        shown = [i for i, _ in enumerate(table.columns) if any(row[i] not in (None, "") for row in table.rows)]
+        told = [i for i, column in enumerate(table.columns) if column.kind != "data"]
+        shown = [i for i in told if any(row[i] not in (None, "") for row in table.rows)]
         cells = [[_cell(table.columns[i], row[i]) for i in shown] for row in table.rows]
         headings = [table.columns[i].name.replace("_", " ") for i in shown]
         count = str(table.count or len(table.rows))

@@ -10,7 +10,7 @@ from moxserve.types import TensorSpec
 
 __all__ = ["Column", "Report", "Table", "columns", "shape_text", "tensor_text"]
 
-ColumnKind = Literal["text", "long", "count", "bytes", "figure", "shape"]
+ColumnKind = Literal["text", "long", "data", "count", "bytes", "figure", "shape"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,9 @@ class Column:
 
     Attributes:
         name: heading, and key in JSON.
-        kind: `long` is text that may be cut on a narrow terminal; `count`, `bytes` and `figure` are numbers; `shape` is
-            a tuple of dimensions, None for one that varies, None as a whole when the rank varies.
+        kind: `long` is text that may be cut on a narrow terminal; `data` is for JSON only; `count`, `bytes` and
+            `figure` are numbers; `shape` is a tuple of dimensions, None for one that varies, None as a whole when the
+            rank varies.
     """
 
     name: str

@@ -95,7 +95,7 @@ def _variants_table(path: str, manifest: Manifest | None) -> Table:
     found = {v.name: v for v in look(path).variants}
     heading = columns(
         "name format precision size:bytes rows:count max_error:figure rel_l2:figure top1:figure accuracy:figure "
-        "load_s:figure ms_b1:figure rows_per_s_b32:figure peak_mb:figure path:long enabled"
+        "load_s:figure ms_b1:figure rows_s_b32:figure peak_mb:figure path:data enabled"
     )
     rows = [_variant_row(path, variant, names) for variant in {**declared, **found}.values()]
     return Table("variants", heading, rows)

@@ -77,7 +77,7 @@ def test_a_version_tells_where_it_came_from_and_what_it_holds(version: Path) -> 
     rows = {row["name"]: row for row in table(report, "variants")}
     onnx = rows["onnx_int8"]
     assert (onnx["precision"], onnx["size"], onnx["rows"], onnx["max_error"]) == ("int8", 1500, 64, 0.25)
-    assert (onnx["top1"], onnx["accuracy"], onnx["ms_b1"], onnx["rows_per_s_b32"]) == (0.97, 0.95, 0.5, 8000.0)
+    assert (onnx["top1"], onnx["accuracy"], onnx["ms_b1"], onnx["rows_s_b32"]) == (0.97, 0.95, 0.5, 8000.0)
     parts = [version / "saved_model.pb", *(version / "variables").iterdir(), *(version / "assets").iterdir()]
     assert rows["saved_model"]["size"] == sum(path.stat().st_size for path in parts)
     assert table(report, "assets") == [{"file": "labels.txt", "size": 12}]
