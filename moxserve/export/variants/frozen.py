@@ -10,9 +10,12 @@ float16 is not made: on CPUs TensorFlow computes it in slow fallbacks.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
 from typing import Any
+
+import numpy as np
 
 from moxserve.errors import ExportError, first_line
 from moxserve.export.manifest import TensorNames
@@ -90,6 +93,18 @@ def _in_bfloat16(graph_def: Any, signature: Signature) -> Any:
     setattr(options, _PASS, rewriter_config_pb2.RewriterConfig.ON)
     options.optimizers.extend([_PASS, "constfold"])
     try:
-        return tf_optimizer.OptimizeGraph(config, meta)
+        rewritten = tf_optimizer.OptimizeGraph(config, meta)
     except (ValueError, tf.errors.OpError) as error:
         raise ExportError(f"TensorFlow cannot rewrite the graph for bfloat16: {first_line(error)}") from error
+    for node in rewritten.node:
+        if node.op == "Const":
+            _pack(node.attr["value"].tensor)
+    return rewritten
+
+
+def _pack(tensor: Any) -> None:
+    """Store the bytes of a bfloat16 tensor: as a list of numbers, most of them take three."""
+    size = math.prod(dim.size for dim in tensor.tensor_shape.dim)
+    if tensor.dtype == _BFLOAT16 and size > 1 and len(tensor.half_val) == size:
+        tensor.tensor_content = np.asarray(tensor.half_val, "<u2").tobytes()
+        del tensor.half_val[:]
