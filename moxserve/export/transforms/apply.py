@@ -43,6 +43,8 @@ _QUANTIZED = (
     "QuantizeAndDequantizeV4",
     "Dequantize",
 )
+# Later graphs must not have it.
+_LAST_WITH_TENSOR_ARRAY_V2 = 25
 _RENAMING = ("obfuscate_names", "rename_node")
 
 
@@ -130,7 +132,11 @@ def _native(tools: NativeTools, transform: Transform, request: Request, graph_de
     elif transform.name == "quantize_nodes" and transform.all("input_min"):
         graph_def = tables.quantize_placeholders(graph_def, request)
         arguments = [(key, value) for key, value in arguments if not key.startswith("input_")]
-    return tools.transform(graph_def, request.inputs, outputs, _native_text(transform, arguments))
+    changed = tools.transform(graph_def, request.inputs, outputs, _native_text(transform, arguments))
+    if transform.name == "backport_tensor_array_v3" and any(node.op == "TensorArrayV2" for node in changed.node):
+        changed.versions.CopyFrom(graph_def.versions)
+        changed.versions.producer = min(changed.versions.producer, _LAST_WITH_TENSOR_ARRAY_V2)
+    return changed
 
 
 def _native_text(transform: Transform, arguments: Sequence[tuple[str, str]]) -> str:

@@ -152,7 +152,8 @@ class Stepper:
             changed = self._changed(rewrite)
         except MoxserveError as error:
             if not rewrite.ignore_errors:
-                raise ExportError(f"transform {rewrite.name} failed: {error.message}", hint=error.hint) from error
+                hint = error.hint or f"{rewrite.name}(ignore_errors=true) goes on without it"
+                raise ExportError(f"transform {rewrite.name} failed: {error.message}", hint=hint) from error
             self._record(rewrite, started, "failed, ignored", None, error.message)
             return
         if changed is None:
@@ -179,7 +180,8 @@ class Stepper:
         changed = rewrite.run(before)
         if changed is before:
             return None
-        changed.versions.CopyFrom(before.versions)  # TensorFlow's tool forgets them
+        if not changed.versions.producer:  # TensorFlow's tool forgets it
+            changed.versions.CopyFrom(before.versions)
         self._keep_inputs(changed)
         _tidy(changed)
         problem = problem_of(changed, before, self.inputs, self.outputs)

@@ -23,7 +23,7 @@ def w(*shape: int) -> np.ndarray:
 
 
 def small(x: Any) -> Any:
-    """Convolution, bias, relu, check, pooling and a dense layer, with an Identity here and there."""
+    """Convolution, bias, relu, check, pooling and a dense layer, with an Identity in between."""
     import tensorflow as tf
 
     y = tf.nn.conv2d(x, tf.identity(w(3, 3, 3, 8)), 1, "SAME")
@@ -156,7 +156,7 @@ CASES = [
     Case(small, "insert_logging(op=Relu, show_name=true, first_n=1, summarize=1)", {"Print": 1}),
     Case(duplicated, "merge_duplicate_nodes", {"Exp": -1, "Mul": -1}),
     Case(small, "obfuscate_names"),
-    Case(small, "quantize_nodes", {"Conv2D": -1, "QuantizedConv2D": 1, "QuantizedMatMul": 1}, limit=0.05),
+    Case(small, "quantize_nodes", {"Conv2D": -1, "QuantizedConv2D": 1, "QuantizedMatMul": 1}, limit=0.1),
     Case(small, "quantize_placeholders(input_min=-4, input_max=4)", {"QuantizeV2": 1, "Dequantize": 1}, limit=0.02),
     Case(small, "quantize_weights", {"Dequantize": 1}, limit=0.02),
     Case(small, "remove_attribute(attribute_name=dilations, op_name=Conv2D)"),
@@ -166,7 +166,7 @@ CASES = [
     Case(small, "rename_attribute(old_attribute_name=_class, new_attribute_name=_kept)"),
     Case(small, "rename_node(old_node_name=relu, new_node_name=active)"),
     Case(small, "rename_op(old_op_name=MaxPool, new_op_name=AvgPool)", {"MaxPool": -1, "AvgPool": 1}, limit=2.0),
-    Case(small, "round_weights(num_steps=64)", limit=0.05),
+    Case(small, "round_weights(num_steps=128)", limit=0.05),
     Case(small, 'set_device(device="/device:CPU:0")'),
     Case(small, "obfuscate_names sort_by_execution_order"),
     Case(looked_up, "sparsify_gather", {"GatherV2": 1, "LowerBound": 1}, np.array([3, 0, 49, 8, 7, 3, 2])),
@@ -346,7 +346,7 @@ def test_remove_nodes_keeps_what_is_needed(net: Any, operations: Any) -> None:
 
     def build(x: Any) -> Any:
         first, second, third = tf.split(tf.identity(x), [1, 1, 2], 1)
-        with tf.control_dependencies([tf.debugging.assert_less(x, 100.0)]):
+        with tf.control_dependencies([tf.raw_ops.Assert(condition=tf.reduce_all(x < 100.0), data=[x])]):
             guarded = tf.identity(first)
         return {"y": tf.identity(tf.identity(second)) + guarded, "z": third}
 
@@ -434,9 +434,9 @@ def test_small_weights_stay_small(net: Any) -> None:
 def test_known_range_of_inputs(net: Any, operations: Any) -> None:
     """Inputs stay float: the range is used inside the graph, and spares looking for it."""
     graph = net(small, IMAGES)
-    result = graph.checked("quantize_nodes(input_min=-4, input_max=4)")
+    result = graph.checked("quantize_nodes(input_min=-4, input_max=4) strip_unused_nodes")
     assert result.steps[0].outcome == "applied"
-    plain = graph.checked("quantize_nodes")
+    plain = graph.checked("quantize_nodes strip_unused_nodes")
     assert operations(result.graph_def)["Min"] < operations(plain.graph_def)["Min"]
     assert graph.error(result.graph_def) < 0.1
     (x,) = [n for n in result.graph_def.node if n.name == "x"]
