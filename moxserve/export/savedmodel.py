@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +56,7 @@ def write_saved_model(job: ExportJob, directory: str) -> Written:
         ExportError: an output cannot be computed from the inputs.
         CheckpointError: the checkpoint does not fit the model.
     """
-    with tempfile.TemporaryDirectory(prefix="moxserve-labels-") as assets, open_model(job) as model:
+    with file.scratch_directory() as assets, open_model(job) as model:
         labels_path = _write_labels(model.endpoints, assets)
         built = build_signatures(model.endpoints, labels_path)
         _build(model, built, directory)

@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ __all__ = [
     "fsync_directory",
     "fsync_path",
     "publish_directory",
+    "scratch_directory",
     "staging_directory",
     "sweep",
     "temp_name",
@@ -138,6 +140,19 @@ def staging_directory(parent: str | os.PathLike[str]) -> Iterator[str]:
         yield temp
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch_directory() -> Iterator[str]:
+    """Give a fresh directory for temporary files, where TMPDIR says, that only this user can look into.
+
+    It is removed on exit; what a process left that was killed inside is removed by the next one that comes here.
+    """
+    parent = tempfile.gettempdir()
+    sweep(parent)
+    with staging_directory(parent) as folder:
+        os.chmod(folder, 0o700)
+        yield folder
 
 
 def publish_directory(staged: str, final: str) -> None:

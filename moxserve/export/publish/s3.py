@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -78,10 +77,7 @@ class S3Base(VersionBase):
             DataError: the store refuses, or cannot be reached. Nothing was published.
         """
         self._sweep()
-        parent = tempfile.gettempdir()
-        file.sweep(parent)
-        with file.staging_directory(parent) as staging:
-            os.chmod(staging, 0o700)  # other users share this folder
+        with file.scratch_directory() as staging:
             staged = StagedVersion(staging)
             yield staged
             size = file.get_size(staging)

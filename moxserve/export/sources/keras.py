@@ -13,12 +13,12 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from moxserve import file
 from moxserve.errors import DataError, ExportError, MissingExtraError
 from moxserve.export.children import child_environment, how_it_ended, last_lines
 from moxserve.export.job import KerasJob
@@ -61,7 +61,7 @@ class KerasSource:
             ExportError: Keras cannot load the file, or convert the model.
             VerificationError: the SavedModel answers differently.
         """
-        with tempfile.TemporaryDirectory(prefix="moxserve-keras-") as folder:
+        with file.scratch_directory() as folder:
             with place("converting the Keras model"):
                 answer = _convert(KerasTask(self.job, self.legacy), folder)
             model = os.path.join(folder, "model")

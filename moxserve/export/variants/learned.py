@@ -7,7 +7,6 @@ ranges are taken away from the operations that are to stay in floating point.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -70,7 +69,7 @@ def with_ranges(
     without_ranges(graph_def, {*excluded, *in_float})
     if plain_softmax:
         spell_out_softmax(graph_def, work.signature)
-    with tempfile.TemporaryDirectory(prefix="moxserve-learned-") as folder:
+    with file.scratch_directory() as folder:
         model = os.path.join(folder, "model")
         FrozenGraph(graph_def, work.signature).write(model)
         yield model, excluded

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -205,7 +204,7 @@ def _learned(work: Work) -> _Made:
 
 @contextmanager
 def _file_of(model: bytes) -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="moxserve-tflite-") as folder:
+    with file.scratch_directory() as folder:
         path = os.path.join(folder, _FILE)
         with open(path, "wb") as f:
             f.write(model)

@@ -8,12 +8,12 @@ judged later, for every format alike.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from moxserve import file
 from moxserve.errors import VerificationError
 from moxserve.export.variants.feeds import batch_size
 from moxserve.export.variants.work import Rows, Work
@@ -40,7 +40,7 @@ def try_out(work: Work, key: str = "") -> None:
         VerificationError: it cannot be loaded, ends the process, or answers otherwise to one row than to several.
     """
     name = work.target.name
-    with tempfile.TemporaryDirectory(prefix="moxserve-trial-") as folder:
+    with file.scratch_directory() as folder:
         rows = _some_rows(work) or _made_up_rows(work.signature, folder)
         if rows is None:
             return

@@ -12,7 +12,6 @@ import contextlib
 import io
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from moxserve import file
 from moxserve.errors import ExportError, first_line
 from moxserve.export.variants.onnx.model import initializers
 
@@ -112,7 +112,7 @@ def to_dynamic(model: Any, nodes: Sequence[str], per_channel: bool) -> Any:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with file.scratch_directory() as folder, quiet():
         source, target = Path(folder, "float.onnx"), os.path.join(folder, "dynamic.onnx")
         onnx.save(model, source)
         try:

@@ -13,7 +13,6 @@ uint8 and weights of int8. What is quantized is decided here, and ONNX Runtime's
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from moxserve import file
 from moxserve.errors import ExportError, first_line
 from moxserve.export.variants.onnx.model import initializers, producers
 from moxserve.export.variants.onnx.reduced import quiet
@@ -56,7 +56,7 @@ def prepare(model: Any) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    with tempfile.TemporaryDirectory() as folder:
+    with file.scratch_directory() as folder:
         path = os.path.join(folder, "prepared.onnx")
         options.optimized_model_filepath = path
         try:
