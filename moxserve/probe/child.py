@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +16,10 @@ from moxserve import file
 from moxserve.errors import MissingExtraError, MoxserveError, NotFound, first_line
 from moxserve.export.children import die_with_parent
 from moxserve.export.manifest import Variant, files_of
+from moxserve.export.op_libraries import load_inherited
 from moxserve.export.variants.work import Rows
 from moxserve.file import atomic_write
-from moxserve.probe.measure import Meter
+from moxserve.probe.measure import ROUNDS, Meter
 from moxserve.probe.request import ANSWER_FILE, REQUEST_FILE, Answer, Request, Stored
 from moxserve.probe.result import ProbeOptions
 from moxserve.serving.backends.base import Backend, LoadOptions
@@ -54,6 +54,7 @@ def main(folder: str) -> None:
         os._exit(1)  # it ended before this process could ask to end with it
     answering = _Answering(folder, request)
     try:
+        load_inherited()
         answering.run()
     except MoxserveError as error:
         answering.fail(error)
@@ -173,20 +174,22 @@ class _Answering:
         self._answer.outputs = self._store("output", _answers(call, batches, size, batches.count))
         if not options.measure:
             return
-        for wanted in [batches.fixed] if batches.fixed else sorted(set(options.batch_sizes)):
-            self._next(f"while batches of {wanted} were measured")
-            inputs = batches.at(0, wanted)
-            with self._noted(wanted):
-                meter.time(wanted, lambda inputs=inputs: call(inputs))  # type: ignore[misc]
+        self._measure(call, batches, meter)
         self._answer.measured = meter.measured()
 
-    @contextlib.contextmanager
-    def _noted(self, batch: int) -> Iterator[None]:
-        """Note that a model refuses a batch size that nobody needs it to take."""
-        try:
-            yield
-        except MoxserveError as error:
-            self._answer.notes.append(f"batches of {batch} were not measured: {first_line(error)}")
+    def _measure(self, call: Callable[[Arrays], Arrays], batches: _Batches, meter: Meter) -> None:
+        sizes = [batches.fixed] if batches.fixed else sorted(set(self._options.batch_sizes))
+        inputs = {size: batches.at(0, size) for size in sizes}
+        for _ in range(ROUNDS):
+            for size in list(inputs):
+                self._next(f"while batches of {size} were measured")
+                try:
+                    meter.time(size, lambda size=size: call(inputs[size]))  # type: ignore[misc]
+                except MoxserveError as error:
+                    # A batch size that nobody needs it to take.
+                    self._answer.notes.append(f"batches of {size} were not measured: {first_line(error)}")
+                    meter.forget(size)
+                    del inputs[size]
 
     def _store(self, kind: str, arrays: Arrays) -> dict[str, Stored]:
         stored = {}

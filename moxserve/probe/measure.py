@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -15,13 +16,14 @@ from moxserve.export.facts import Measured, Timing
 from moxserve.probe.result import ProbeOptions
 from moxserve.serving.machine import machine
 
-__all__ = ["Meter"]
+__all__ = ["ROUNDS", "Meter"]
 
 T = TypeVar("T")
 
-_LEAST_CALLS = 3
-_MOST_CALLS = 5000
-_WARM_CALLS = 20
+# Batch sizes take turns: what else the machine does for a while then slows no single one of them.
+ROUNDS = 3
+_MOST_CALLS = 2000
+_WARM_CALLS = 10
 # Part of the time for calls that do not count.
 _WARM_SHARE = 0.15
 _MB = 1e6
@@ -36,7 +38,7 @@ class Meter:
 
     def __init__(self, options: ProbeOptions) -> None:
         self._options = options
-        self._timings: dict[int, Timing] = {}
+        self._counted: dict[int, _Counted] = {}
         self._load_s = self._first_ms = 0.0
         _forget_peak()
         self._base_mb = _memory_mb("VmRSS")
@@ -55,28 +57,23 @@ class Meter:
         self._first_ms = 1000 * (time.perf_counter() - started)
 
     def time(self, batch: int, call: Callable[[], object]) -> None:
-        """Call it again and again, some times uncounted; at least a few times, however slow it is.
+        """Call it again and again, some times uncounted; what was timed before of this batch size stays.
 
         Args:
             batch: rows a call.
             call: one call.
         """
-        _repeat(call, self._options.budget_s * _WARM_SHARE, 1, _WARM_CALLS)
+        budget_s = self._options.budget_s / ROUNDS
+        _repeat(call, budget_s * _WARM_SHARE, _WARM_CALLS)
         before = time.process_time()
-        taken = np.array(_repeat(call, self._options.budget_s, _LEAST_CALLS, _MOST_CALLS)) * 1000
-        cpu_ms = 1000 * (time.process_time() - before) / len(taken)
-        middle, late = np.percentile(taken, [50, 95])
-        least = float(taken.min())
-        self._timings[batch] = Timing(
-            batch=batch,
-            calls=len(taken),
-            min_ms=least,
-            p50_ms=float(middle),
-            p95_ms=float(late),
-            rows_per_s=1000 * batch / float(middle),
-            best_rows_per_s=1000 * batch / least,
-            cpu_ms=cpu_ms,
-        )
+        taken = _repeat(call, budget_s, _MOST_CALLS)
+        counted = self._counted.setdefault(batch, _Counted())
+        counted.cpu_s += time.process_time() - before
+        counted.taken_s += taken
+
+    def forget(self, batch: int) -> None:
+        """Leave out a batch size that could not be timed to the end."""
+        self._counted.pop(batch, None)
 
     def measured(self) -> Measured:
         """Return the figures."""
@@ -84,18 +81,42 @@ class Meter:
             machine=machine(),
             load_s=self._load_s,
             first_call_ms=self._first_ms,
-            timings=tuple(self._timings[batch] for batch in sorted(self._timings)),
+            timings=tuple(self._counted[batch].timing(batch) for batch in sorted(self._counted)),
             base_memory_mb=self._base_mb,
             peak_memory_mb=_memory_mb("VmHWM"),
             threads=self._options.intra_op_threads,
         )
 
 
-def _repeat(call: Callable[[], object], budget_s: float, least: int, most: int) -> list[float]:
-    """Return how many seconds each call took."""
+@dataclass
+class _Counted:
+    """Calls of one batch size."""
+
+    taken_s: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+
+    def timing(self, batch: int) -> Timing:
+        """Return their figures."""
+        taken = np.array(self.taken_s) * 1000
+        middle, late = (float(value) for value in np.percentile(taken, [50, 95]))
+        least = float(taken.min())
+        return Timing(
+            batch=batch,
+            calls=len(taken),
+            min_ms=least,
+            p50_ms=middle,
+            p95_ms=late,
+            rows_per_s=1000 * batch / middle,
+            best_rows_per_s=1000 * batch / least,
+            cpu_ms=1000 * self.cpu_s / len(taken),
+        )
+
+
+def _repeat(call: Callable[[], object], budget_s: float, most: int) -> list[float]:
+    """Return how many seconds each call took; one at least, however slow it is."""
     taken: list[float] = []
     until = time.perf_counter() + budget_s
-    while len(taken) < least or (len(taken) < most and time.perf_counter() < until):
+    while not taken or (len(taken) < most and time.perf_counter() < until):
         started = time.perf_counter()
         call()
         taken.append(time.perf_counter() - started)

@@ -46,7 +46,7 @@ def render_page(report: Report) -> str:
     environment.filters.update(
         share=share, scientific=scientific, significant=significant, megabytes=megabytes, facts=_facts, heading=_heading
     )
-    environment.tests.update(simple=_simple, plain=_plain)
+    environment.tests.update(simple=_simple, plain=_plain, counts=_counts)
     with open(os.path.join(here, _STYLE), encoding="utf-8") as f:
         style = f.read()
     columns, rows = cells(report)
@@ -149,7 +149,7 @@ def _trade_offs(report: Report) -> list[tuple[str, str, str]]:
         points = [_spot(v, 100 * y, f"{share(y)} right") for v, y in scored]
         title = "Size and accuracy"
         found.append((title, f"share of {report.rows} rows with the right choice",
-                      scatter(title, points, ("MB on disk", "accuracy [%]"))))  # fmt: skip
+                      scatter(title, points, ("MB on disk", "accuracy [%]"), most=100.0)))  # fmt: skip
     others = [(v, v.figures.rel_l2) for v in known if v.figures is not None and v.verdict != "source"]
     if others:
         points = [_spot(v, y, f"relative error {scientific(y)}") for v, y in others]
@@ -181,6 +181,11 @@ def _simple(value: object) -> bool:
 def _plain(values: object) -> bool:
     """Tell whether a list has only values that fit into a line."""
     return isinstance(values, Sequence) and all(_simple(v) for v in values)
+
+
+def _counts(value: object) -> bool:
+    """Tell whether a mapping has only whole numbers, such as operations by type."""
+    return isinstance(value, Mapping) and len(value) > 1 and all(type(v) is int for v in value.values())
 
 
 def _facts(value: Any) -> list[tuple[str, Any]]:

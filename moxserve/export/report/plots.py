@@ -98,7 +98,9 @@ def _bar(row: Bar, top: float, scale: float) -> str:
     return f"<g><title>{escape(row.tip or row.label)}</title>{text}{drawn}{value}</g>"
 
 
-def scatter(title: str, points: Sequence[Point], axes: tuple[str, str], *, log_y: bool = False) -> str:
+def scatter(
+    title: str, points: Sequence[Point], axes: tuple[str, str], *, log_y: bool = False, most: float = math.inf
+) -> str:
     """Draw points in a plane; sizes that differ by more than tenfold on a logarithmic axis.
 
     Args:
@@ -106,6 +108,7 @@ def scatter(title: str, points: Sequence[Point], axes: tuple[str, str], *, log_y
         points: at least one.
         axes: names of x and y.
         log_y: y on a logarithmic axis; values that are not positive stand at its foot.
+        most: no y can be larger.
 
     Returns:
         An `svg` element; empty without points.
@@ -116,7 +119,7 @@ def scatter(title: str, points: Sequence[Point], axes: tuple[str, str], *, log_y
     xs = [p.x for p in points if p.x > 0]
     log_x = len(xs) == len(points) and max(xs) > 10 * min(xs)
     across = _Axis([p.x for p in points], log_x, left, _WIDTH - right)
-    up = _Axis([p.y for p in points], log_y, height - foot, top)
+    up = _Axis([p.y for p in points], log_y, height - foot, top, most)
     box = (left, _WIDTH - right, top, height - foot)
     placed = _Labels(_WIDTH - right)
     ordered = sorted(points, key=lambda p: (p.x, p.y))
@@ -180,7 +183,9 @@ class _Labels:
 class _Axis:
     """Values along a line of the picture."""
 
-    def __init__(self, values: Sequence[float], log: bool, start: float, end: float) -> None:
+    def __init__(
+        self, values: Sequence[float], log: bool, start: float, end: float, most: float = math.inf
+    ) -> None:  # fmt: skip
         positive = [v for v in values if v > 0]
         self._log = log and bool(positive)
         self._start, self._end = start, end
@@ -188,7 +193,8 @@ class _Axis:
         low, high = (f(self._value(v) for v in values) for f in (min, max))
         alike = high - low < 1e-9 * max(1.0, abs(high))
         margin = max(abs(high) * 0.05, 0.5 if self._log else 0.01) if alike else 0.12 * (high - low)
-        self._low, self._high = low - margin, high + margin
+        self._low, self._high = low - margin, min(high + margin, max(most, high) + margin / 3)
+        self._most = most
 
     def _value(self, value: float) -> float:
         return math.log10(value if value > 0 else self._floor) if self._log else value
@@ -211,7 +217,7 @@ class _Axis:
             step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
             first = math.ceil(self._low / step)
             found = [i * step for i in range(first, first + 12)]
-        return [v for v in found if self._low <= self._value(v) <= self._high]
+        return [v for v in found if self._low <= self._value(v) <= self._high and v <= self._most]
 
 
 def _tick(value: float) -> str:
