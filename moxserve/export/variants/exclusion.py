@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from moxserve.export.variants.feeds import Call, answers
-from moxserve.export.variants.quality import Search, criterion_of, keep_in_float, loss_of
+from moxserve.export.variants.quality import Search, allowed_loss, criterion_of, keep_in_float, loss_of
 from moxserve.export.variants.work import Rows, Work
 
 __all__ = ["Chosen", "choose"]
@@ -84,7 +84,7 @@ def choose(
             costs[name] = _error(answers(opened(model), work.signature, rows, _RANKING_ROWS), rows)
         return sorted(costs, key=lambda name: -costs[name])
 
-    search = keep_in_float(ranking, loss_with, limit)
+    search = keep_in_float(ranking, loss_with, allowed_loss(limit, rows))
     details = {"criterion": criterion_of(rows), **search.as_json(costs or None)}
     return Chosen(make_again(search.kept), search.kept, details, _notes(search))
 

@@ -19,9 +19,10 @@ from typing import Any, Literal
 import numpy as np
 
 from moxserve.errors import ExportError, UsageError, did_you_mean
+from moxserve.export.tolerances import most_lost_rows
 from moxserve.export.variants.work import Rows
 
-__all__ = ["Criterion", "Search", "Step", "criterion_of", "keep_in_float", "loss_of", "matching"]
+__all__ = ["Criterion", "Search", "Step", "allowed_loss", "criterion_of", "keep_in_float", "loss_of", "matching"]
 
 Criterion = Literal["accuracy", "agreement", "relative error"]
 
@@ -35,6 +36,11 @@ def criterion_of(rows: Rows) -> Criterion:
     if not rows.scores:
         return "relative error"
     return "accuracy" if rows.labels else "agreement"
+
+
+def allowed_loss(max_drop: float, rows: Rows) -> float:
+    """Return the loss that is put up with: a share of rows in whole ones, as the judgement counts them."""
+    return max(max_drop, most_lost_rows(max_drop, rows.count) / max(1, rows.count))
 
 
 def loss_of(outputs: Mapping[str, np.ndarray], rows: Rows) -> float:

@@ -271,7 +271,9 @@ def test_dynamic_stores_weights_in_8_bits_and_leaves_convolutions_alone(net: Net
     np.testing.assert_array_equal(got[1], want["longest"])
     built = convert(net(lenet).work(tmp_path / "2", Target("onnx", "dynamic")))
     assert built.details["quantized"] == ["MatMul"]
-    assert built.details["kept_in_float"] == dict.fromkeys(["conv0/Conv2D", "conv1/Conv2D"], "convolutions are slower")
+    assert built.details["float"] == [
+        {"operation": name, "reason": "it would be slower"} for name in ("conv0/Conv2D", "conv1/Conv2D")
+    ]
     assert any("2 convolutions stay in float32" in note for note in built.notes)
 
 
@@ -279,7 +281,7 @@ def test_dynamic_takes_exclusions_and_says_when_nothing_is_left(net: Net, tmp_pa
     frozen, dynamic = net(embedding), Target("onnx", "dynamic")
     built = convert(frozen.work(tmp_path / "1", dynamic, settings=Calibration(exclude=("Gather*",))))
     assert built.details["quantized"] == ["MatMul"]
-    assert built.details["kept_in_float"] == {"Gather": "--exclude Gather*"}
+    assert built.details["float"] == [{"operation": "Gather", "reason": "excluded by 'Gather*'"}]
     with pytest.raises(ExportError, match="leaves nothing to quantize"):
         convert(frozen.work(tmp_path / "2", dynamic, settings=Calibration(exclude=("*",))))
     with pytest.raises(UsageError, match=r"'Matmul' matches no operation .* did you mean 'MatMul'"):

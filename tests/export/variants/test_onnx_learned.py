@@ -115,7 +115,7 @@ def test_int8_takes_the_learned_ranges_and_is_integer_all_through(
     built = convert(trained.work(tmp_path / "1", INT8, learned=True, evaluation=rows))
     assert built.details["calibration"] == {"method": "learned", "per_channel": True}
     assert set(built.details["quantized"]) == {f"c{i}/Conv2D" for i in range(1, 5)} | {"dw/depthwise", "fc/MatMul"}
-    assert built.details["kept_in_float"] == {}
+    assert built.details["float"] == []
     assert built.details["search"]["loss"] <= 0.05
     # A step of the logits is 8 / 255: what is rounded the other way is off by it.
     got, want = _run(tmp_path / "1", images), trained.run({"images": images})["logits"]
@@ -156,7 +156,10 @@ def test_the_integers_are_those_of_the_trained_grid(trained: Any, tmp_path: Path
 def test_excluded_operations_stay_in_float32(trained: Any, images: np.ndarray, tmp_path: Path) -> None:
     settings = Calibration(exclude=("c3/*", "fc/MatMul"))
     built = convert(trained.work(tmp_path / "1", INT8, learned=True, settings=settings))
-    assert built.details["kept_in_float"] == {"c3/Conv2D": "--exclude c3/*", "fc/MatMul": "--exclude fc/MatMul"}
+    assert built.details["float"] == [
+        {"operation": "c3/Conv2D", "reason": "excluded by 'c3/*'"},
+        {"operation": "fc/MatMul", "reason": "excluded by 'fc/MatMul'"},
+    ]
     assert len(built.details["quantized"]) == 4
     assert _error(_run(tmp_path / "1", images), trained.run({"images": images})["logits"]) < 0.02
 
@@ -195,10 +198,10 @@ def test_what_was_not_trained_stays_in_float32_and_is_told(freeze_net: Any, imag
     frozen = freeze_net(tmp_path / "model", build)
     built = convert(frozen.work(tmp_path / "1", INT8, learned=True))
     assert built.details["quantized"] == ["good/Conv2D"]
-    assert built.details["kept_in_float"] == {
-        "plain/Conv2D": "its weights were not fake-quantized in training",
-        "blind/Conv2D": "its input was not fake-quantized in training",
-    }
+    assert built.details["float"] == [
+        {"operation": "plain/Conv2D", "reason": "its weights were not fake-quantized in training"},
+        {"operation": "blind/Conv2D", "reason": "its input was not fake-quantized in training"},
+    ]
     assert any("2 operations stay in float32" in note for note in built.notes)
     assert _error(_run(tmp_path / "1", images), frozen.run({"images": images})["logits"]) < 0.02
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moxserve.errors import ExportError, UsageError
-from moxserve.export.variants.quality import criterion_of, keep_in_float, loss_of, matching
+from moxserve.export.variants.quality import allowed_loss, criterion_of, keep_in_float, loss_of, matching
 from moxserve.export.variants.work import Rows
 
 
@@ -64,6 +64,15 @@ def test_loss_of_refuses_what_it_cannot_compare(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"is \[3, 1\] and should be \[3, 2\]"):
         loss_of({"y": np.zeros((3, 1))}, rows)
     assert loss_of({}, Rows(str(tmp_path))) == 0.0
+
+
+def test_allowed_loss_is_counted_in_whole_rows(tmp_path: Path) -> None:
+    rows = _rows(tmp_path, None, y=np.zeros((64, 1)))
+    assert allowed_loss(0.01, rows) == 1 / 64
+    assert allowed_loss(0.0, rows) == 0.0
+    assert allowed_loss(0.03, rows) == 2 / 64
+    assert allowed_loss(1.0, rows) == 1.0
+    assert allowed_loss(0.5, Rows(str(tmp_path))) == 0.5
 
 
 def test_matching_takes_either_name_and_refuses_patterns_without_a_match() -> None:

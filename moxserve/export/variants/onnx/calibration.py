@@ -15,19 +15,22 @@ A range is `[max(lowest, -t), min(highest, t)]` with one threshold `t` on the ab
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx
 
-from moxserve.errors import ExportError, first_line
+from moxserve.errors import ExportError
 from moxserve.export.targets import Calibration
+from moxserve.export.variants.feeds import batch_size, batches
 from moxserve.export.variants.onnx.model import initializers
-from moxserve.export.variants.onnx.running import Feeder, open_session
+from moxserve.export.variants.onnx.running import as_feeds, open_session, reason
+from moxserve.export.variants.work import Rows
+from moxserve.types import Signature
 
-__all__ = ["Observed", "Ranges", "calibrate", "entropy_threshold", "percentile_threshold"]
+__all__ = ["Observed", "Ranges", "calibrate", "entropy_threshold", "percentile_threshold", "ranges_of"]
 
 _BINS = 2048
 _LEVELS = 255
@@ -123,12 +126,46 @@ def _divergence(counts: np.ndarray, bins: int, levels: int) -> float:
     return float((p[there] * np.log(p[there] / np.maximum(q[there], 1e-9))).sum())
 
 
-def calibrate(model: Any, feeder: Feeder, op_types: Iterable[str], settings: Calibration) -> dict[str, Observed]:
+@dataclass
+class _Watch:
+    """A model whose activations can be looked at.
+
+    Attributes:
+        session: gives all of them.
+        tensors: their names; some may be inputs of the model.
+        signature: of the model.
+    """
+
+    session: Any
+    tensors: Sequence[str]
+    signature: Signature
+
+    def batches(self, rows: Rows, size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Give the activations of one batch after another, by name.
+
+        Raises:
+            ExportError: ONNX Runtime cannot run a batch.
+        """
+        for batch in batches(rows, size):
+            feeds = as_feeds(batch, self.signature)
+            made = [name for name in self.tensors if name not in feeds]
+            try:
+                values = self.session.run(made, feeds) if made else []
+            except Exception as error:
+                raise ExportError(f"calibration: ONNX Runtime cannot run real rows: {reason(error)}") from error
+            given = {name: feeds[name] for name in self.tensors if name in feeds}
+            yield {**dict(zip(made, values, strict=True)), **given}
+
+
+def calibrate(
+    model: Any, rows: Rows, signature: Signature, op_types: Iterable[str], settings: Calibration
+) -> dict[str, Observed]:
     """Watch the activations around the operations of some types.
 
     Args:
         model: in float32, with inferred types.
-        feeder: real rows, at least one.
+        rows: real rows, at least one.
+        signature: of the model.
         op_types: of the operations.
         settings: the method decides whether histograms are needed, for which the rows are run a second time.
 
@@ -136,24 +173,26 @@ def calibrate(model: Any, feeder: Feeder, op_types: Iterable[str], settings: Cal
         tensor -> what was seen.
 
     Raises:
-        ExportError: there are no rows, or ONNX Runtime cannot run them.
+        ExportError: ONNX Runtime cannot run them.
     """
     tensors = _activations(model, set(op_types))
-    session = open_session(_with_outputs(model, tensors))
+    watch = _Watch(open_session(_with_outputs(model, tensors)), tensors, signature)
     observed = {name: Observed() for name in tensors}
-    rows = 1
-    for batch in feeder.batches(1):
-        values = _run(session, tensors, batch)
-        rows = max(1, min(_MAX_ROWS, _BATCH_BYTES // max(1, sum(v.nbytes for v in values.values()))))
-        break
-    for batch in feeder.batches(rows):
-        for name, value in _run(session, tensors, batch).items():
+    size = batch_size(signature) or _fitting(watch, rows)
+    for values in watch.batches(rows, size):
+        for name, value in values.items():
             observed[name].add_extremes(value)
     if settings.method != "minmax":
-        for batch in feeder.batches(rows):
-            for name, value in _run(session, tensors, batch).items():
+        for values in watch.batches(rows, size):
+            for name, value in values.items():
                 observed[name].add_histogram(value)
     return observed
+
+
+def _fitting(watch: _Watch, rows: Rows) -> int:
+    """Return how many rows' activations fit into the memory that is meant for them."""
+    one = sum(value.nbytes for value in next(watch.batches(replace(rows, count=1), 1)).values())
+    return max(1, min(_MAX_ROWS, rows.count, _BATCH_BYTES // max(1, one)))
 
 
 def ranges_of(observed: Mapping[str, Observed], settings: Calibration) -> dict[str, tuple[float, float]]:
@@ -163,18 +202,6 @@ def ranges_of(observed: Mapping[str, Observed], settings: Calibration) -> dict[s
     if settings.method == "entropy":
         return {name: o.cut(entropy_threshold(o)) for name, o in observed.items()}
     return {name: (o.lowest, o.highest) for name, o in observed.items()}
-
-
-def _run(session: Any, tensors: Sequence[str], batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    made = [name for name in tensors if name not in batch]
-    try:
-        values = dict(zip(made, session.run(made, dict(batch)), strict=True))
-    except Exception as error:
-        raise ExportError(
-            f"calibration: ONNX Runtime cannot run the model on real rows: {first_line(error)}"
-        ) from error
-
-    return {name: batch[name] if name in batch else values[name] for name in tensors}
 
 
 def _activations(model: Any, op_types: set[str]) -> list[str]:

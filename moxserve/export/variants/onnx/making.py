@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from moxserve.errors import ExportError
 from moxserve.export.variants import quality
+from moxserve.export.variants.exclusion import choose
+from moxserve.export.variants.feeds import answers
 from moxserve.export.variants.onnx import emitting, learned, reduced
 from moxserve.export.variants.onnx.calibration import calibrate, ranges_of
 from moxserve.export.variants.onnx.floating import convert_graph, read_graph
-from moxserve.export.variants.onnx.model import MODEL_FILE, op_counts, opset_of, output_names, save
-from moxserve.export.variants.onnx.origins import label_of, names_of_operations
-from moxserve.export.variants.onnx.running import Feeder, answers, open_session
-from moxserve.export.variants.onnx.search import Candidate, Quantizer
-from moxserve.export.variants.onnx.static import HEAVY, LIGHT, heavy_operations, prepare
+from moxserve.export.variants.onnx.model import MODEL_FILE, op_counts, opset_of, save
+from moxserve.export.variants.onnx.origins import labels_of, names_of_operations
+from moxserve.export.variants.onnx.running import open_session, opened
+from moxserve.export.variants.onnx.static import HEAVY, LIGHT, heavy_operations, plan, prepare, quantize
 from moxserve.export.variants.work import Work
 
 __all__ = ["Made", "make"]
@@ -93,62 +94,59 @@ def _dynamic(work: Work, graph_def: Any) -> _Result:
     if not chosen:
         raise ExportError("--exclude leaves nothing to quantize dynamically")
     quantized = reduced.to_dynamic(model, chosen, work.settings.per_channel)
-    labels = {name: label_of(name, known, graph_def) for name, known in names.items()}
-    left = [labels[node.name] for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    convolutions = [node.name for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    labels = labels_of({name: names[name] for name in (*candidates, *convolutions)}, graph_def)
+    left = [labels[name] for name in convolutions]
     notes = [f"{len(left)} convolutions stay in float32: quantized dynamically they would be slower"] if left else []
-    kept = dict.fromkeys(left, "convolutions are slower")
-    kept |= {labels[name]: f"--exclude {pattern}" for name, pattern in excluded.items()}
-    return (
-        quantized,
-        [*notes, *_simulated(graph_def)],
-        {
-            "quantized": [labels[name] for name in chosen],
-            "kept_in_float": kept,
-        },
-    )
+    reasons = {**dict.fromkeys(left, "it would be slower"), **_excluded(excluded, labels)}
+    details = {"quantized": [labels[name] for name in chosen], "float": _listed(reasons)}
+    return quantized, [*notes, *_simulated(graph_def)], details
+
+
+def _excluded(excluded: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, str]:
+    return {labels[name]: f"excluded by {pattern!r}" for name, pattern in excluded.items()}
+
+
+def _listed(reasons: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"operation": name, "reason": reason} for name, reason in reasons.items()]
 
 
 def _int8(work: Work, graph_def: Any) -> _Result:
-    settings = work.settings
+    settings, rows = work.settings, work.calibration
     _check_opset(work.opset, settings.per_channel)
-    feeder = Feeder.of(work.calibration, work.signature)
-    if not feeder.count:
+    if not rows.count:
         raise ExportError(
-            "int8 needs real rows to find ranges with, and there are none",
-            hint="give the export samples, or train with quantization; --onnx dynamic needs neither",
+            f"{work.target.name} needs real rows to find the ranges of its activations with, and there are none",
+            hint="give rows to the export, or train with quantization, which learns the ranges",
         )
     model = _convert(work, graph_def)
     prepared = prepare(model)
     heavy = heavy_operations(prepared)
     names = names_of_operations(prepared, model, graph_def, work.signature)
+    labels = labels_of({name: names[name] for name in heavy}, graph_def)
     excluded = quality.matching(settings.exclude, {name: names[name] for name in heavy})
-    chosen = [name for name in heavy if name not in excluded]
-    if not chosen:
-        why = (
-            "--exclude leaves nothing to quantize"
-            if excluded
-            else "the model has no operations with weights in float32 outside of loops"
-        )
-        raise ExportError(f"int8: {why}")
-    observed = calibrate(prepared, feeder, (*HEAVY, *LIGHT), settings)
-    labels = {name: label_of(name, names[name], graph_def) for name in heavy}
-    ranges = ranges_of(observed, settings)
-    quantizer = Quantizer(prepared, ranges, settings.per_channel, {name: labels[name] for name in chosen})
-    best = quantizer.within(work)
-    kept = {labels[name]: f"--exclude {pattern}" for name, pattern in excluded.items()}
-    kept |= {name: f"costs accuracy: a relative error of {cost:.2g} alone" for name, cost in best.kept.items()}
-    details = {
-        "calibration": {
-            "method": settings.method,
-            "rows": feeder.count,
-            "per_channel": settings.per_channel,
-            **({"percentile": settings.percentile} if settings.method == "percentile" else {}),
-        },
-        "quantized": list(best.quantized),
-        "kept_in_float": kept,
-        "search": best.search,
+    nodes = {labels[name]: name for name in heavy if name not in excluded}
+    if not nodes:
+        none = "the model has no operations with weights in float32 outside of loops"
+        raise ExportError(f"int8: {'--exclude leaves nothing to quantize' if excluded else none}")
+    ranges = ranges_of(calibrate(prepared, rows, work.signature, (*HEAVY, *LIGHT), settings), settings)
+
+    def quantized(kept: Collection[str]) -> Any:
+        planned = plan(prepared, [node for label, node in nodes.items() if label not in kept])
+        return quantize(prepared, ranges, planned, settings.per_channel)
+
+    chosen = choose(work, list(nodes), quantized, lambda made: opened(made, work.signature))
+    facts: dict[str, Any] = {"method": settings.method, "rows": rows.count, "per_channel": settings.per_channel}
+    if settings.method == "percentile":
+        facts["percentile"] = settings.percentile
+    details: dict[str, Any] = {
+        "calibration": facts,
+        "quantized": [label for label in nodes if label not in chosen.kept],
+        "float": _listed({**_excluded(excluded, labels), **dict.fromkeys(chosen.kept, "costs accuracy")}),
     }
-    return best.model, _notes(best, work), details
+    if chosen.details:
+        details["search"] = chosen.details
+    return chosen.model, chosen.notes, details
 
 
 def _learned_int8(work: Work, graph_def: Any) -> _Result:
@@ -165,19 +163,16 @@ def _learned_int8(work: Work, graph_def: Any) -> _Result:
             "int8: no operation has learned ranges both of its input and of its weights",
             hint="train with quantization on, or export without it to find ranges on real rows",
         )
-    labels = {name: label_of(name, names[name], graph_def) for name in heavy}
-    kept = {labels[name]: f"--exclude {pattern}" for name, pattern in excluded.items()}
-    kept |= {labels[name]: reason for name, reason in left.items()}
-    rows, search = work.evaluation, None
-    if rows.count:
-        loss = quality.loss_of(answers(model, Feeder.of(rows, work.signature), output_names(work.signature)), rows)
-        search = {"criterion": quality.criterion_of(rows), "rows": rows.count, "loss": loss}
-    details = {
+    labels = labels_of({name: names[name] for name in heavy}, graph_def)
+    details: dict[str, Any] = {
         "calibration": {"method": "learned", "per_channel": any(w.grid.scale.ndim for w in weights)},
         "quantized": [labels[name] for name in done],
-        "kept_in_float": kept,
-        "search": search,
+        "float": _listed({**_excluded(excluded, labels), **{labels[name]: why for name, why in left.items()}}),
     }
+    rows = work.evaluation
+    if rows.count and rows.outputs:
+        loss = quality.loss_of(answers(opened(model, work.signature), work.signature, rows), rows)
+        details["search"] = {"criterion": quality.criterion_of(rows), "loss": loss}
     notes = [f"{len(left)} operations stay in float32: {', '.join(labels[name] for name in left)}"] if left else []
     return model, notes, details
 
@@ -189,19 +184,3 @@ def _check_opset(opset: int, per_channel: bool) -> None:
             f"int8 {'with a scale for each channel ' if per_channel else ''}needs opset {least}, not {opset}",
             hint=f"--opset {least} or higher",
         )
-
-
-def _notes(best: Candidate, work: Work) -> list[str]:
-    if best.search is None:
-        if work.settings.max_drop is None:
-            return []
-        return ["what int8 costs was not looked at: there are no rows to judge it with"]
-    loss, criterion = best.search["loss"], best.search["criterion"]
-    if not best.kept:
-        return []
-    names = ", ".join(best.kept)
-    before = best.search["steps"][0]["loss"]
-    return [
-        f"{len(best.kept)} operations stay in float32, so that int8 loses {loss:.2%} and not {before:.2%} of the rows "
-        f"({criterion}): {names}"
-    ]

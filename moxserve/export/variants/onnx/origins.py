@@ -9,7 +9,7 @@ from typing import Any
 from moxserve.export.variants.onnx.model import nodes_of
 from moxserve.types import Signature
 
-__all__ = ["label_of", "names_of_operations"]
+__all__ = ["labels_of", "names_of_operations"]
 
 # Operations of TensorFlow that ONNX operations with weights come from.
 _WEIGHTED = ("Conv", "DepthwiseConv", "MatMul", "BatchMatMul", "Gather", "Einsum")
@@ -55,16 +55,24 @@ def names_of_operations(model: Any, float_model: Any, graph_def: Any, signature:
     return found
 
 
-def label_of(node: str, names: Collection[str], graph_def: Any) -> str:
-    """Return the name that an operation with weights has in the original graph, or its own where it has none there.
+def labels_of(names: Mapping[str, Collection[str]], graph_def: Any) -> dict[str, str]:
+    """Choose the names that users are told: those in the original graph, where operations have one, each another.
 
     Args:
-        node: name in the ONNX model, which may be that of a bias that was fused into it.
-        names: all its names, of `names_of_operations`.
+        names: operation -> all its names, of `names_of_operations`.
         graph_def: the original graph.
+
+    Returns:
+        operation -> name.
     """
-    weighted = [n.name for n in graph_def.node if n.name in names and n.op.startswith(_WEIGHTED)]
-    return weighted[0] if len(weighted) == 1 else node
+    weighted = [node.name for node in graph_def.node if node.op.startswith(_WEIGHTED)]
+    labels: dict[str, str] = {}
+    taken = set(names)
+    for node, known in names.items():
+        found = [name for name in weighted if name in known]
+        labels[node] = found[0] if len(found) == 1 and found[0] not in taken - {node} else node
+        taken.add(labels[node])
+    return labels
 
 
 def _tf_name(tensor: str, aliases: Mapping[str, str]) -> str:
