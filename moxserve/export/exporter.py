@@ -28,7 +28,7 @@ from moxserve.export.place import place
 from moxserve.export.publish import check_version, open_publication
 from moxserve.export.publish.push import push_target
 from moxserve.export.publish.retention import apply_retention
-from moxserve.export.report import write_report
+from moxserve.export.report import Report, write_report
 from moxserve.export.report.collect import report_of, tools
 from moxserve.export.request_logs import find_logs
 from moxserve.export.requirements import read_conditions
@@ -79,6 +79,7 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
         model = source.stage(staged.staging)
         made = _variants(job, model, staged.staging, talk)
         warmup = _finish(job, model, made, staged.staging)
+    report = _final_report(job, made, staged.version, staged.path)
     removed = apply_retention(job.base_dir, job.keep, staged.version) if job.keep is not None else []
     return ExportResult(
         path=staged.path,
@@ -90,7 +91,7 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
         seconds=time.monotonic() - started,
         verified_rows=model.verification.rows,
         notes=(*model.notes, *made.notes, *_warnings(made), *warmup.notes),
-        report=made.report,
+        report=report,
         removed=removed,
     )
 
@@ -113,6 +114,16 @@ def _variants(job: JobOptions, model: StagedModel, staging: str, talk: Talk) -> 
             raise VerificationError(made.failure, hint=hint)
         write_report(os.path.join(staging, REPORT_DIR), made.report)
     return made
+
+
+def _final_report(job: JobOptions, made: MadeVariants, version: str, path: str) -> Report | None:
+    """Say in the report where the version was published, which only now is known."""
+    if made.report is None:
+        return None
+    report = made.report.model_copy(update={"version": version, "path": path})
+    if job.report_dir:
+        write_report(job.report_dir, report)
+    return report
 
 
 def _warnings(made: MadeVariants) -> Iterator[str]:

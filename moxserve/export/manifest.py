@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -38,10 +38,12 @@ __all__ = [
     "Variant",
     "Verification",
     "Warmup",
+    "check_file",
     "check_files",
     "files_of",
     "list_files",
     "read_manifest",
+    "take_stock",
     "write_manifest",
 ]
 
@@ -315,8 +317,11 @@ def list_files(version_dir: str) -> dict[str, FileEntry]:
     """Describe every file below a version directory but its manifest, by relative path, sorted."""
     own = MANIFEST_PATH.replace(os.sep, "/")
     names = [n for n in file.list_directory(version_dir, recursive=True, skip_dir=True) if n != own]
-    paths = ((n, os.path.join(version_dir, n)) for n in names)
-    return {n: FileEntry(size_bytes=file.get_size(p), sha256=_sha256(p)) for n, p in paths}
+    return {name: _describe(os.path.join(version_dir, name)) for name in names}
+
+
+def _describe(path: str) -> FileEntry:
+    return FileEntry(size_bytes=file.get_size(path), sha256=_sha256(path))
 
 
 def files_of(variant: Variant, names: Iterable[str]) -> list[str]:
@@ -337,7 +342,15 @@ def files_of(variant: Variant, names: Iterable[str]) -> list[str]:
     return sorted(n for n in names if n in (variant.path, weights))
 
 
-def _stock(own: Sequence[str], files: Mapping[str, FileEntry]) -> dict[str, object]:
+def take_stock(version_dir: str, variant: Variant) -> Variant:
+    """Return a variant with the size and the digest of its files, as `write_manifest` fills them in."""
+    names = file.list_directory(version_dir, recursive=True, skip_dir=True)
+    files = {name: _describe(os.path.join(version_dir, name)) for name in files_of(variant, names)}
+    return variant.model_copy(update=_stock(variant, files))
+
+
+def _stock(variant: Variant, files: Mapping[str, FileEntry]) -> dict[str, object]:
+    own = files_of(variant, files)
     if not own:
         return {"size_bytes": 0, "digest": ""}
     lines = "".join(f"{files[name].sha256}  {name}\n" for name in own)
@@ -358,7 +371,7 @@ def write_manifest(version_dir: str, manifest: Manifest) -> Manifest:
         DataError: the metadata cannot be written as JSON.
     """
     files = list_files(version_dir)
-    variants = tuple(v.model_copy(update=_stock(files_of(v, files), files)) for v in manifest.variants)
+    variants = tuple(v.model_copy(update=_stock(v, files)) for v in manifest.variants)
     complete = manifest.model_copy(update={"files": files, "variants": variants})
     file.make_dirs(os.path.join(version_dir, os.path.dirname(MANIFEST_PATH)))
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
@@ -414,11 +427,12 @@ def check_files(version_dir: str, *, digests: bool = True) -> list[str]:
     manifest = read_manifest(version_dir)
     if manifest is None:
         return []
-    problems = (_check_file(version_dir, name, entry, digests) for name, entry in manifest.files.items())
+    problems = (check_file(version_dir, name, entry, digests) for name, entry in manifest.files.items())
     return [p for p in problems if p]
 
 
-def _check_file(version_dir: str, name: str, entry: FileEntry, digests: bool) -> str:
+def check_file(version_dir: str, name: str, entry: FileEntry, digests: bool = True) -> str:
+    """Return what is wrong with a file of a version, in one sentence; empty when nothing is."""
     path = os.path.join(version_dir, name)
     if not os.path.isfile(path):
         return f"{name} is missing"

@@ -15,7 +15,7 @@ import orjson
 from moxserve import file
 from moxserve.errors import MissingExtraError, MoxserveError, NotFound, first_line
 from moxserve.export.children import die_with_parent
-from moxserve.export.manifest import Variant, files_of
+from moxserve.export.manifest import Variant, take_stock
 from moxserve.export.op_libraries import load_inherited
 from moxserve.export.variants.work import Rows
 from moxserve.file import atomic_write
@@ -110,7 +110,8 @@ class _Answering:
         variant = self._variant()
         rows = Rows(**request.rows)
         inputs = {alias: array[: rows.count] for alias, array in rows.load_inputs().items()}
-        self._answer.size_bytes = _size(request.version_dir, variant)
+        stock = take_stock(request.version_dir, variant)
+        self._answer.size_bytes, self._answer.digest = stock.size_bytes, stock.digest
         _import_runtime(variant.format, options.op_libraries)
         self._next("while it was loaded")
         meter = Meter(options)
@@ -216,11 +217,6 @@ def _joined(values: Sequence[np.ndarray], size: int, count: int) -> np.ndarray:
     if any(n != size for n in rows[:-1]) or not 0 < rows[-1] <= size:
         return values[-1]
     return np.concatenate(values)[:count]
-
-
-def _size(version_dir: str, variant: Variant) -> int:
-    names = file.list_directory(version_dir, recursive=True, skip_dir=True)
-    return sum(file.get_size(os.path.join(version_dir, name)) for name in files_of(variant, names))
 
 
 def _import_runtime(format_name: str, op_libraries: Sequence[str]) -> None:

@@ -64,6 +64,7 @@ class Answer(_Message):
         outputs: by alias.
         singles: by alias.
         size_bytes: of the variant's files.
+        digest: of the variant's files.
         measured: None when that was not asked for, or was not reached.
         notes: what was left out and why.
     """
@@ -74,5 +75,6 @@ class Answer(_Message):
     outputs: dict[str, Stored] = Field(default_factory=dict)
     singles: dict[str, Stored] = Field(default_factory=dict)
     size_bytes: int = 0
+    digest: str = ""
     measured: Measured | None = None
     notes: list[str] = Field(default_factory=list)

@@ -55,6 +55,7 @@ class ProbeResult:
         outputs: answers to all rows, by alias, `[rows, ...]` each.
         singles: answers to the first rows, one at a time, by alias; empty when the batch size is fixed.
         size_bytes: of its files.
+        digest: of its files, as in the manifest.
         measured: None when that was not asked for, or failed.
         notes: what was left out and why, one sentence each.
         log: the end of what the process printed.
@@ -67,6 +68,7 @@ class ProbeResult:
     outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     singles: Mapping[str, np.ndarray] = field(default_factory=dict)
     size_bytes: int = 0
+    digest: str = ""
     measured: Measured | None = None
     notes: tuple[str, ...] = ()
     log: str = ""

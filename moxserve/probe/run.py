@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -59,7 +58,8 @@ def probe(
         parent=os.getpid(),
     )
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="moxserve-probe-", dir=options.scratch or None) as folder:
+    scratch = file.staging_directory(options.scratch) if options.scratch else file.scratch_directory()
+    with scratch as folder:
         file.write(os.path.join(folder, REQUEST_FILE), orjson.dumps(request.model_dump()), binary=True)
         error = _run(folder, options.timeout_s)
         return _result(name, folder, error, time.monotonic() - started)
@@ -104,6 +104,7 @@ def _result(name: str, folder: str, error: str, seconds: float) -> ProbeResult:
         outputs=_load(folder, answer.outputs),
         singles=_load(folder, answer.singles),
         size_bytes=answer.size_bytes,
+        digest=answer.digest,
         measured=answer.measured,
         notes=tuple(answer.notes),
         log=tail,

@@ -24,6 +24,7 @@ from moxserve.export.manifest import (
     check_files,
     files_of,
     read_manifest,
+    take_stock,
     write_manifest,
 )
 from moxserve.types import Signature, TensorSpec, dtype_by_name
@@ -103,6 +104,7 @@ def test_each_variant_has_its_own_files_and_their_digest(tmp_path: Path, variant
     written = write_manifest(str(tmp_path), _manifest(variants=(variant,))).variants[0]
     assert written.size_bytes == sum(map(len, files))
     lines = "".join(f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n" for name in files)
+    assert take_stock(str(tmp_path), variant) == written
     assert written.digest == (hashlib.sha256(lines.encode()).hexdigest() if files else "")
 
 

@@ -50,6 +50,7 @@ def test_every_form_answers_all_rows_and_is_measured(
     folder = staged / "variants" / variant if variant else staged
     own = [p for p in folder.rglob("*") if p.is_file() and (variant or "variants" not in p.parts)]
     assert result.size_bytes == sum(p.stat().st_size for p in own)
+    assert len(result.digest) == 64
 
 
 def check_measured(measured: Measured | None) -> None:
