@@ -34,6 +34,7 @@ from moxserve.export.variants.openvino_graph import (
 from moxserve.export.variants.quality import matching
 from moxserve.export.variants.trial import try_out
 from moxserve.export.variants.work import Built, Work
+from moxserve.serving.backends.openvino import import_openvino, reports_withheld
 
 __all__ = ["convert"]
 
@@ -66,7 +67,7 @@ def convert(work: Work) -> Built:
             OpenVINO computes what was made wrongly.
         UsageError: a pattern of operations to exclude matches none.
     """
-    _import_openvino()
+    import_openvino("an OpenVINO variant")
     made = _int8(work) if work.target.precision == "int8" else _floating(work)
     operations = Counter(node.get_type_name() for node in made.model.get_ops())
     aliases = (dict.fromkeys(work.signature.inputs), dict.fromkeys(work.signature.outputs))
@@ -117,33 +118,16 @@ def _save(made: _Made, work: Work) -> None:
     try_out(work, _OWN_SIGNATURE)
 
 
-def _import_openvino() -> None:
-    try:
-        import openvino  # noqa: F401 - here to say what is missing
-    except ModuleNotFoundError as error:
-        if error.name != "openvino":
-            raise
-        raise MissingExtraError("openvino", "openvino", "an OpenVINO variant") from None
-
-
 def _import_nncf() -> Any:
-    """Import NNCF so that it reports its use to nobody: it looks for this variable once, and only then."""
-    silent = "NNCF_CI"
-    before = os.environ.get(silent)
-    os.environ[silent] = "1"
+    import logging
+
     try:
-        import nncf
+        with reports_withheld():
+            import nncf
     except ModuleNotFoundError as error:
         if error.name != "nncf":
             raise
         raise MissingExtraError("nncf", "export", "OpenVINO in int8") from None
-    finally:
-        if before is None:
-            del os.environ[silent]
-        else:
-            os.environ[silent] = before
-    import logging
-
     nncf.set_log_level(logging.ERROR)
     return nncf
 

@@ -7,8 +7,10 @@ whole numbers of 64 bits in 32: values that do not fit are refused, not wrapped.
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -20,7 +22,7 @@ from moxserve.export.manifest import TensorNames
 from moxserve.serving.cpus import cpus
 from moxserve.types import TensorSpec, dtype_by_name
 
-__all__ = ["OpenVinoGraph"]
+__all__ = ["OpenVinoGraph", "import_openvino", "reports_withheld"]
 
 _TYPES = {
     "f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16", "i8": "int8", "u8": "uint8",
@@ -52,7 +54,7 @@ class OpenVinoGraph:
     resizable = False
 
     def __init__(self, path: str, precision: str = "", threads: int = 0) -> None:
-        self._ov = _import_openvino()
+        self._ov = import_openvino()
         available, each = cpus(), max(1, threads)
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "THROUGHPUT",
@@ -111,7 +113,7 @@ class OpenVinoGraph:
 
 @cache
 def _make_core() -> Any:
-    return _import_openvino().Core()
+    return import_openvino().Core()
 
 
 def _core() -> Any:
@@ -120,13 +122,38 @@ def _core() -> Any:
         return _make_core()
 
 
-def _import_openvino() -> Any:
+@contextmanager
+def reports_withheld() -> Iterator[None]:
+    """Let packages of OpenVINO be imported that would report their use to its makers, where they find how to."""
+    reporter = "openvino_telemetry"
+    before = sys.modules.get(reporter)
+    sys.modules[reporter] = None  # type: ignore[assignment] # as if it were not installed
     try:
-        import openvino as ov
+        yield
+    finally:
+        sys.modules.pop(reporter, None)
+        if before is not None:
+            sys.modules[reporter] = before
+
+
+def import_openvino(what: str = "serving an OpenVINO model") -> Any:
+    """Import OpenVINO, which reports the import itself if it can: it cannot here.
+
+    Args:
+        what: for the error, who needs it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    if sys.modules.get("openvino") is not None:
+        return sys.modules["openvino"]
+    try:
+        with reports_withheld():
+            import openvino as ov
     except ImportError as error:
         if error.name != "openvino":
             raise
-        raise MissingExtraError("openvino", "openvino", "serving an OpenVINO model") from None
+        raise MissingExtraError("openvino", "openvino", what) from None
     return ov
 
 

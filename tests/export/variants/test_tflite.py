@@ -133,13 +133,13 @@ def test_operations_that_cost_too_much_stay_in_floating_point(nets: Any, served:
 
     everything = net.work(tmp_path / "all", INT8, settings=Calibration(max_drop=None))
     convert(everything)
-    assert agreement(everything) < 0.95
-    searched = net.work(tmp_path / "some", INT8, settings=Calibration(max_drop=0.0))
+    assert agreement(everything) < 0.9
+    searched = net.work(tmp_path / "some", INT8, settings=Calibration(max_drop=0.05))
     built = convert(searched)
-    assert agreement(searched) == 1.0
+    assert agreement(searched) >= 0.95
     kept = [entry["operation"] for entry in built.details["float"] if entry["reason"] == "costs accuracy"]
     assert any("large" in name or "small" in name for name in kept)
-    assert len(kept) < len(built.details["operations"])
+    assert len(kept) < built.details["operations"]["FULLY_CONNECTED"]
     assert any("stay in floating point" in note for note in built.notes)
     assert built.details["search"]["steps"][0]["loss"] > 0.05
 
