@@ -71,15 +71,18 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
         push_target(job.push)
     asked = job.variants
     read_conditions(asked.require, asked.limits, asked.targets, measure=asked.measure)
+    check_passes(asked.grappler)
     find_logs(job.warmup_logs)
     with place("publishing the version"), _quiet(), contextlib.ExitStack() as stack:
-        source = stack.enter_context(open_source(job))
+        with place("opening the source"):
+            source = stack.enter_context(open_source(job))
         version = normalize_version(source.version if job.version is None else job.version)
         staged = stack.enter_context(open_publication(job.base_dir, version))
-        model = source.stage(staged.staging)
+        with place("making the SavedModel"):
+            model = source.stage(staged.staging)
         made = _variants(job, model, staged.staging, talk)
         warmup = _finish(job, model, made, staged.staging)
-    report = _final_report(job, made, staged.version, staged.path)
+    report = _final_report(job, made, str(staged.version), staged.path)
     removed = apply_retention(job.base_dir, job.keep, staged.version) if job.keep is not None else []
     return ExportResult(
         path=staged.path,
