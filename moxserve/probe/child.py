@@ -25,6 +25,7 @@ from moxserve.probe.result import ProbeOptions
 from moxserve.serving.backends.base import Backend, LoadOptions
 from moxserve.serving.backends.contents import SAVED_MODEL
 from moxserve.serving.backends.loading import find_variant, load_variant
+from moxserve.serving.backends.openvino import reports_withheld
 from moxserve.types import dtype_of
 
 __all__ = ["main"]
@@ -223,7 +224,8 @@ def _import_runtime(format_name: str, op_libraries: Sequence[str]) -> None:
     """Import what runs a format: that takes seconds and memory which are not the model's."""
     for module in _RUNTIMES.get(format_name, ()):
         try:
-            importlib.import_module(module)
+            with reports_withheld():
+                importlib.import_module(module)
         except ImportError as error:
             logger.debug("%s: %s", module, error)  # what loads the model says it better
         else:
