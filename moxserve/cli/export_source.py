@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from moxserve.cli.export_options import stage_changes
+from moxserve.cli.quiet import import_tensorflow
 from moxserve.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def open_job(source: str, base_dir: str | None, options: Mapping[str, Any]) -> I
     """
     prepared = _prepare(source)
     if prepared is None:
-        yield _model_file(source, base_dir, options)
+        job = _model_file(source, base_dir, options)
+        import_tensorflow()
+        yield job
         return
     from moxserve.pipeline.stage import silent, stage
 
@@ -52,7 +55,6 @@ def open_job(source: str, base_dir: str | None, options: Mapping[str, Any]) -> I
 
 def _prepare(source: str) -> PreparedRun | None:
     """Build the pipeline that SOURCE names; None when it is something else."""
-    from moxserve.cli.quiet import import_tensorflow
     from moxserve.config import load_pipeline
     from moxserve.pipeline.runner import RESOLVED, load_run, prepare
 
@@ -60,10 +62,26 @@ def _prepare(source: str) -> PreparedRun | None:
         loaded = load_pipeline(source, check=True)
         import_tensorflow()
         return prepare(loaded)
-    if os.path.isfile(os.path.join(source, RESOLVED)) or (os.path.isdir(source) and not _saved_model(source)):
+    if os.path.isfile(os.path.join(source, RESOLVED)):
         import_tensorflow()
         return load_run(source)
+    if os.path.isdir(source) and not _saved_model(source):
+        raise _no_source(source)
     return None
+
+
+def _no_source(folder: str) -> UsageError:
+    """Say that a folder is nothing that can be exported, what it holds, and what may have been meant."""
+    from moxserve.pipeline.runner import RESOLVED
+
+    names = sorted(os.listdir(folder))
+    held = f"it holds {', '.join(names[:6])}{' …' if len(names) > 6 else ''}" if names else "it is empty"
+    hint = "give the log_dir of a finished `moxserve pipeline run`, or the folder of a SavedModel"
+    checkpoints = [name.removesuffix(".index") for name in names if name.endswith(".index")]
+    if checkpoints:
+        prefix = os.path.join(folder, checkpoints[-1])
+        hint = f"a checkpoint needs its model: {prefix} --model-fn MODULE:NAME --input NAME=DTYPE[SHAPE]"
+    return UsageError(f"{folder!r} holds no {RESOLVED}, which a run leaves there, and no SavedModel; {held}", hint=hint)
 
 
 def _saved_model(source: str) -> str:
@@ -107,9 +125,6 @@ def _model_file(source: str, base_dir: str | None, options: Mapping[str, Any]) -
         raise UsageError("nothing says where to publish", hint="--tf-serving DIR")
     name = options["model_name"] or _name_of(base_dir)
     stage = read_stage({**stage_changes(options), "tf_serving": base_dir, "model_name": name})
-    from moxserve.cli.quiet import import_tensorflow
-
-    import_tensorflow()
     if os.path.isfile(f"{source}.index"):
         return _of_checkpoint(source, stage, options)
     _refuse(options, ("checkpoint", "model_fn"), "a model that is whole")
@@ -175,6 +190,7 @@ def _of_checkpoint(source: str, stage: ExportStage, options: Mapping[str, Any]) 
         raise UsageError("--model-fn needs its inputs", hint="--input image=uint8[?,28,28,1], once for each, in order")
     from moxserve.export.job import ExportJob
 
+    import_tensorflow()
     inputs = [parse_input(text) for text in options["inputs"]]
     samples = read_rows(options["rows"], inputs, sample_rows(stage)) if options["rows"] else ()
     return ExportJob(

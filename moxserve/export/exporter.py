@@ -34,6 +34,7 @@ from moxserve.export.request_logs import find_logs
 from moxserve.export.requirements import read_conditions
 from moxserve.export.sources import open_source
 from moxserve.export.sources.base import StagedModel
+from moxserve.export.transforms.grappler import check_passes
 from moxserve.export.variants.make import SAVED_MODEL, MadeVariants, make_variants
 from moxserve.export.versions import normalize_version
 from moxserve.export.warmup import WrittenWarmup, write_warmup

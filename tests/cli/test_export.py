@@ -187,7 +187,7 @@ def test_a_difference_fails_with_exit_code_5_and_publishes_nothing(moxserve: Any
             "is a checkpoint, which does not say what its model is",
             "--checkpoint",
         ),
-        (["{trained}", "--tf-serving", "m"], 1, "holds no config.resolved.yaml", "log_dir"),
+        (["{trained}", "--tf-serving", "m"], 2, "holds no config.resolved.yaml", "log_dir"),
         (
             ["{trained}/softmax", "--tf-serving", "m", "--checkpoint", "no/model.ckpt-9"],
             1,
