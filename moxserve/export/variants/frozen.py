@@ -48,7 +48,8 @@ def convert(work: Work) -> Built:
             hint="--frozen bf16",
         )
     graph_def = _in_bfloat16(read_frozen(work), work.signature)
-    low = Counter(node.op for node in graph_def.node if node.attr["T"].type == _BFLOAT16)
+    # Asking a node for an attribute that it lacks would give it one.
+    low = Counter(n.op for n in graph_def.node if "T" in n.attr and n.attr["T"].type == _BFLOAT16)
     if not any(low[op] for op in _PRODUCTS):
         raise ExportError(
             "bfloat16 changes nothing: TensorFlow found no convolution and no matrix product to compute in it",

@@ -37,7 +37,7 @@ def load_version(path: str, options: LoadOptions) -> Backend:
         preferred = next((v for v in contents.variants if v.path == _TFLITE_FILE), None)
         if preferred is not None:
             return _load_alone(path, preferred, options)
-    variants = [v for v in contents.variants if v.format in formats and _may_serve(path, v)]
+    variants = [v for v in contents.variants if _asked_for(v, formats) and _may_serve(path, v)]
     if contents.graph and SAVED_MODEL in formats:
         if not variants:
             return _load_saved_model(path, options)
@@ -120,6 +120,13 @@ def _choose(
 
 def _candidate(contents: Contents, variant: Variant, options: LoadOptions) -> Candidate:
     return Candidate(variant, lambda keys: _load_variant(contents, variant, options, keys), _told(variant, options))
+
+
+def _asked_for(variant: Variant, formats: frozenset[str]) -> bool:
+    """Tell whether the options ask for a variant. Who asks for TensorFlow means the SavedModel, and its arithmetic."""
+    if formats == {SAVED_MODEL} and variant.precision not in ("", "float32"):
+        return False
+    return variant.format in formats
 
 
 def _may_serve(path: str, variant: Variant) -> bool:

@@ -96,6 +96,16 @@ def test_what_the_options_hold_it_to(version: Make, forms: Any, speeds: Speeds, 
     assert backends.load(path, options).variant == serves
 
 
+def test_who_asks_for_tensorflow_gets_its_arithmetic(
+    version: Make, forms: Any, declare: Callable[..., None], speeds: Speeds
+) -> None:
+    path = version(variants={"frozen": forms.frozen})
+    declare(path, Variant(**FROZEN, precision="bfloat16"))
+    speeds.update(saved_model=1.0, frozen=2.0)
+    assert backends.load(path, LoadOptions(backend="tensorflow")).variant == "saved_model"
+    assert backends.load(path).variant == "frozen"
+
+
 def test_a_directory_with_nothing_else(version: Make, forms: Any, declare: Callable[..., None]) -> None:
     path = version(saved_model=False, variants={"frozen": forms.frozen})
     assert holds_model(str(path))
