@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moxserve.export.variants.onnx.model import nodes_of
@@ -20,7 +21,9 @@ _NUMBERED = re.compile(r"__\d+$")
 _Edges = Mapping[str, tuple[str, tuple[str, ...]]]
 
 
-def names_of_operations(model: Any, float_model: Any, graph_def: Any, signature: Signature) -> dict[str, set[str]]:
+def names_of_operations(
+    model: Any, float_model: Any, graph_def: Any, signature: Signature
+) -> dict[str, tuple[str, ...]]:
     """Find the names that users may know each operation of a model by.
 
     Converters fuse operations (a convolution swallows its batch normalization and bias), but keep the name of the
@@ -33,29 +36,29 @@ def names_of_operations(model: Any, float_model: Any, graph_def: Any, signature:
         signature: whose aliases are the names of the models' inputs and outputs.
 
     Returns:
-        node of `model` -> names in `float_model` and in `graph_def`.
+        node of `model` -> names in `float_model` and in `graph_def`, from its end backwards.
     """
     aliases = {alias: s.tensor for specs in (signature.inputs, signature.outputs) for alias, s in specs.items()}
     onnx_edges = {t: (n.name, tuple(n.input)) for n in float_model.graph.node for t in n.output if t}
     tf_edges = {n.name: (n.name, tuple(_tf_name(i, {}) for i in n.input)) for n in graph_def.node}
     kept = {tensor for node in model.graph.node for tensor in node.output}
     kept_tf = {name for name in (_tf_name(tensor, aliases) for tensor in kept) if name in tf_edges}
-    found: dict[str, set[str]] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for node in nodes_of(model.graph):
-        ends = set(node.output)
-        inner = _between(onnx_edges, ends, kept - ends)
-        starts = {_tf_name(end, aliases) for end in ends} | {_NUMBERED.sub("", name) for name in (*inner, node.name)}
-        starts &= tf_edges.keys()
-        found[node.name] = inner | _between(tf_edges, starts, kept_tf - starts)
+        inner = _between(onnx_edges, node.output, kept - set(node.output))
+        starts = [_tf_name(end, aliases) for end in node.output]
+        starts += [_NUMBERED.sub("", name) for name in (*inner, node.name)]
+        starts = [name for name in starts if name in tf_edges]
+        found[node.name] = (*inner, *_between(tf_edges, starts, kept_tf.difference(starts)))
     for node in model.graph.node:
         # What a rewriter has made anew bears no old name; what was there is found before its reader then.
         readers = [other.name for other in model.graph.node if set(node.output) & set(other.input)]
-        if len(readers) == 1 and found[node.name].isdisjoint(tf_edges):
-            found[node.name] |= found[readers[0]]
+        if len(readers) == 1 and tf_edges.keys().isdisjoint(found[node.name]):
+            found[node.name] += found[readers[0]]
     return found
 
 
-def labels_of(names: Mapping[str, Collection[str]], graph_def: Any) -> dict[str, str]:
+def labels_of(names: Mapping[str, Sequence[str]], graph_def: Any) -> dict[str, str]:
     """Choose the names that users are told: those in the original graph, where operations have one, each another.
 
     Args:
@@ -65,12 +68,12 @@ def labels_of(names: Mapping[str, Collection[str]], graph_def: Any) -> dict[str,
     Returns:
         operation -> name.
     """
-    weighted = [node.name for node in graph_def.node if node.op.startswith(_WEIGHTED)]
+    weighted = {node.name for node in graph_def.node if node.op.startswith(_WEIGHTED)}
     labels: dict[str, str] = {}
     taken = set(names)
     for node, known in names.items():
-        found = [name for name in weighted if name in known]
-        labels[node] = found[0] if len(found) == 1 and found[0] not in taken - {node} else node
+        nearest = next((name for name in known if name in weighted), node)
+        labels[node] = nearest if nearest not in taken - {node} else node
         taken.add(labels[node])
     return labels
 
@@ -79,16 +82,17 @@ def _tf_name(tensor: str, aliases: Mapping[str, str]) -> str:
     return aliases.get(tensor, tensor).lstrip("^").split(":")[0]
 
 
-def _between(edges: _Edges, starts: Iterable[str], stops: set[str]) -> set[str]:
-    """Return the operations from some tensors back to others, constants left out."""
-    todo, seen, names = list(starts), set(stops), set()
+def _between(edges: _Edges, starts: Iterable[str], stops: set[str]) -> tuple[str, ...]:
+    """Return the operations from some tensors back to others, the nearest first, constants left out."""
+    todo, seen = deque(starts), set(stops)
+    names: dict[str, None] = {}
     while todo:
-        tensor = todo.pop()
+        tensor = todo.popleft()
         if tensor in seen or tensor not in edges:
             continue
         seen.add(tensor)
         name, sources = edges[tensor]
         if sources:
-            names.add(name)
+            names[name] = None
         todo.extend(sources)
-    return names
+    return tuple(names)
