@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 
+from moxserve.export.op_libraries import OP_LIBRARIES_VARIABLE, loaded_op_libraries
+
 __all__ = ["child_environment", "die_with_parent", "how_it_ended", "last_lines"]
 
 _TAIL_BYTES = 4000
@@ -23,6 +25,9 @@ def child_environment() -> dict[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
         # Models are made for, and tried on, CPUs; a training may have the memory of the GPU.
         "CUDA_VISIBLE_DEVICES": "-1",
+        # ONNX Runtime would tell its maker what it runs, and leave a file in TMPDIR.
+        "ORT_DISABLE_TELEMETRY": os.environ.get("ORT_DISABLE_TELEMETRY", "1"),
+        OP_LIBRARIES_VARIABLE: os.pathsep.join(loaded_op_libraries()),
     }
 
 

@@ -16,7 +16,7 @@ from moxserve import file
 from moxserve.errors import MissingExtraError, MoxserveError, NotFound, first_line
 from moxserve.export.children import die_with_parent
 from moxserve.export.manifest import Variant, take_stock
-from moxserve.export.op_libraries import load_inherited
+from moxserve.export.op_libraries import load_op_library
 from moxserve.export.variants.work import Rows
 from moxserve.file import atomic_write
 from moxserve.probe.measure import ROUNDS, Meter
@@ -55,7 +55,6 @@ def main(folder: str) -> None:
         os._exit(1)  # it ended before this process could ask to end with it
     answering = _Answering(folder, request)
     try:
-        load_inherited()
         answering.run()
     except MoxserveError as error:
         answering.fail(error)
@@ -230,8 +229,5 @@ def _import_runtime(format_name: str, op_libraries: Sequence[str]) -> None:
             logger.debug("%s: %s", module, error)  # what loads the model says it better
         else:
             break
-    if format_name == SAVED_MODEL and op_libraries:
-        import tensorflow as tf
-
-        for path in op_libraries:
-            tf.load_op_library(path)
+    for path in op_libraries if format_name == SAVED_MODEL else ():
+        load_op_library(path)

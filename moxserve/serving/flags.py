@@ -177,6 +177,16 @@ FLAGS: tuple[Flag, ...] = (
         "Turn variables that no signature can change into constants: faster, and more memory.", ours=True,
     ),
     Flag(
+        "op_library", "str", "", _TF,
+        "Shared object with custom operations to load before the first model; may be given several times.",
+        ours=True, repeats=True, form="FILE",
+    ),
+    Flag(
+        "load_op_libraries", "bool", False, _TF,
+        "Also load the custom operations that a version brings with it: native code, run with the server's rights, by "
+        "whoever may write into the model directory.", ours=True,
+    ),
+    Flag(
         "platform_config_file", "str", "", _TF,
         "PlatformConfigMap in text; replaces all flags on sessions, batching, warmup, tags and TFLite.",
     ),

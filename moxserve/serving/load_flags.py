@@ -48,6 +48,8 @@ def load_options(values: Mapping[str, Any], platform: PlatformConfig | None) -> 
         session_config=platform.session_config if platform else _session_config(values),
         mixed_precision=precision,
         freeze=values["freeze_on_load"],
+        op_libraries=tuple(values["op_library"]),
+        load_op_libraries=values["load_op_libraries"],
     )
 
 

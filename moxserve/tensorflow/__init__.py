@@ -5,6 +5,7 @@ Importing it imports TensorFlow and switches the process to graph mode (see `exe
 """
 
 from moxserve import file
+from moxserve.export.op_libraries import load_op_library
 from moxserve.tensorflow.executor import (
     AggregativeSessionRunHook,
     EarlyStoppingHook,
@@ -44,6 +45,7 @@ __all__ = [
     "get_collection",
     "get_flag",
     "get_optimizer_fn",
+    "load_op_library",
     "prune_model_fn",
     "quantize_model_fn",
     "run",

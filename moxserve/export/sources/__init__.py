@@ -13,10 +13,13 @@ Everything that comes after (variants, warmup, report) knows the model by its `S
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 from moxserve.errors import UsageError
 from moxserve.export.job import ExportJob, GraphJob, JobOptions, KerasJob, SavedModelJob
+from moxserve.export.op_libraries import copy_op_libraries, load_op_library
 from moxserve.export.sources.base import OpenSource, StagedModel
 
 __all__ = ["OpenSource", "StagedModel", "open_source", "stage_model"]
@@ -36,31 +39,46 @@ def open_source(job: JobOptions) -> Iterator[OpenSource]:
         UsageError: there is no source of that kind, or it is not what it was said to be.
         ExportError: it cannot be read.
     """
+    for path in job.op_libraries:
+        load_op_library(path)
+    with _open(job) as source:
+        yield _WithLibraries(source, job.op_libraries)
+
+
+def _open(job: JobOptions) -> AbstractContextManager[OpenSource]:
     if isinstance(job, ExportJob):
         from moxserve.export.sources.checkpoint import open_checkpoint
 
-        with open_checkpoint(job) as source:
-            yield source
-        return
+        return open_checkpoint(job)
     if isinstance(job, SavedModelJob):
         from moxserve.export.sources.saved_model import open_saved_model
 
-        with open_saved_model(job) as saved:
-            yield saved
-        return
+        return open_saved_model(job)
     if isinstance(job, GraphJob):
         from moxserve.export.sources.graph import open_graph
 
-        with open_graph(job) as graph:
-            yield graph
-        return
+        return open_graph(job)
     if isinstance(job, KerasJob):
         from moxserve.export.sources.keras import open_keras
 
-        with open_keras(job) as keras:
-            yield keras
-        return
+        return open_keras(job)
     raise UsageError(f"nothing exports a {type(job).__name__}")
+
+
+@dataclass(frozen=True)
+class _WithLibraries:
+    """A source whose libraries of custom operations go along with the model."""
+
+    source: OpenSource
+    libraries: Sequence[str]
+
+    @property
+    def version(self) -> int | str:
+        return self.source.version
+
+    def stage(self, directory: str) -> StagedModel:
+        model = self.source.stage(directory)
+        return replace(model, op_libraries=copy_op_libraries(self.libraries, directory, model.op_libraries))
 
 
 def stage_model(job: JobOptions, directory: str) -> StagedModel:

@@ -20,6 +20,7 @@ import numpy as np
 
 from moxserve.errors import DataError, ExportError, MoxserveError, first_line
 from moxserve.export.job import KerasJob
+from moxserve.export.op_libraries import load_inherited
 from moxserve.export.sources.samples import Samples, given_samples, made_up_inputs
 from moxserve.types import Signature, TensorSpec, dtype_by_name
 
@@ -212,6 +213,7 @@ def main() -> None:
         task = pickle.load(f)
     answer: KerasAnswer | KerasFailure
     try:
+        load_inherited()
         answer = _run(task, folder)
     except MoxserveError as error:
         answer = KerasFailure(error.message, error.hint or "", isinstance(error, DataError))

@@ -129,8 +129,13 @@ def unknown_operations(graph_def: Any) -> list[str]:
     return sorted(op for op in used if op_def_registry.get(op) is None)
 
 
-def check_operations(graph_def: Any, path: str) -> None:
+def check_operations(graph_def: Any, path: str, libraries: Sequence[str] = ()) -> None:
     """Check that this TensorFlow can run a graph.
+
+    Args:
+        graph_def: the graph.
+        path: of the model.
+        libraries: those that the model brings, relative to it; they are named, not loaded.
 
     Raises:
         ExportError: it lacks an operation.
@@ -139,7 +144,8 @@ def check_operations(graph_def: Any, path: str) -> None:
     if unknown:
         raise ExportError(
             f"{path} needs operations that TensorFlow does not have: {', '.join(unknown)}",
-            hint="name the shared object that holds them: --op-library FILE.so",
+            hint="name the shared object that holds them, which runs native code here: --op-library "
+            + (os.path.join(path, libraries[0]) if libraries else "FILE.so"),
         )
 
 

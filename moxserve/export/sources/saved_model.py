@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,9 +81,10 @@ class SavedModelSource:
             copy_saved_model(self.job.path, self.meta, self.keys, directory, ours=self.manifest is not None)
         notes = (*self.notes, *channels_first_notes(self.meta.graph_def))
         metadata = {} if self.manifest is None else self.manifest.metadata
-        return stage_answers(
+        staged = stage_answers(
             self.job, answers, directory, Origin(main, self.keys, "source SavedModel", self._origin(), notes, metadata)
         )
+        return staged if self.manifest is None else replace(staged, op_libraries=self.manifest.op_libraries)
 
     def _ask(self, main: str) -> Answers:
         key = self.keys[main]
@@ -119,7 +120,8 @@ def open_saved_model(job: SavedModelJob) -> Iterator[SavedModelSource]:
 
 def _read(job: SavedModelJob) -> SavedModelSource:
     meta = protos.read_meta_graph(job.path, job.tags)
-    protos.check_operations(meta.graph_def, job.path)
+    manifest = read_manifest(job.path)
+    protos.check_operations(meta.graph_def, job.path, () if manifest is None else manifest.op_libraries)
     protos.check_variables(meta, job.path)
     found = {k: signature_from_def(k, d) for k, d in sorted(meta.signature_def.items()) if k not in INIT_SIGNATURES}
     signatures = {key: s for key, s in found.items() if s is not None}
@@ -137,7 +139,7 @@ def _read(job: SavedModelJob) -> SavedModelSource:
     if set(job.tags) != {_SERVE}:
         notes.append(f"the graph tagged {', '.join(job.tags)} is tagged {_SERVE} now, which is what servers look for")
     keys = _keys(job, signatures)
-    return SavedModelSource(job, meta, signatures, keys, read_manifest(job.path), tuple(notes))
+    return SavedModelSource(job, meta, signatures, keys, manifest, tuple(notes))
 
 
 def _keys(job: SavedModelJob, signatures: Mapping[str, Signature]) -> Mapping[str, str]:

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from moxserve.errors import MoxserveError, first_line
 from moxserve.export.children import die_with_parent
+from moxserve.export.op_libraries import load_inherited
 from moxserve.export.variants.work import Built, Converter, Failure, Work
 
 __all__ = ["main"]
@@ -25,6 +26,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # the log: nothing else may write between the answers
     requests = sys.stdin.buffer
+    load_inherited()
     while True:
         try:
             work = pickle.load(requests)

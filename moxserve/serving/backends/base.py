@@ -45,6 +45,8 @@ class LoadOptions:
         session_config: a serialized ConfigProto to begin with; the options above then overwrite its fields.
         mixed_precision: `bfloat16` has TensorFlow compute in it where that is safe; empty for not.
         freeze: turn the variables of a SavedModel into constants where no signature can change them.
+        op_libraries: shared objects with custom operations to load before the first graph.
+        load_op_libraries: also load those that a version brings: native code, run with the server's rights.
     """
 
     tags: tuple[str, ...] = ("serve",)
@@ -58,6 +60,8 @@ class LoadOptions:
     session_config: bytes = b""
     mixed_precision: str = ""
     freeze: bool = False
+    op_libraries: tuple[str, ...] = ()
+    load_op_libraries: bool = False
 
 
 @runtime_checkable

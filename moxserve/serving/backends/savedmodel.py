@@ -22,6 +22,7 @@ from moxserve.errors import (
     InvalidArgument,
     MissingExtraError,
     NotFound,
+    ServingError,
     Unimplemented,
     UnknownError,
     first_line,
@@ -32,6 +33,7 @@ from moxserve.protocol.metadata import signatures_from_map
 from moxserve.serving.backends.base import LoadOptions
 from moxserve.serving.backends.calls import CallSignature, checked, find_call
 from moxserve.serving.backends.freeze import frozen_graph
+from moxserve.serving.backends.op_libraries import explained, load_op_libraries
 from moxserve.serving.backends.saved_signatures import no_such_tags
 from moxserve.serving.cpus import cpus, shared
 from moxserve.types import Signature, TensorSpec
@@ -87,12 +89,13 @@ class SavedModelBackend:
     def __init__(self, path: str, options: LoadOptions) -> None:
         tf = _import_tensorflow()
         _check_directory(path)
+        load_op_libraries(path, options)
         self._tf = tf
         self._graph = tf.Graph()
         config = _session_config(tf, options)
         self._session = tf.compat.v1.Session(graph=self._graph, config=config)
         try:
-            meta_graph = _load_meta_graph(tf, self._session, path, options.tags)
+            meta_graph = _load_allowed(tf, self._session, path, options)
             self.signature_defs = _signature_map(meta_graph)
             self._convolves = _convolves(meta_graph.graph_def)
             self._graph.finalize()
@@ -269,6 +272,13 @@ def _session_config(tf: Any, options: LoadOptions) -> Any:
 
         config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = RewriterConfig.ON
     return config
+
+
+def _load_allowed(tf: Any, session: Any, path: str, options: LoadOptions) -> Any:
+    try:
+        return _load_meta_graph(tf, session, path, options.tags)
+    except ServingError as error:
+        raise explained(error, path, options) from error
 
 
 def _load_meta_graph(tf: Any, session: Any, path: str, tags: Sequence[str]) -> Any:

@@ -43,6 +43,7 @@ def export_run(
     """
     from moxserve.export.exporter import export_version
     from moxserve.export.job import ExportJob
+    from moxserve.export.op_libraries import loaded_op_libraries
     from moxserve.export.targets import VariantOptions, targets_by_name
 
     if checkpoint is None:
@@ -56,5 +57,6 @@ def export_run(
         base_dir=str(settings.log_dir),
         samples=samples,
         variants=VariantOptions(targets=targets),
+        op_libraries=loaded_op_libraries(),
     )
     return export_version(job)
