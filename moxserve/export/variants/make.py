@@ -124,9 +124,13 @@ class _Making:
         made.rows = self._rows.evaluation.count
         if self._rows.note:
             made.notes.append(self._rows.note)
-        prepared = self._prepare()
         reports = [self._try_saved_model()]
+        if reports[0].reasons:
+            made.reports = tuple(reports)
+            made.failure = f"the SavedModel cannot be served: {reports[0].reasons[0]}"
+            return made
         entries = {SAVED_MODEL: Variant(name=SAVED_MODEL, format="saved_model", verification=self._model.verification)}
+        prepared = self._prepare()
         if isinstance(prepared, Failure):
             reports += [_failed(target, prepared) for target in self._options.targets]
         else:
@@ -328,8 +332,6 @@ def _dropped(report: VariantReport, why: str) -> VariantReport:
 def _failure(reports: Sequence[VariantReport], required: Sequence[RequirementResult], demanded: Sequence[str]) -> str:
     """Say why nothing must be published; empty when nothing speaks against it."""
     for report in reports:
-        if report.verdict == "source" and report.reasons:
-            return f"the SavedModel cannot be served: {report.reasons[0]}"
         if report.name in demanded and report.verdict in ("failed", "dropped"):
             return f"variant {report.name} is required, and {report.verdict}: {'; '.join(report.reasons)}"
     missed = [result for result in required if not result.passed]
