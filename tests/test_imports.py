@@ -52,6 +52,7 @@ if result.exit_code != 0:
         "import moxserve.file",
         "import moxserve.pipeline",
         "import moxserve.export.versions, moxserve.export.job, moxserve.export.manifest",
+        "import moxserve.probe, moxserve.export.report, moxserve.export.requirements, moxserve.export.figures",
         "import moxserve.protocol.rest, moxserve.protocol.tensors, moxserve.protocol.messages",
         "import moxserve_plugins",
     ],

@@ -7,10 +7,20 @@ written as JSON and held against a limit. No TensorFlow.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Figures", "Machine", "Measured", "OutputFigures", "Timing"]
+__all__ = [
+    "Figures",
+    "Machine",
+    "Measured",
+    "OutputCheck",
+    "OutputFigures",
+    "Timing",
+    "Tolerance",
+    "Verification",
+]
 
 
 class _Facts(BaseModel):
@@ -104,6 +114,54 @@ class Figures(_Facts):
     def sqnr_db(self) -> float:
         """Of the output that is furthest off."""
         return min((o.sqnr_db for o in self.compared), default=400.0)
+
+
+class OutputCheck(_Facts):
+    """How far one output of one signature was from the reference."""
+
+    signature: str
+    output: str
+    max_abs_error: float
+    max_rel_error: float
+
+
+class Verification(_Facts):
+    """What was compared before the version was published.
+
+    Attributes:
+        mode: `samples` for real rows; `zeros` when there were none and one row of zeros was run; `loaded` when the
+            model does not take zeros either and was only loaded.
+        rows: how many real rows were compared.
+        references: what the artifact was held against, such as `EXPORT graph` and `EVAL graph`.
+        atol: absolute tolerance.
+        rtol: relative tolerance.
+        max_abs_error: over all outputs.
+        outputs: per signature and output.
+    """
+
+    mode: Literal["samples", "zeros", "loaded"]
+    rows: int = 0
+    references: tuple[str, ...] = ()
+    atol: float
+    rtol: float
+    max_abs_error: float = 0.0
+    outputs: tuple[OutputCheck, ...] = ()
+
+
+class Tolerance(_Facts):
+    """How far the answers of a variant may be from those of the SavedModel; what is None is not asked.
+
+    Attributes:
+        atol: absolute, for each element; with `rtol`.
+        rtol: relative, for each element: `|got - expected| <= atol + rtol * |expected|`.
+        rel_l2: for each output, `||got - expected|| / ||expected||`.
+        agreement: share of rows of each output of rank 2 or more whose largest entry is at the same place, 0 to 1.
+    """
+
+    atol: float | None = Field(default=None, ge=0)
+    rtol: float | None = Field(default=None, ge=0)
+    rel_l2: float | None = Field(default=None, ge=0)
+    agreement: float | None = Field(default=None, ge=0, le=1)
 
 
 class Machine(_Facts):

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from moxserve.export.facts import Figures, OutputFigures
-from moxserve.export.manifest import Tolerance
+from moxserve.export.facts import Figures, OutputFigures, Tolerance
 from moxserve.export.tolerances import TOP1_LEAST, equal_share_for, lossy, most_lost_rows, tolerance_for
 from moxserve.types import dtype_of
 

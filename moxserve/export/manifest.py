@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from moxserve import file
 from moxserve.errors import DataError
-from moxserve.export.facts import Figures, Measured
+from moxserve.export.facts import Figures, Measured, OutputCheck, Tolerance, Verification
 from moxserve.types import Signature, TensorSpec, dtype_by_name
 
 __all__ = [
@@ -141,38 +141,6 @@ class FileEntry(_Entry):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class OutputCheck(_Entry):
-    """How far one output of one signature was from the reference."""
-
-    signature: str
-    output: str
-    max_abs_error: float
-    max_rel_error: float
-
-
-class Verification(_Entry):
-    """What was compared before the version was published.
-
-    Attributes:
-        mode: `samples` for real rows; `zeros` when there were none and one row of zeros was run; `loaded` when the
-            model does not take zeros either and was only loaded.
-        rows: how many real rows were compared.
-        references: what the artifact was held against, such as `EXPORT graph` and `EVAL graph`.
-        atol: absolute tolerance.
-        rtol: relative tolerance.
-        max_abs_error: over all outputs.
-        outputs: per signature and output.
-    """
-
-    mode: Literal["samples", "zeros", "loaded"]
-    rows: int = 0
-    references: tuple[str, ...] = ()
-    atol: float
-    rtol: float
-    max_abs_error: float = 0.0
-    outputs: tuple[OutputCheck, ...] = ()
-
-
 class Warmup(_Entry):
     """The warmup records.
 
@@ -187,22 +155,6 @@ class Warmup(_Entry):
     batch_sizes: tuple[int, ...] = ()
     signatures: tuple[str, ...] = ()
     logged: int = 0
-
-
-class Tolerance(_Entry):
-    """How far the answers of a variant may be from those of the SavedModel; what is None is not asked.
-
-    Attributes:
-        atol: absolute, for each element; with `rtol`.
-        rtol: relative, for each element: `|got - expected| <= atol + rtol * |expected|`.
-        rel_l2: for each output, `||got - expected|| / ||expected||`.
-        agreement: share of rows of each output of rank 2 or more whose largest entry is at the same place, 0 to 1.
-    """
-
-    atol: float | None = Field(default=None, ge=0)
-    rtol: float | None = Field(default=None, ge=0)
-    rel_l2: float | None = Field(default=None, ge=0)
-    agreement: float | None = Field(default=None, ge=0, le=1)
 
 
 class TensorNames(_Entry):

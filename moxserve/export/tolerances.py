@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from moxserve.export.manifest import Tolerance
+from moxserve.export.facts import Tolerance
 
 __all__ = ["EQUAL_SHARES", "TOLERANCES", "TOP1_LEAST", "equal_share_for", "lossy", "most_lost_rows", "tolerance_for"]
 
