@@ -162,7 +162,7 @@ def test_the_page_says_everything(report: Report) -> None:
         "98.44 %", "93.75 %", "17.2", "serving_default(x) -> (y) converted",
         "fold_batch_norms(ignore_errors=True)", "90 → 60", "2.0e-07", "rolled back", "it changes answers by 0.1",
         "entropy", "*/logits*", "conv/weights", "80.00 %", "rel_l2 is 0.5, required is <= 0.2", "does not hold",
-        "Some CPU @ 3 GHz", "1.31.1", "global step 300", "Op18 18, Op19 19", "conv1", "ab" * 32,
+        "Some CPU @ 3 GHz", "1.31.1", "global step 300", "Op18 18, Op19 19", "operation cost conv1 0.02", "ab" * 32,
     ):  # fmt: skip
         assert said in text, said
 

@@ -44,9 +44,15 @@ def render_page(report: Report) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        share=share, scientific=scientific, significant=significant, megabytes=megabytes, facts=_facts, heading=_heading
+        share=share,
+        scientific=scientific,
+        significant=significant,
+        megabytes=megabytes,
+        facts=_facts,
+        heading=_heading,
+        keys=_keys,
     )
-    environment.tests.update(simple=_simple, plain=_plain, counts=_counts)
+    environment.tests.update(simple=_simple, plain=_plain, counts=_counts, records=_records)
     with open(os.path.join(here, _STYLE), encoding="utf-8") as f:
         style = f.read()
     columns, rows = cells(report)
@@ -181,6 +187,16 @@ def _simple(value: object) -> bool:
 def _plain(values: object) -> bool:
     """Tell whether a list has only values that fit into a line."""
     return isinstance(values, Sequence) and all(_simple(v) for v in values)
+
+
+def _records(values: object) -> bool:
+    """Tell whether a list has mappings only, so that it makes a table."""
+    return isinstance(values, Sequence) and bool(values) and all(isinstance(v, Mapping) and v for v in values)
+
+
+def _keys(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of all mappings of a list, in the order in which they come up."""
+    return list(dict.fromkeys(key for record in records for key in record))
 
 
 def _counts(value: object) -> bool:
