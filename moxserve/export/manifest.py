@@ -25,6 +25,7 @@ from moxserve.types import Signature, TensorSpec, dtype_by_name
 
 __all__ = [
     "MANIFEST_PATH",
+    "MAX_WARMUP_RECORDS",
     "SCHEMA_VERSION",
     "WARMUP_PATH",
     "FileEntry",
@@ -49,6 +50,8 @@ __all__ = [
 
 MANIFEST_PATH = os.path.join("assets.extra", "moxserve.json")
 WARMUP_PATH = os.path.join("assets.extra", "tf_serving_warmup_requests")
+# A server refuses a warmup file with more.
+MAX_WARMUP_RECORDS = 1000
 SCHEMA_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 _SAVED_MODEL_PARTS = ("saved_model.pb", "saved_model.pbtxt", "variables", "assets")

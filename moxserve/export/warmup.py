@@ -17,7 +17,7 @@ import numpy as np
 from moxserve import file
 from moxserve.errors import DataError, MoxserveError, UsageError, first_line
 from moxserve.export.job import JobOptions
-from moxserve.export.manifest import WARMUP_PATH, Warmup
+from moxserve.export.manifest import MAX_WARMUP_RECORDS, WARMUP_PATH, Warmup
 from moxserve.export.request_logs import LogSelection, select_requests
 from moxserve.export.sources.base import StagedModel
 from moxserve.export.verify import Artifact, fixed_batches, open_artifact, serialize_examples
@@ -36,7 +36,7 @@ from moxserve.types import Signature, TensorSpec, dtype_of
 
 __all__ = ["MAX_FILE_BYTES", "MAX_RECORDS", "MAX_RECORD_BYTES", "WARMUP_PATH", "WrittenWarmup", "write_warmup"]
 
-MAX_RECORDS = 1000
+MAX_RECORDS = MAX_WARMUP_RECORDS
 # Servers take messages of up to 2 GiB, and read the whole file before they serve: this is where it stops to be useful.
 MAX_RECORD_BYTES = 256 << 20
 MAX_FILE_BYTES = 512 << 20

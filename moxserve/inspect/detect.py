@@ -24,7 +24,7 @@ from moxserve import file
 from moxserve.errors import DataError, UsageError
 from moxserve.export.manifest import MANIFEST_PATH, WARMUP_PATH
 from moxserve.export.publish import list_versions
-from moxserve.inspect.protos import parse_graph
+from moxserve.inspect.protos import form_of
 from moxserve.serving.backends.contents import GRAPH_FILES, holds_model
 
 __all__ = ["MODELS", "Kind", "Subject", "detect", "need"]
@@ -174,7 +174,7 @@ def _file(path: str) -> Subject:
 def _graph_file(path: str) -> Subject:
     """Tell a GraphDef from a MetaGraphDef, which takes all of it."""
     try:
-        form = parse_graph(file.read(path, binary=True), path).form
+        form = form_of(file.read(path, binary=True), path)
     except DataError:
         if path.endswith((".pb", ".pbtxt", ".meta")):
             raise

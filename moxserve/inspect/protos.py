@@ -19,7 +19,7 @@ from moxserve import file
 from moxserve.errors import DataError, UsageError
 from moxserve.protocol import messages
 
-__all__ = ["Form", "GraphFile", "parse_graph", "read_graph_file", "tensors_in", "to_text"]
+__all__ = ["Form", "GraphFile", "form_of", "parse_graph", "read_graph_file", "tensors_in", "to_text"]
 
 Form = Literal["SavedModel", "MetaGraphDef", "GraphDef"]
 
@@ -95,16 +95,31 @@ def read_graph_file(path: str) -> GraphFile:
 def parse_graph(data: bytes, path: str) -> GraphFile:
     """Read the bytes of a file; see `read_graph_file`."""
     text = _as_text(data)
-    if text is not None:
-        match = _FIRST_FIELD.match(text)
-        form = _FIELDS.get(match.group(1)) if match else None
-        if form is not None:
-            return GraphFile(path, form, _parse_text(text, form, path), text=True)
-        if path.endswith((".pbtxt", ".txt")):
-            first = f"it begins with {text.strip()[:40]!r}"
-            raise DataError(f"{path} is not the protobuf text of a graph: {first}; {_EXPECTED}")
+    form = _form_of_text(text, path) if text is not None else None
+    if text is not None and form is not None:
+        return GraphFile(path, form, _parse_text(text, form, path), text=True)
     form, message = _parse_binary(data, path)
     return GraphFile(path, form, message, text=False)
+
+
+def form_of(data: bytes, path: str) -> Form:
+    """Tell which message a file begins as, reading no more of it than that takes.
+
+    Raises:
+        DataError: it begins as none.
+    """
+    text = _as_text(data)
+    form = _form_of_text(text, path) if text is not None else None
+    return form or _parse_binary(data, path)[0]
+
+
+def _form_of_text(text: str, path: str) -> Form | None:
+    match = _FIRST_FIELD.match(text)
+    form = _FIELDS.get(match.group(1)) if match else None
+    if form is None and path.endswith((".pbtxt", ".txt")):
+        first = f"it begins with {text.strip()[:40]!r}"
+        raise DataError(f"{path} is not the protobuf text of a graph: {first}; {_EXPECTED}")
+    return form
 
 
 def _as_text(data: bytes) -> str | None:

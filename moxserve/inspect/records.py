@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from moxserve import file
 from moxserve.errors import DataError, InvalidArgument, UsageError
-from moxserve.export.manifest import WARMUP_PATH
+from moxserve.export.manifest import MAX_WARMUP_RECORDS, WARMUP_PATH
 from moxserve.inspect.detect import Subject, need
 from moxserve.inspect.graphs import dtype_name, shape_of, signature_rows
 from moxserve.inspect.protos import read_graph_file
@@ -24,9 +24,8 @@ from moxserve.protocol import messages
 from moxserve.protocol.tensors import from_proto
 from moxserve.protocol.tfrecord import read_records
 
-__all__ = ["MAX_RECORDS", "RecordRow", "read_rows", "records_path"]
+__all__ = ["RecordRow", "read_rows", "records_path"]
 
-MAX_RECORDS = 1000
 _DEFAULT = "serving_default"
 
 
@@ -86,8 +85,8 @@ def read_rows(subject: Subject) -> tuple[list[RecordRow], list[str]]:
             rows.append(_row(len(rows), payload, aliases))
     except DataError as error:
         problems.append(error.message)
-    if len(rows) > MAX_RECORDS:
-        problems.append(f"{len(rows)} records; servers refuse a warmup file with more than {MAX_RECORDS}")
+    if len(rows) > MAX_WARMUP_RECORDS:
+        problems.append(f"{len(rows)} records; servers refuse a warmup file with more than {MAX_WARMUP_RECORDS}")
     broken = sum(bool(row.problem) for row in rows)
     if broken:
         problems.append(f"{broken} of {len(rows)} records cannot be replayed")

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from moxserve import file
 from moxserve.errors import DataError, DataLoss, InvalidArgument, Unimplemented
+from moxserve.export.manifest import MAX_WARMUP_RECORDS
 from moxserve.export.manifest import WARMUP_PATH as WARMUP_FILE
 from moxserve.protocol import messages
 from moxserve.protocol.examples import serialized_examples
@@ -32,7 +33,7 @@ __all__ = ["MAX_RECORDS", "WARMUP_FILE", "replay"]
 
 logger = logging.getLogger(__name__)
 
-MAX_RECORDS = 1000
+MAX_RECORDS = MAX_WARMUP_RECORDS
 
 Run = Callable[[], Coroutine[Any, Any, object]]
 
