@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from moxserve.errors import ExportError, MoxserveError, VerificationError, first_line
 from moxserve.export.transforms.catalogue import By
-from moxserve.export.transforms.graph import problem_of, sorted_nodes
+from moxserve.export.transforms.graph import problem_of, sorted_nodes, with_nodes
 
 __all__ = ["Check", "Outcome", "Rewrite", "Step", "Stepper", "TransformResult"]
 
@@ -135,6 +135,12 @@ class Stepper:
     steps: list[Step] = field(default_factory=list)
     # What quantizing steps, which are wanted, have made wrong: later ones are judged by what they add.
     _accepted: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Write the graph as every step does, so that only real changes count as such."""
+        if any(text.endswith(":0") for node in self.graph_def.node for text in node.input):
+            self.graph_def = with_nodes(self.graph_def, self.graph_def.node)
+            _tidy(self.graph_def)
 
     def result(self) -> TransformResult:
         """Return the graph as it is now."""
