@@ -191,7 +191,16 @@ def test_samples_that_do_not_fit_are_refused(exported: str, stage: Any) -> None:
 
 def test_models_of_tensorflow_serving(shared_dir: Path, stage: Any, load_model: Any) -> None:
     base = shared_dir / "testdata" / "tfserving"
-    model, directory = stage(SavedModelJob, base / "saved_model_half_plus_two_2_versions" / "00000123")
+    rows = np.float32([[1], [2]])
+    model, directory = stage(
+        SavedModelJob, base / "saved_model_half_plus_two_2_versions" / "00000123", samples={"x": rows}
+    )
+    # What a signature parses out of tf.Examples is read from its graph, and filled from the rows.
+    assert {c.signature for c in model.verification.outputs} >= {"regress_x_to_y", "classify_x_to_y", "serving_default"}
+    loaded = load_model(directory)
+    answer = loaded("regress_x_to_y", **model.requests["regress_x_to_y"])["outputs"]
+    np.testing.assert_array_equal(answer, rows / 2 + 2)
+    assert model.notes == ()
     assert len(model.signatures) == 6
     assert model.main == "serving_default"
     assert load_model(directory)("serving_default", x=[[4.0]])["y"].tolist() == [[4.0]]

@@ -2,7 +2,8 @@
 
     base        what a source gives; choosing the main signature
     checkpoint  model_fn and a checkpoint
-    saved_model any SavedModel; protos reads and cleans them, samples finds real rows, answers compares
+    saved_model any SavedModel; protos reads and cleans them, samples finds real rows, parsing makes
+                tf.Examples of them, answers compares
     graph       a frozen GraphDef
     keras       a Keras file; keras_worker converts it in a process of its own
     model_fn    what a command line says about a model_fn

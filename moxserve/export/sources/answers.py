@@ -6,7 +6,7 @@ The source is run first and closed, so that only one of the two models is in mem
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -26,6 +26,7 @@ from moxserve.types import Signature
 __all__ = ["Answers", "Case", "Origin", "Runnable", "collect", "compare", "stage_answers"]
 
 _CHUNK_ROWS = 64
+Others = Mapping[str, Iterable[tuple[Mapping[str, np.ndarray], bool]]]
 Mode = Literal["samples", "zeros", "loaded"]
 
 
@@ -110,7 +111,7 @@ def collect(
     signatures: Mapping[str, Signature],
     main: str,
     samples: Samples,
-    others: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    others: Others | None = None,
 ) -> Answers:
     """Run the source on real rows, or made-up ones where there are none.
 
@@ -119,7 +120,7 @@ def collect(
         signatures: those to run, by key.
         main: key of the signature that the samples are for.
         samples: rows of it; may be empty.
-        others: one request for each further signature that somebody recorded.
+        others: key -> requests of a further signature to try in order, and whether they are of real rows.
 
     Raises:
         DataError: the source refuses the samples.
@@ -129,7 +130,7 @@ def collect(
         _run_main(model, signatures[main], samples, answers)
         for key, signature in signatures.items():
             if key != main:
-                _run_other(model, signature, samples, (others or {}).get(key), answers)
+                _run_other(model, signature, samples, (others or {}).get(key, ()), answers)
         _find_restless(model, answers)
     if answers.gathered.note:
         answers.notes.append(answers.gathered.note)
@@ -179,13 +180,14 @@ def _run_other(
     model: Runnable,
     signature: Signature,
     samples: Samples,
-    recorded: Mapping[str, np.ndarray] | None,
+    others: Iterable[tuple[Mapping[str, np.ndarray], bool]],
     answers: Answers,
 ) -> None:
-    """Run a further signature on a recorded request, on the samples if it takes the same inputs, else on zeros."""
-    for inputs in (recorded, _same_inputs(signature, samples)):
-        if inputs is not None and _try(model, signature.name, inputs, answers):
-            answers.real.add(signature.name)
+    """Run a further signature on the samples if it takes the same inputs, on other requests, else on zeros."""
+    same = _same_inputs(signature, samples)
+    for inputs, real in (*([(same, True)] if same is not None else []), *others):
+        if _try(model, signature.name, inputs, answers):
+            answers.real |= {signature.name} if real else set()
             return
     if not _run_zeros(model, signature, answers):
         answers.notes.append(f"signature {signature.name!r} takes no made-up values: it was loaded, not compared")

@@ -22,9 +22,10 @@ from moxserve.export.manifest import MANIFEST_PATH, WARMUP_PATH, Manifest, Sourc
 from moxserve.export.place import place
 from moxserve.export.savedmodel import channels_first_notes
 from moxserve.export.sources import protos
-from moxserve.export.sources.answers import Answers, Origin, collect, stage_answers
+from moxserve.export.sources.answers import Answers, Origin, Others, collect, stage_answers
 from moxserve.export.sources.base import StagedModel, main_signature
-from moxserve.export.sources.samples import given_samples, read_requests, recorded_samples
+from moxserve.export.sources.parsing import example_requests
+from moxserve.export.sources.samples import Samples, given_samples, read_requests, recorded_samples
 from moxserve.export.verify import INIT_SIGNATURES, open_artifact
 from moxserve.protocol.metadata import signature_from_def
 from moxserve.types import Signature
@@ -95,7 +96,18 @@ class SavedModelSource:
             if not samples:
                 samples = recorded_samples(self.job.path, wanted[key])
             with place("running the source"):
-                return collect(original, wanted, key, samples, _one_request_each(self.job.path))
+                return collect(original, wanted, key, samples, self._others(wanted, samples))
+
+    def _others(self, signatures: Mapping[str, Signature], samples: Samples) -> Others:
+        """Return requests to try with each signature: recorded ones, and tf.Examples of what its graph parses."""
+        recorded = _one_request_each(self.job.path)
+        return {
+            key: [
+                *([(recorded[key], True)] if key in recorded else []),
+                *example_requests(self.meta.graph_def, signature, samples),
+            ]
+            for key, signature in signatures.items()
+        }
 
     def _origin(self) -> Source:
         before = None if self.manifest is None else self.manifest.source
