@@ -31,6 +31,7 @@ def export(source: str, base_dir: str | None, as_json: bool, dry_run: bool, **op
     """
     from moxserve.cli.export_show import print_json, print_result, show_plan
     from moxserve.cli.export_source import open_job
+    from moxserve.cli.signals import told_when_interrupted
 
     with open_job(source, base_dir, options) as job:
         if dry_run:
@@ -38,7 +39,8 @@ def export(source: str, base_dir: str | None, as_json: bool, dry_run: bool, **op
             return
         from moxserve.export.exporter import export_version
 
-        result = export_version(job, lambda message: click.echo(f"export: {message}", err=True))
+        with told_when_interrupted(lambda: "interrupted before a version was published"):
+            result = export_version(job, lambda message: click.echo(f"export: {message}", err=True))
     if as_json:
         print_json(job, result)
     else:

@@ -8,6 +8,7 @@ Threads inside a run never spin while they wait. Strings of ONNX are text: bytes
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -121,6 +122,8 @@ def _as_numpy(value: Any) -> np.ndarray:
 
 
 def _import_onnxruntime() -> Any:
+    # Unless the user wants it, what is served here is nobody else's business. It is read when the library is loaded.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime as ort
     except ImportError as error:
