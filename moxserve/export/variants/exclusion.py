@@ -85,7 +85,8 @@ def choose(
         return sorted(costs, key=lambda name: -costs[name])
 
     search = keep_in_float(ranking, loss_with, allowed_loss(limit, rows))
-    details = {"criterion": criterion_of(rows), **search.as_json(costs or None)}
+    facts = {"criterion": criterion_of(rows), "rows": rows.count, "max_drop": limit}
+    details = {**facts, **search.as_json(costs or None)}
     return Chosen(make_again(search.kept), search.kept, details, _notes(search))
 
 

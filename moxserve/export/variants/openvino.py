@@ -146,35 +146,43 @@ def _quantized(work: Work, doubtful: Doubtful) -> _Made:
     # One row tells as well as many which operations are quantized at all.
     operations = quantized_operations(quantizer.run([], rows=1))
     names = known_names(quantizer.model)
+    labels = _labels(names)
     excluded = matching(work.settings.exclude, {name: names[name] for name in operations})
     always = [*small, *excluded]
-    left = [name for name in operations if name not in set(always)]
+    left = {labels[name]: name for name in operations if name not in set(always)}
 
     def make(kept: Collection[str]) -> Any:
-        return quantizer.run([*always, *kept])
+        return quantizer.run([*always, *(left[label] for label in kept)])
 
     def make_roughly(kept: Collection[str]) -> Any:
-        return quantizer.run([*always, *kept], rows=_RANKING_ROWS)
+        return quantizer.run([*always, *(left[label] for label in kept)], rows=_RANKING_ROWS)
 
-    chosen = choose(work, left, make, _opened, make_roughly)
+    chosen = choose(work, list(left), make, _opened, make_roughly)
     reasons = {
-        **dict.fromkeys(small, _FEW_PIXELS),
-        **{name: f"excluded by {pattern!r}" for name, pattern in excluded.items()},
+        **{labels[name]: _FEW_PIXELS for name in small},
+        **{labels[name]: f"excluded by {pattern!r}" for name, pattern in excluded.items()},
         **dict.fromkeys(chosen.kept, "costs accuracy"),
     }
-    details: dict[str, Any] = {
-        "calibration": {
-            "method": work.settings.method, "rows": work.calibration.count, "per_channel": work.settings.per_channel,
-        },
-        "float": [{"operation": _shown(name, names), "reason": reason} for name, reason in reasons.items()],
+    facts: dict[str, Any] = {
+        "method": work.settings.method, "rows": work.calibration.count, "per_channel": work.settings.per_channel
     }  # fmt: skip
+    if work.settings.method == "percentile":
+        facts["percentile"] = work.settings.percentile
+    details: dict[str, Any] = {
+        "calibration": facts,
+        "quantized": [label for label, name in left.items() if names[name] and label not in chosen.kept],
+        "float": [{"operation": label, "reason": reason} for label, reason in reasons.items()],
+    }
     if chosen.details:
         details["search"] = chosen.details
     return _Made(chosen.model, details, [*chosen.notes, *_remarks(work, small)])
 
 
-def _shown(name: str, names: Mapping[str, Collection[str]]) -> str:
-    return min(names.get(name, ()), default=name)
+def _labels(names: Mapping[str, Collection[str]]) -> dict[str, str]:
+    """Return what the user knows each operation by: its name in TensorFlow's graph, where only one can be meant."""
+    wanted = {own: min(known, default=own) for own, known in names.items()}
+    taken = Counter(wanted.values())
+    return {own: label if taken[label] == 1 else own for own, label in wanted.items()}
 
 
 def _remarks(work: Work, small: Collection[str]) -> list[str]:

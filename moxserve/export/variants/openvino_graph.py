@@ -202,7 +202,9 @@ def known_names(model: Any) -> dict[str, set[str]]:
     found = {}
     for node in model.get_ordered_ops():
         info = node.get_rt_info()
-        names = info[_NAME].astype(str).split("\n") if _NAME in info else ()
+        # OpenVINO copies such notes to what it makes of an operation, such as the sum of a folded batch norm.
+        weighted = node.get_type_name() in _WEIGHTED and _NAME in info
+        names = info[_NAME].astype(str).split("\n") if weighted else ()
         found[node.get_friendly_name()] = set(names)
     return found
 

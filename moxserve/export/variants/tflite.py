@@ -24,7 +24,7 @@ from moxserve.export.variants.exclusion import choose
 from moxserve.export.variants.feeds import Call, batch_size, batches
 from moxserve.export.variants.learned import read_frozen, refuse_floating, with_ranges
 from moxserve.export.variants.quality import matching
-from moxserve.export.variants.tflite_model import final_operations, read_operations, with_signature
+from moxserve.export.variants.tflite_model import Operation, final_operations, read_operations, with_signature
 from moxserve.export.variants.trial import try_out
 from moxserve.export.variants.work import Built, Work
 
@@ -35,6 +35,8 @@ _FILE = "model.tflite"
 _PARSERS = frozenset(("ParseExample", "ParseExampleV2"))
 # Their int8 forms have 256 steps between 0 and 1: no small probability survives that.
 _LAST_IN_FLOAT = frozenset(("SOFTMAX", "LOGISTIC"))
+_WEIGHTED = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "FULLY_CONNECTED", "BATCH_MATMUL"))
+_PRODUCTS = ("Conv", "DepthwiseConv", "MatMul", "BatchMatMul", "Einsum")
 _CASTS = frozenset(("QUANTIZE", "DEQUANTIZE"))
 _UNSUPPORTED = re.compile(r"'tf\.(\w+)' op is neither a custom op nor a flex op")
 
@@ -127,22 +129,24 @@ def _int8(work: Work) -> _Made:
         )
     calibrated = _calibrated(work)
     operations = [operation for operation in read_operations(calibrated) if operation.kind not in _CASTS]
-    last = final_operations(calibrated, _LAST_IN_FLOAT)
+    last = set(final_operations(calibrated, _LAST_IN_FLOAT))
     excluded = matching(work.settings.exclude, {o.name: o.parts for o in operations if o.name not in last})
-    left = [o.name for o in operations if o.name not in excluded and o.name not in last]
+    labels = _labels(operations, {node.name for node in read_frozen(work).node if node.op.startswith(_PRODUCTS)})
+    left = {labels[o.name]: o for o in operations if o.name not in excluded and o.name not in last}
 
     def make(kept: Collection[str]) -> bytes:
-        return _quantized(calibrated, work, [*last, *excluded, *kept])
+        return _quantized(calibrated, work, [*last, *excluded, *(left[label].name for label in kept)])
 
-    chosen = choose(work, left, make, lambda model: _opened(model, work))
+    chosen = choose(work, list(left), make, lambda model: _opened(model, work))
     reasons = {
-        **{name: "an output of probabilities" for name in last},
-        **{name: f"excluded by {pattern!r}" for name, pattern in excluded.items()},
-        **{name: "costs accuracy" for name in chosen.kept},
+        **{labels[name]: "an output of probabilities" for name in last},
+        **{labels[name]: f"excluded by {pattern!r}" for name, pattern in excluded.items()},
+        **dict.fromkeys(chosen.kept, "costs accuracy"),
     }
     details: dict[str, Any] = {
         "calibration": {"method": "minmax", "rows": work.calibration.count, "per_channel": work.settings.per_channel},
-        "float": [{"operation": name, "reason": reason} for name, reason in reasons.items()],
+        "quantized": [label for label, o in left.items() if o.kind in _WEIGHTED and label not in chosen.kept],
+        "float": [{"operation": label, "reason": reason} for label, reason in reasons.items()],
     }
     if chosen.details:
         details["search"] = chosen.details
@@ -150,6 +154,13 @@ def _int8(work: Work) -> _Made:
     if work.settings.method != "minmax":
         notes.append(f"TFLite's ranges are the extremes: it has no calibration by {work.settings.method}")
     return _Made(chosen.model, details, notes)
+
+
+def _labels(operations: Sequence[Operation], heavy: Collection[str]) -> dict[str, str]:
+    """Return what the user knows each operation by: of what was fused into it, the one with the weights."""
+    wanted = {o.name: next((part for part in o.parts if part in heavy), o.parts[0]) for o in operations}
+    taken = Counter(wanted.values())
+    return {name: label if taken[label] == 1 else name for name, label in wanted.items()}
 
 
 def _calibrated(work: Work) -> bytes:
