@@ -82,11 +82,9 @@ class TransformResult:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know: a sentence for each step that was undone or failed."""
-        return tuple(
-            f"transform {step.name} was {step.outcome}: {step.reason}"
-            for step in self.steps
-            if step.outcome in ("rolled back", "failed, ignored")
-        )
+        how = {"rolled back": "was undone", "failed, ignored": "failed and was left out"}
+        told = (step for step in self.steps if step.outcome in how)
+        return tuple(f"transform {step.name} {how[step.outcome]}: {step.reason}" for step in told)
 
 
 @dataclass(frozen=True)

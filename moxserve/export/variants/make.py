@@ -170,8 +170,7 @@ class _Making:
             return Failure(error.message, error.hint or "")
         self._made.nodes = prepared.nodes
         self._made.steps = prepared.steps
-        undone = (step for step in prepared.steps if step.outcome in ("rolled back", "failed, ignored"))
-        self._made.notes.extend(f"transform {step.name} was {step.outcome}: {step.why}" for step in undone)
+        self._made.notes.extend(prepared.notes)
         self._made.sparsity = prepared.sparsity
         self._learned = prepared.graph.learned
         return prepared

@@ -34,6 +34,7 @@ class Prepared:
         nodes: in the frozen graph, before the steps.
         quantized: a step made weights or activations less precise than float32, as it was told.
         sparsity: of the weights, when enough of them are zero that somebody has pruned them.
+        notes: which steps were undone, and why.
     """
 
     graph: FrozenGraph
@@ -42,6 +43,7 @@ class Prepared:
     nodes: int
     quantized: bool
     sparsity: tuple[Sparsity, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -68,15 +70,17 @@ def prepare(
     check = _check(frozen, rows)
     inputs, outputs = frozen.input_nodes, frozen.output_nodes
     result = transforms.apply_transforms(frozen.graph_def, inputs, outputs, parsed, check, libraries=libraries)
-    graph_def, steps = result.graph_def, list(result.steps)
+    graph_def, steps, notes = result.graph_def, list(result.steps), list(result.notes)
     if options.grappler:
         passes = options.grappler
         result = transforms.run_grappler(graph_def, inputs, outputs, passes, check, libraries=libraries)
         graph_def, steps = result.graph_def, [*steps, *result.steps]
+        notes.extend(result.notes)
     compiled = None
     if options.xla:
         result = transforms.compile_with_xla(graph_def, inputs, outputs, check)
         compiled, steps = replace(frozen, graph_def=result.graph_def), [*steps, *result.steps]
+        notes.extend(result.notes)
     loose = {name for name, info in transforms.TRANSFORMS.items() if info.limit}
     return Prepared(
         graph=replace(frozen, graph_def=graph_def),
@@ -85,6 +89,7 @@ def prepare(
         nodes=len(frozen.graph_def.node),
         quantized=any(step.name in loose and step.outcome == "applied" for step in steps),
         sparsity=_sparsity(graph_def),
+        notes=tuple(notes),
     )
 
 

@@ -67,7 +67,7 @@ def test_wrong_results_are_undone(layer: Any) -> None:
     assert "Elu" not in {node.op for node in result.graph_def.node}
     assert layer.error(result.graph_def) == 0
     (note,) = result.notes
-    assert note.startswith("transform rename_op was rolled back: the result is wrong: relative L2 error 0.")
+    assert note.startswith("transform rename_op was undone: the result is wrong: relative L2 error 0.")
 
 
 def test_results_that_do_not_run_are_undone(layer: Any) -> None:
@@ -127,7 +127,7 @@ def test_failures_that_are_ignored(layer: Any) -> None:
     ignored, removed = result.steps
     assert [ignored.outcome, removed.outcome] == ["failed, ignored", "applied"]
     assert "does not know" in ignored.reason
-    assert result.notes == (f"transform rename_op was failed, ignored: {ignored.reason}",)
+    assert result.notes == (f"transform rename_op failed and was left out: {ignored.reason}",)
 
 
 def test_unknown_transforms_and_names(layer: Any) -> None:
