@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moxserve.export.targets import Calibration, Target
+from moxserve.export.targets import Target
 from moxserve.export.variants.work import Rows, Work
 from moxserve.types import Signature, TensorSpec, dtype_by_enum
 
@@ -55,8 +55,8 @@ class Frozen:
         """A variant to make in a folder that is not there yet."""
         directory.mkdir(parents=True)
         none = Rows(self.folder)
-        fields = {"calibration": calibration or none, "evaluation": none, "settings": Calibration(), **changes}
-        return Work(target, self.folder, self.signature, str(directory), **fields)
+        fields = {"signature": self.signature, "calibration": calibration or none, "evaluation": none, **changes}
+        return Work(target, self.folder, directory=str(directory), **fields)
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +75,9 @@ def freeze_net() -> Callable[..., Frozen]:
                 train(session, inputs, outputs)
             ends = [tensor.op.name for tensor in (*inputs.values(), *outputs.values())]
             graph_def = tf1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), ends)
+            library = graph_def.library
             graph_def = tf1.graph_util.remove_training_nodes(graph_def, ends)
+            graph_def.library.CopyFrom(library)  # the bodies of loops and branches
         sides = [{alias: _spec(alias, tensor) for alias, tensor in side.items()} for side in (inputs, outputs)]
         signature = Signature("serving_default", "tensorflow/serving/predict", *sides)
         FrozenGraph(graph_def, signature).write(str(folder))

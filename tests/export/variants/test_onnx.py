@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from moxserve.errors import ExportError, UsageError
+from moxserve.errors import ExportError, MissingExtraError, UsageError
 from moxserve.export.targets import Calibration, Target
 from moxserve.export.variants.onnx import convert
 from moxserve.export.variants.onnx.model import save
@@ -301,3 +304,83 @@ def test_a_huge_model_has_its_weights_beside_it(net: Net, tmp_path: Path) -> Non
     inputs = _sample(frozen, 2)
     got = _answers(str(tmp_path / "two"), names, inputs)["logits"]
     np.testing.assert_allclose(got, frozen.run(inputs)["logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "tf2onnx"])
+def test_a_package_that_is_not_installed_is_named(
+    net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=f"an ONNX variant needs {package}") as caught:
+        convert(net(lenet).work(tmp_path / "1", FLOAT))
+    assert "moxserve[onnx]" in str(caught.value.hint)
+
+
+def test_importing_the_converter_loads_no_framework() -> None:
+    code = (
+        "import sys, moxserve.export.variants.onnx\n"
+        "print([n for n in ('tensorflow', 'onnx', 'onnxruntime', 'tf2onnx') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_graph_that_the_signature_does_not_fit_is_refused(net: Net, tmp_path: Path) -> None:
+    frozen = net(lenet)
+    outputs = {"other": dataclasses.replace(frozen.signature.outputs["classes"], name="other", tensor="gone:0")}
+    signature = dataclasses.replace(frozen.signature, outputs=outputs)
+    with pytest.raises(ExportError, match="the graph has no 'gone', which signature 'serving_default' names"):
+        convert(frozen.work(tmp_path / "1", FLOAT, signature=signature))
+
+
+def test_gelu_and_attention(freeze_net: Any, tmp_path: Path) -> None:
+    def build() -> Any:
+        tf, tf1 = _tf()
+        x = tf1.placeholder(tf.float32, [None, 6, 16], "x")
+        q, k, v = (tf.tensordot(x, _variable(name, 16, 16), 1) for name in "qkv")
+        y = tf.matmul(tf.nn.softmax(tf.matmul(q, k, transpose_b=True) / 4.0), v) + x
+        mean, variance = tf.nn.moments(y, [-1], keepdims=True)
+        y = tf.nn.gelu(tf.tensordot((y - mean) * tf.math.rsqrt(variance + 1e-5), _variable("f", 16, 8), 1))
+        return {"x": x}, {"y": y}
+
+    frozen = freeze_net(tmp_path / "model", build)
+    inputs = _sample(frozen, 20)
+    want = frozen.run(inputs)["y"]
+    rows = frozen.rows(tmp_path / "rows", inputs)
+    for precision, limit in (("float32", 1e-5), ("float16", 5e-3), ("dynamic", 0.1), ("int8", 0.1)):
+        built = convert(
+            frozen.work(tmp_path / precision, Target("onnx", precision), rows, settings=Calibration(max_drop=1.0))
+        )
+        got = _answers(str(tmp_path / precision), built.names, inputs)["y"]
+        assert np.linalg.norm(got - want) / np.linalg.norm(want) < limit
+
+
+def test_loops_and_branches(freeze_net: Any, tmp_path: Path) -> None:
+    def build() -> Any:
+        tf, tf1 = _tf()
+        x = tf1.placeholder(tf.float32, [None, 4], "x")
+        w = _variable("w", 4, 4)
+        y = tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, tf.tanh(tf.matmul(y, w))), [0, x])[1]
+        return {"x": x}, {"y": y, "z": tf.cond(tf.reduce_sum(x) > 0, lambda: x * 2.0, lambda: x - 1.0)}
+
+    frozen = freeze_net(tmp_path / "model", build)
+    built = convert(frozen.work(tmp_path / "1", FLOAT))
+    for rows in (1, 7):
+        inputs = _sample(frozen, rows)
+        got = _answers(str(tmp_path / "1"), built.names, inputs)
+        for alias, want in frozen.run(inputs).items():
+            np.testing.assert_allclose(got[alias], want, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_of_inputs_need_not_be_as_many_where_tensorflow_does_not_mind(freeze_net: Any, tmp_path: Path) -> None:
+    def build() -> Any:
+        tf, tf1 = _tf()
+        a, b = tf1.placeholder(tf.float32, [None, 3], "a"), tf1.placeholder(tf.float32, [None], "b")
+        return {"a": a, "b": b}, {"twice": a * 2.0, "more": b + 1.0}
+
+    frozen = freeze_net(tmp_path / "model", build)
+    built = convert(frozen.work(tmp_path / "1", FLOAT))
+    inputs = {"a": np.ones((5, 3), np.float32), "b": np.ones(2, np.float32)}
+    got = _answers(str(tmp_path / "1"), built.names, inputs)
+    assert got["twice"].shape == (5, 3)
+    assert got["more"].tolist() == [2.0, 2.0]

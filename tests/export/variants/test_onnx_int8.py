@@ -303,3 +303,13 @@ def test_calibration_holds_one_batch_at_a_time(digits: Any, monkeypatch: pytest.
     for name, seen in whole.items():
         assert few[name].lowest == pytest.approx(seen.lowest, rel=1e-5)
         assert few[name].highest == pytest.approx(seen.highest, rel=1e-5)
+
+
+@pytest.mark.parametrize(("opset", "per_channel"), [(10, False), (12, False), (13, True), (18, True), (23, True)])
+def test_opsets_that_int8_can_be_written_in(digits: Any, tmp_path: Path, opset: int, per_channel: bool) -> None:
+    settings = Calibration(per_channel=per_channel)
+    built = convert(digits.work(tmp_path / "1", INT8, opset=opset, settings=settings))
+    assert built.details["opset"] == opset
+    assert _kernels(tmp_path / "1")["QLinearConv"] == 2
+    want = digits.frozen.run({"images": digits.images})["classes"]
+    assert (_run(tmp_path / "1", images=digits.images)["classes"] == want).mean() >= 0.99
