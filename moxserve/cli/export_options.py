@@ -178,8 +178,8 @@ _GROUPS: Mapping[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
         (("--warmup-batches",), {
             "callback": _batch_sizes, "metavar": "N,…", "help": "Batch sizes of the warmup records. Default: 1,8,32."}),
         (("--warmup-log", "warmup_logs"), {
-            "multiple": True, "type": click.Path(exists=True, dir_okay=False),
-            "help": "Request log of a server to take further records from."}),
+            "multiple": True, "type": click.Path(),
+            "help": "Request log of a server to take further records from: a file, a folder, or its filename_prefix."}),
     ],
     "Other": [
         (("--dry-run",), {"is_flag": True, "help": "Say what would be exported, and do nothing."}),

@@ -146,6 +146,9 @@ class QuantizationStage(StrictModel):
     range_decay: float = Field(
         default=0.99, ge=0, lt=1, description="Decay of the averages that learn the ranges of activations."
     )
+    learning_rate_scale: float = Field(
+        default=1.0, gt=0, description="What the optimizer's learning rate is multiplied by while it is quantized."
+    )
 
 
 class PruningStage(StrictModel):
@@ -223,8 +226,9 @@ class ExportStage(StrictModel):
     warmup: list[Annotated[int, Field(ge=1)]] = Field(
         default=[1, 8, 32], description="Batch sizes of the warmup records; [] for none."
     )
-    warmup_logs: list[ExistingFile] = Field(
-        default=[], description="Request logs of a server to take further warmup records from."
+    warmup_logs: list[str] = Field(
+        default=[],
+        description="Request logs of a server to take further warmup records from: files, folders or prefixes.",
     )
     atol: float = Field(
         default=1e-5, ge=0, description="Largest absolute difference to the training graph that passes."

@@ -32,7 +32,7 @@ class JobOptions:
         base_dir: BASE of `BASE/<version>/`.
         model_name: name that warmup records and the manifest carry.
         warmup_batches: batch sizes of the warmup records; empty for no warmup file.
-        warmup_logs: files of requests (TFRecords of PredictionLogs, or JSON lines) that become warmup records, too.
+        warmup_logs: request logs of a server, some of which become warmup records, too: files, folders or prefixes.
         atol: largest absolute difference that verification lets pass.
         rtol: the same, relative to the reference.
         metadata: put into the manifest as it is; must be JSON.
