@@ -235,8 +235,10 @@ class _Making:
         )
         if result.error:
             return report.model_copy(update={"verdict": "failed", "reasons": (result.error,), "path": ""}), None
-        # A graph that was made less precise on purpose is held to what that allows, in whatever form it is then.
-        judged_as = "dynamic" if prepared.quantized and target.precision != "int8" else target.precision
+        # A graph that was made less precise on purpose is held to what that allows, in whatever form it is then. One
+        # with learned ranges rounds after each layer, where the last bit of a float decides on which side.
+        rounded = prepared.quantized or prepared.graph.learned
+        judged_as = "dynamic" if rounded and target.precision != "int8" else target.precision
         return self._judged(report, result, entry, judged_as)
 
     def _judged(
