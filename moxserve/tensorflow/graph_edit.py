@@ -71,6 +71,8 @@ def variable_behind(tensor: Any) -> Any:
             return found
         if current.op.type in _TRANSPARENT:
             pending += list(current.op.inputs)
+        elif current.op.type == "AddV2" and current.op.inputs[1].op.type == "StopGradient":
+            pending.append(current.op.inputs[0])  # rounded, with the gradient of what was rounded
     return None
 
 

@@ -62,6 +62,7 @@ class Tower:
         trainable: trainable variables that this call made or used.
         updates: operations that keep moving averages (batch normalisation); empty except in TRAIN.
         after_update: functions that make an operation to run when the variables of a step have been updated.
+        learning_rate_scale: what the optimizers' learning rates are multiplied by.
     """
 
     index: int
@@ -71,6 +72,7 @@ class Tower:
     trainable: list[Any] = field(default_factory=list)
     updates: list[Any] = field(default_factory=list)
     after_update: list[Callable[[], Any]] = field(default_factory=list)
+    learning_rate_scale: float = 1.0
 
 
 @dataclass
@@ -169,6 +171,7 @@ def _tower(context: TowerContext, device: str, inputs: list[Any], spec: ModelSpe
     if mode == ModeKeys.TRAIN and context.index == 0:  # later towers would update the same averages a second time
         tower.updates = [*context.collection(tf1.GraphKeys.UPDATE_OPS), *_keras_updates(context)]
         tower.after_update = context.after_update
+        tower.learning_rate_scale = context.learning_rate_scale
     return tower
 
 

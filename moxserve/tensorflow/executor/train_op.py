@@ -115,6 +115,8 @@ def build_train_op(
     """
     factories = _factories(optimizer_fn, len(branch.spec.losses))
     optimizers = [_make_optimizer(factory) for factory in factories]
+    for optimizer in optimizers:
+        _scale_learning_rate(optimizer, branch.towers[0].learning_rate_scale)
     reducer = reducer or OneTower()
     gradients = [
         reducer.reduce([_gradients(tower, position, optimizer, options) for tower in branch.towers])
@@ -169,6 +171,33 @@ def _make_optimizer(factory: Callable[[], Any]) -> Any:
             f"optimizer_fn returned {type(optimizer).__name__}; expected a tf.compat.v1.train.Optimizer", hint=_EXAMPLE
         )
     return optimizer
+
+
+def _scale_learning_rate(optimizer: Any, scale: float) -> None:
+    """Multiply an optimizer's learning rate, before it has built anything.
+
+    Raises:
+        ModelSpecError: it keeps none where the optimizers of `tf.train` do.
+    """
+    if scale == 1.0:
+        return
+    for name in ("_learning_rate", "_lr"):
+        if getattr(optimizer, name, None) is not None:
+            setattr(optimizer, name, _times(getattr(optimizer, name), scale))
+            return
+    inner = getattr(optimizer, "_optimizer", None) or getattr(optimizer, "_opt", None)
+    if inner is None:
+        raise ModelSpecError(
+            f"learning_rate_scale={scale:g} needs an optimizer with a learning rate; "
+            f"{type(optimizer).__name__} has none",
+            hint="leave learning_rate_scale out, and give the learning rate that the training is to have",
+        )
+    _scale_learning_rate(inner, scale)
+
+
+def _times(rate: Any, scale: float) -> Any:
+    """Multiply a learning rate, which may be a number, a tensor or a function that returns one."""
+    return (lambda: rate() * scale) if callable(rate) else rate * scale
 
 
 def _gradients(tower: Tower, position: int, optimizer: Any, options: TrainOptions) -> GradsAndVars:

@@ -107,6 +107,7 @@ class TowerContext:
         self.in_get_variable = False
         self.frozen: set[str] = set()  # handles of averages whose updates are no part of the step
         self.after_update: list[Callable[[], Any]] = []
+        self.learning_rate_scale = 1.0
 
     @classmethod
     def current(cls) -> TowerContext | None:

@@ -119,9 +119,15 @@ def _is_per_channel(norm: BatchNorm, edit: GraphEdit) -> bool:
     """Tell a batch norm from norms of single rows, which are built of the same operations."""
     if norm.data.dtype != tf.float32 or norm.channels is None or not edit.depends_on_data(norm.data):
         return False
-    if norm.mean.shape.num_elements() != norm.channels:
+    if norm.mean.shape.num_elements() != norm.channels or norm.mean.shape[-1] != norm.channels:
         return False
-    return not any(edit.depends_on_data(t) for t in (norm.gamma, norm.beta) if t is not None)
+    vectors = [t for t in (norm.gamma, norm.beta) if t is not None]
+    if any(edit.depends_on_data(t) for t in vectors):
+        return False
+    if norm.uses_batch(edit) and all(t.op.type in ("Const", "Fill") for t in vectors):
+        # Keras builds its layer norm of a fused batch norm, whose channels are the rows.
+        return _average_of(norm.mean, norm.channels, edit) is not None
+    return True
 
 
 def _fused(op: Any) -> BatchNorm:
@@ -154,9 +160,8 @@ def _spelled_out(op: Any, edit: GraphEdit) -> BatchNorm | None:
         if parts is None or shift is None or data.shape.rank not in (2, 3, 4):
             continue
         (variance, epsilon, gamma), (mean, beta) = parts, shift
-        statistics = edit.needed_for([mean, variance]) & edit.reached_from([data])
-        inner = {name.rpartition(":")[0] for name in statistics - {data.name}}
-        inner |= {op.name, product.op.name, offset.op.name}
+        between = edit.needed_for([op.outputs[0]]) & edit.reached_from([data])
+        inner = {name.rpartition(":")[0] for name in between - {data.name}}
         return BatchNorm(data, op.outputs[0], gamma, beta, mean, variance, epsilon, "NHWC", frozenset(inner))
     return None
 

@@ -10,6 +10,7 @@ from moxserve.tensorflow.executor.calls import call_with_mode, check_callable
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.phases import Phase, phases_of
 from moxserve.tensorflow.executor.spec import ModeKeys, ModelSpec
+from moxserve.tensorflow.executor.variables import TowerContext
 from moxserve.tensorflow.graph_edit import GraphEdit
 from moxserve.tensorflow.quantization.options import Quantization
 from moxserve.tensorflow.quantization.rewrite import rewrite
@@ -41,6 +42,9 @@ class QuantizedModelFn:
         done = rewrite(edit, self.options, training)
         edit.update_spec(spec)
         if training:
+            context = TowerContext.current()
+            if context is not None:
+                context.learning_rate_scale *= self.options.learning_rate_scale
             tf1.logging.info(
                 "quantization: %d kernels and %d ranges of activations in int8; %d batch norms folded%s",
                 len(done.kernels),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,12 +23,15 @@ class Quantization:
         exclude: regular expressions; a layer stays in floating point if one is found in the name of its kernel's
             variable, such as `LeNet/conv1/weights`.
         range_decay: decay of the moving averages that learn the ranges of activations.
+        learning_rate_scale: what the optimizer's learning rate is multiplied by while it is quantized: a fine-tuning
+            wants smaller steps than the training before it.
     """
 
     start_step: int = 0
     per_channel: bool = True
     exclude: Sequence[str] = ()
     range_decay: float = 0.99
+    learning_rate_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing.
@@ -39,5 +43,9 @@ class Quantization:
             raise UsageError(f"quantization start_step={self.start_step!r}: expected a step, 0 or later")
         if not 0 <= self.range_decay < 1:
             raise UsageError(f"quantization range_decay={self.range_decay!r}: expected a number from 0 to below 1")
+        if not 0 < self.learning_rate_scale < math.inf:
+            raise UsageError(
+                f"quantization learning_rate_scale={self.learning_rate_scale!r}: expected a number above 0; 1 is off"
+            )
         for pattern in self.exclude:
             split_patterns(pattern)

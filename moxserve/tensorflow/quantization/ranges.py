@@ -79,9 +79,7 @@ def _symmetric(kernel: Any, largest: Any, training: bool) -> Any:
 
 def quantize_constant(value: Any) -> Any:
     """Put an operand that is no activation, such as a learned factor, on a grid of its own extremes."""
-    low = tf.minimum(tf.stop_gradient(tf.reduce_min(value)), 0.0)
-    high = tf.maximum(tf.stop_gradient(tf.reduce_max(value)), low + _NARROWEST)
-    return tf.quantization.fake_quant_with_min_max_vars(value, low, high)
+    return tf.quantization.fake_quant_with_min_max_vars(value, *_extremes(value))
 
 
 @dataclass
@@ -148,10 +146,10 @@ class Range:
 
 
 def _extremes(tensor: Any) -> tuple[Any, Any]:
-    """Smallest and largest value of a batch, widened to hold 0."""
+    """Smallest and largest value, widened to hold 0."""
     value = tf.stop_gradient(tensor)
     low = tf.minimum(tf.reduce_min(value), 0.0)
-    return low, tf.maximum(tf.reduce_max(value), low + _NARROWEST)
+    return low, tf.maximum(tf.maximum(tf.reduce_max(value), 0.0), low + _NARROWEST)
 
 
 def _fake_quant(tensor: Any, low: Any, high: Any) -> Any:

@@ -70,8 +70,7 @@ def rewrite(edit: GraphEdit, options: Quantization, training: bool) -> Rewritten
         report.folded += layer.norm is not None
         report.kernels.append(layer.name)
         _quantize_layer(layer, edit, options, training)
-    for norm in found.norms:
-        found.between += _spell_out(norm, edit)
+    found.between = _in_order(found, edit)
     for layer in found.layers:
         grid.add_layer(layer)
     for operation in found.between:
@@ -119,6 +118,14 @@ def _along_outputs(scale: Any, kernel: Any, operation: Any) -> Any:
     if operation.type == "Conv2DBackpropInput" or is_transposed(operation):
         return scale[:, None]
     return scale
+
+
+def _in_order(found: Layers, edit: GraphEdit) -> list[Any]:
+    """Return the operations between layers, those that spell batch norms out among them."""
+    positions = {op.name: position for position, op in enumerate(edit.operations)}
+    parts = [(positions[op.name], [op]) for op in found.between]
+    parts += [(positions[norm.output.op.name], _spell_out(norm, edit)) for norm in found.norms]
+    return [op for _, operations in sorted(parts, key=lambda part: part[0]) for op in operations]
 
 
 def _spell_out(norm: BatchNorm, edit: GraphEdit) -> list[Any]:
