@@ -21,6 +21,7 @@ __all__ = ["DEFAULT_TIMEOUT_S", "push_target", "push_version"]
 
 DEFAULT_TIMEOUT_S = 300.0
 _PORT = 8500
+_NAME_HINT = "call the model as the server does: --model-name"
 _LOOK_S = 0.1
 _LOOK_MAX_S = 1.0
 _CALL_S = 5.0
@@ -145,7 +146,7 @@ class _Waiting:
         with contextlib.suppress(RequestError, ServerUnreachableError):
             names = [model.name for model in self._client.models()]
             if self._model not in names:
-                raise self._failure(f"has no model {self._model!r}; {did_you_mean(self._model, names)}", "--model-name")
+                raise self._failure(f"has no model {self._model!r}; {did_you_mean(self._model, names)}", _NAME_HINT)
 
     def _published(self) -> str:
         return f"version {self._version} of {self._model!r} is published"
