@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from moxserve.errors import DataError, ExportError, MoxserveError, first_line
+from moxserve.export.children import die_with_parent
 from moxserve.export.job import KerasJob
 from moxserve.export.op_libraries import load_inherited
 from moxserve.export.sources.samples import Samples, given_samples, made_up_inputs
@@ -208,6 +209,7 @@ def _answers(model: _Model, samples: Samples) -> Sequence[Chunk]:
 
 def main() -> None:
     """Do the task in the folder that the command line names, and leave the answer there."""
+    die_with_parent()
     folder = sys.argv[1]
     with open(os.path.join(folder, "task"), "rb") as f:
         task = pickle.load(f)

@@ -21,6 +21,7 @@ from moxserve.types import DTYPES, Signature, TensorSpec, dtype_by_name
 __all__ = ["load_model_fn", "parse_input", "read_rows"]
 
 _INPUT = re.compile(r"(?P<name>[^=\s]+)\s*=\s*(?P<dtype>\w+)\s*\[(?P<shape>[^\[\]]*)\]")
+_SIZE = re.compile(r"[0-9]{1,18}")
 _FREE = ("?", "none", "-1")
 _EXPECTED = "expected NAME=DTYPE[SHAPE], such as images=uint8[?,28,28,1], with ? for the batch"
 
@@ -40,7 +41,7 @@ def parse_input(text: str) -> TensorSpec:
     words = [word.strip() for word in match["shape"].split(",")] if match["shape"].strip() else []
     sizes = []
     for word in words:
-        if word.lower() not in _FREE and not word.isdecimal():
+        if word.lower() not in _FREE and not _SIZE.fullmatch(word):
             raise UsageError(f"input {text!r}: {word!r} is no dimension; {_EXPECTED}")
         sizes.append(None if word.lower() in _FREE else int(word))
     try:
