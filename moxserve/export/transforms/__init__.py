@@ -6,18 +6,19 @@
 and compiler.
 """
 
-from moxserve.export.transforms.apply import DEFAULT_LIMIT, apply_transforms
+from moxserve.export.transforms.apply import apply_transforms
 from moxserve.export.transforms.catalogue import DEFAULT_TRANSFORMS, TRANSFORMS, Argument, TransformInfo
 from moxserve.export.transforms.check import output_check
 from moxserve.export.transforms.grappler import GRAPPLER_PASSES, run_grappler
 from moxserve.export.transforms.language import Transform, format_transforms, parse_transforms
-from moxserve.export.transforms.steps import Step, TransformResult
+from moxserve.export.transforms.steps import DEFAULT_LIMIT, SIMULATED_LIMIT, Step, TransformResult
 from moxserve.export.transforms.xla import compile_with_xla
 
 __all__ = [
     "DEFAULT_LIMIT",
     "DEFAULT_TRANSFORMS",
     "GRAPPLER_PASSES",
+    "SIMULATED_LIMIT",
     "TRANSFORMS",
     "Argument",
     "Step",

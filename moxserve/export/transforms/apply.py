@@ -13,10 +13,7 @@ from moxserve.export.transforms.language import Transform, parse_bool, parse_tra
 from moxserve.export.transforms.native import NativeTools
 from moxserve.export.transforms.steps import Check, Rewrite, Stepper, TransformResult
 
-__all__ = ["DEFAULT_LIMIT", "apply_transforms"]
-
-# Rounding of float32 through a deep network stays below; anything that is computed wrongly does not.
-DEFAULT_LIMIT = 1e-4
+__all__ = ["apply_transforms"]
 
 _Own = Callable[[Any, Request], Any]
 _OWN: Mapping[str, _Own] = {
@@ -54,7 +51,7 @@ def apply_transforms(
     outputs: Sequence[str],
     transforms: str | Sequence[Transform],
     check: Check | None = None,
-    limit: float = DEFAULT_LIMIT,
+    limit: float | None = None,
     *,
     strict: bool = False,
     libraries: Sequence[str] = (),
@@ -68,7 +65,8 @@ def apply_transforms(
         transforms: what to do, in order.
         check: returns the relative L2 error of a graph against the untransformed one, see `output_check`; None to
             believe every transform.
-        limit: largest error of exact transforms; quantizing ones may add their own, as the catalogue says.
+        limit: largest error of exact transforms; quantizing ones may add their own, as the catalogue says. None for
+            `DEFAULT_LIMIT`, or `SIMULATED_LIMIT` where the graph simulates quantization.
         strict: raise when a result is wrong.
         libraries: paths of custom operation libraries that the graph needs.
 

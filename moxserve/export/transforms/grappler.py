@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moxserve.errors import ExportError, UsageError, did_you_mean
-from moxserve.export.transforms.apply import DEFAULT_LIMIT
 from moxserve.export.transforms.native import NativeTools
 from moxserve.export.transforms.steps import Check, Rewrite, Stepper, TransformResult
 
@@ -46,7 +45,7 @@ def run_grappler(
     outputs: Sequence[str],
     passes: Sequence[str],
     check: Check | None = None,
-    limit: float = DEFAULT_LIMIT,
+    limit: float | None = None,
     *,
     strict: bool = False,
     libraries: Sequence[str] = (),
@@ -59,7 +58,7 @@ def run_grappler(
         outputs: names of the nodes that they fetch.
         passes: keys of `GRAPPLER_PASSES`.
         check: as for `apply_transforms`.
-        limit: largest error.
+        limit: largest error; as for `apply_transforms`.
         strict: raise when the result is wrong.
         libraries: paths of custom operation libraries that the graph needs.
 

@@ -11,13 +11,19 @@ from moxserve.errors import ExportError, MoxserveError, VerificationError, first
 from moxserve.export.transforms.catalogue import By
 from moxserve.export.transforms.graph import problem_of, sorted_nodes, with_nodes
 
-__all__ = ["Check", "Outcome", "Rewrite", "Step", "Stepper", "TransformResult"]
+__all__ = ["DEFAULT_LIMIT", "SIMULATED_LIMIT", "Check", "Outcome", "Rewrite", "Step", "Stepper", "TransformResult"]
 
 Outcome = Literal["applied", "nothing to do", "rolled back", "failed, ignored"]
 # Tells the relative L2 error of a graph against the first one.
 Check = Callable[[Any], float]
 
+# Rounding of float32 through a deep network stays below; anything that is computed wrongly does not.
+DEFAULT_LIMIT = 1e-4
+# Where quantization is simulated, the last bit of a number may take it to the next of 256 steps.
+SIMULATED_LIMIT = 0.02
+
 _COLOCATED = b"loc:@"
+_SIMULATED = ("FakeQuant", "QuantizeAndDequantize", "QuantizeV2", "Requantize")
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,8 @@ class Stepper:
         inputs: names of the nodes that signatures feed.
         outputs: names of the nodes that they fetch.
         check: tells how wrong a graph is; None to believe every rewrite.
-        limit: the error that exact rewrites may make.
+        limit: the error that exact rewrites may make; None for `DEFAULT_LIMIT`, or `SIMULATED_LIMIT` in a graph that
+            simulates quantization.
         strict: raise when a result is wrong, instead of undoing it.
         steps: what was done.
     """
@@ -128,7 +135,7 @@ class Stepper:
     inputs: Sequence[str]
     outputs: Sequence[str]
     check: Check | None
-    limit: float
+    limit: float | None = None
     strict: bool = False
     steps: list[Step] = field(default_factory=list)
     # What quantizing steps, which are wanted, have made wrong: later ones are judged by what they add.
@@ -212,10 +219,16 @@ class Stepper:
             error = float(self.check(changed))
         except Exception as failure:  # noqa: BLE001 - a graph that does not run fails in many ways; told as the reason
             return None, f"the result does not run: {_cause(failure)}"
-        allowed = self._accepted + max(self.limit, rewrite.limit)
+        allowed = self._accepted + max(self._limit(), rewrite.limit)
         if error <= allowed:
             return error, ""
         return error, f"the result is wrong: relative L2 error {error:.3g}, at most {allowed:.3g} allowed"
+
+    def _limit(self) -> float:
+        if self.limit is not None:
+            return self.limit
+        simulated = any(node.op.startswith(_SIMULATED) for node in self.graph_def.node)
+        return SIMULATED_LIMIT if simulated else DEFAULT_LIMIT
 
     def _record(
         self,

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from moxserve.errors import ExportError, first_line
-from moxserve.export.transforms.apply import DEFAULT_LIMIT
 from moxserve.export.transforms.graph import split_input, with_nodes
 from moxserve.export.transforms.steps import Check, Rewrite, Stepper, TransformResult
 
@@ -23,7 +22,7 @@ def compile_with_xla(
     inputs: Sequence[str],
     outputs: Sequence[str],
     check: Check | None = None,
-    limit: float = DEFAULT_LIMIT,
+    limit: float | None = None,
     *,
     strict: bool = False,
 ) -> TransformResult:
@@ -35,7 +34,7 @@ def compile_with_xla(
         outputs: names of the nodes that they fetch; they stay.
         check: as for `apply_transforms`. It also finds out whether XLA can compile the graph at all: strings, and
             shapes that depend on values, it cannot.
-        limit: largest error.
+        limit: largest error; as for `apply_transforms`.
         strict: raise when the result is wrong or does not run.
 
     Returns:

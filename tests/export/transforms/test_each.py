@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moxserve.export.transforms import TRANSFORMS
+from moxserve.export.transforms import SIMULATED_LIMIT, TRANSFORMS
 
 RANDOM = np.random.default_rng(5)
 IMAGES = RANDOM.standard_normal((4, 16, 16, 3)).astype(np.float32)
@@ -421,6 +421,22 @@ def test_learned_ranges_stay(net: Any, operations: Any) -> None:
     asked = graph.checked("fold_constants(fold_quantized=true)")
     assert operations(asked.graph_def)["FakeQuantWithMinMaxVars"] == 1  # that of the activation
     assert graph.error(asked.graph_def) < 1e-5
+
+
+def test_a_last_bit_behind_simulated_quantization(net: Any) -> None:
+    """Folding moves last bits, and these numbers lie between two steps of 0.01."""
+    import tensorflow as tf
+
+    def build(x: Any) -> Any:
+        y = tf.nn.conv2d(x, np.full((1, 1, 1, 4), 1 / 3, np.float32), 1, "SAME")
+        y = y * tf.constant([0.03, 0.0303, 0.0306, 0.0309])
+        return tf.quantization.fake_quant_with_min_max_vars(y, 0.0, 2.55)
+
+    graph = net(build, np.arange(0.5, 250, dtype=np.float32).reshape(1, 25, 10, 1))
+    (step,) = graph.checked("fold_batch_norms").steps
+    assert step.outcome == "applied"
+    assert 1e-4 < step.error < SIMULATED_LIMIT
+    assert graph.checked("fold_batch_norms", limit=1e-4).steps[0].outcome == "rolled back"
 
 
 def test_small_weights_stay_small(net: Any) -> None:
