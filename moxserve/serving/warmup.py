@@ -27,7 +27,7 @@ from moxserve.serving.classify import Task, classify_on, infer_together, regress
 from moxserve.serving.dataplane import predict_on
 from moxserve.serving.execution import RequestContext
 from moxserve.serving.metrics import ServingMetrics, status_of
-from moxserve.serving.servable import Servable
+from moxserve.serving.servable import DEFAULT_SIGNATURE, Servable
 
 __all__ = ["MAX_RECORDS", "WARMUP_FILE", "replay"]
 
@@ -68,11 +68,14 @@ def replay(
     if not file.exists(path):
         logger.info("No warmup data file found at %s", path)
         return 0
-    began, count, status = time.monotonic(), 0, "OK"
+    began, count, skipped, status = time.monotonic(), 0, 0, "OK"
     try:
         for payload in read_records(path):
             count += 1
             run = _request(servable, payload, check_methods, path)
+            if run is None:
+                skipped += 1
+                continue
             for _ in range(max(1, iterations)):
                 call(run())
             if count > MAX_RECORDS:
@@ -86,6 +89,8 @@ def replay(
     finally:
         if metrics is not None:
             metrics.warmup(servable.path, status, count, time.monotonic() - began)
+    if skipped:
+        logger.info("%d warmup records are for signatures that %s does not serve", skipped, servable.backend.variant)
     logger.info(
         "Finished reading warmup data for model at %s. Number of warmup records read: %d. "
         "Elapsed time (microseconds): %d.", servable.path, count, (time.monotonic() - began) * 1e6,
@@ -93,8 +98,8 @@ def replay(
     return count
 
 
-def _request(servable: Servable, payload: bytes, check: bool, path: str) -> Run:
-    """Return what runs the request of a record."""
+def _request(servable: Servable, payload: bytes, check: bool, path: str) -> Run | None:
+    """Return what runs the request of a record; None for one that this form of the model does not serve."""
     try:
         log = messages.PredictionLog.FromString(payload)
     except DecodeError:
@@ -103,6 +108,8 @@ def _request(servable: Servable, payload: bytes, check: bool, path: str) -> Run:
     if kind is None:
         return _nothing
     request: Any = getattr(getattr(log, kind), "request", None)
+    if request is not None and not _served(servable, kind, request):
+        return None
     if kind == "predict_log":
         return _predict(servable, request, check)
     if kind in ("classify_log", "regress_log"):
@@ -118,6 +125,18 @@ def _request(servable: Servable, payload: bytes, check: bool, path: str) -> Run:
         )
     number = messages.PredictionLog.DESCRIPTOR.fields_by_name[kind].number
     raise Unimplemented(f"Unsupported log_type for warmup: {number} ({kind})")
+
+
+def _served(servable: Servable, kind: str, request: Any) -> bool:
+    """Tell whether the backend has the signatures of a record.
+
+    A version's records are for its SavedModel. A variant that the server was told to take (`--backend`) may have fewer
+    signatures, and is no less right for it.
+    """
+    if servable.backend.platform == "tensorflow":
+        return True
+    specs = [task.model_spec for task in request.tasks] if kind == "multi_inference_log" else [request.model_spec]
+    return all((spec.signature_name or DEFAULT_SIGNATURE) in servable.backend.signatures for spec in specs)
 
 
 def _predict(servable: Servable, request: Any, check: bool) -> Run:

@@ -168,12 +168,13 @@ def exported(
 def test_every_target_is_published(exported: tuple[Path, dict[str, Any]]) -> None:
     path, told = exported
     verdicts = {v["name"]: (v["verdict"], v["reasons"]) for v in told["variants"]}
-    bad = {name: found for name, found in verdicts.items() if found[0] not in ("source", "published")}
-    assert not bad
+    bad = {name: reasons for name, (verdict, reasons) in verdicts.items() if verdict not in ("source", "published")}
+    # A net of convolutions alone has nothing that ONNX Runtime could quantize while it runs, and is told so.
+    assert not {name for name, reasons in bad.items() if name != "onnx_dynamic" or "nothing to do" not in reasons[0]}
     assert set(verdicts) == NAMES
     manifest = read_manifest(str(path))
     assert manifest is not None
-    assert {v.name for v in manifest.variants} == NAMES
+    assert {v.name for v in manifest.variants} == NAMES - set(bad)
     assert all(v.digest and v.size_bytes for v in manifest.variants)
     assert check_files(str(path)) == []
     assert (path / "assets.extra" / "report" / "report.html").stat().st_size > 10_000
@@ -181,6 +182,8 @@ def test_every_target_is_published(exported: tuple[Path, dict[str, Any]]) -> Non
 
 def test_each_is_as_right_as_its_precision_allows(exported: tuple[Path, dict[str, Any]]) -> None:
     for variant in exported[1]["variants"]:
+        if variant["verdict"] == "failed":
+            continue
         figures = variant["figures"]
         if variant["precision"] == "float32":
             assert figures["top1_agreement"] == 1.0
