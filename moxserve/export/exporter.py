@@ -179,6 +179,6 @@ def _manifest(job: JobOptions, model: StagedModel, made: MadeVariants, warmup: W
         source=model.source,
         variants=made.variants or (alone,),
         warmup=warmup,
-        metadata=dict(job.metadata),
+        metadata={**model.metadata, **job.metadata},
         op_libraries=model.op_libraries,
     )
