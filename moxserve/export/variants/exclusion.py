@@ -12,11 +12,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from moxserve.errors import ExportError
 from moxserve.export.variants.feeds import Call, answers
 from moxserve.export.variants.quality import Search, allowed_loss, criterion_of, keep_in_float, loss_of
 from moxserve.export.variants.work import Rows, Work
 
-__all__ = ["Chosen", "choose"]
+__all__ = ["Chosen", "choose", "nothing_left"]
 
 Model = TypeVar("Model")
 
@@ -88,6 +89,17 @@ def choose(
     facts = {"criterion": criterion_of(rows), "rows": rows.count, "max_drop": limit}
     details = {**facts, **search.as_json(costs or None)}
     return Chosen(make_again(search.kept), search.kept, details, _notes(search))
+
+
+def nothing_left(excluded: Collection[str]) -> ExportError:
+    """Return the error of a model without anything to quantize.
+
+    Args:
+        excluded: the operations that the user excludes.
+    """
+    if excluded:
+        return ExportError("int8: --exclude leaves nothing to quantize")
+    return ExportError("int8: the model has no operations with weights that could be quantized, outside of loops")
 
 
 def _notes(search: Search) -> tuple[str, ...]:

@@ -48,18 +48,24 @@ def convert(work: Work) -> Built:
             hint="--frozen bf16",
         )
     graph_def = _in_bfloat16(read_frozen(work), work.signature)
-    # Asking a node for an attribute that it lacks would give it one.
-    low = Counter(n.op for n in graph_def.node if "T" in n.attr and n.attr["T"].type == _BFLOAT16)
+    low = Counter(node.op for node in graph_def.node if node.attr["T"].type == _BFLOAT16)
     if not any(low[op] for op in _PRODUCTS):
-        raise ExportError(
-            "bfloat16 changes nothing: TensorFlow found no convolution and no matrix product to compute in it",
-            hint="it needs a CPU with AVX-512 BF16 or AMX on the machine that exports; --frozen fp32 needs none",
-        )
+        raise _unchanged(any(node.op in _PRODUCTS for node in graph_def.node))
     from moxserve.export.frozen import FrozenGraph
 
     FrozenGraph(graph_def, work.signature).write(work.directory)
     details = {"operations": _operations(graph_def), "bfloat16": dict(sorted(low.items()))}
     return Built("", _names(work.signature), details=details)
+
+
+def _unchanged(has_products: bool) -> ExportError:
+    """Return the error of a graph that the pass leaves as it is, by whether there is something for it to do."""
+    if has_products:
+        return ExportError(
+            "TensorFlow computes nothing in bfloat16 on this CPU, and so rewrites nothing for it",
+            hint="export on a machine with AVX-512 BF16 or AMX, or leave out --frozen bf16",
+        )
+    return ExportError("bfloat16 changes nothing: the graph has no convolution and no matrix product outside of loops")
 
 
 def _names(signature: Signature) -> TensorNames:

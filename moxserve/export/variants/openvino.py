@@ -21,7 +21,7 @@ import numpy as np
 
 from moxserve.errors import ExportError, MissingExtraError, VerificationError
 from moxserve.export.manifest import TensorNames
-from moxserve.export.variants.exclusion import choose
+from moxserve.export.variants.exclusion import choose, nothing_left
 from moxserve.export.variants.feeds import Call, batch_size, batches
 from moxserve.export.variants.learned import refuse_floating, with_ranges
 from moxserve.export.variants.openvino_graph import (
@@ -34,7 +34,7 @@ from moxserve.export.variants.openvino_graph import (
 from moxserve.export.variants.quality import matching
 from moxserve.export.variants.trial import try_out
 from moxserve.export.variants.work import Built, Work
-from moxserve.serving.backends.openvino import import_openvino, reports_withheld
+from moxserve.serving.backends.openvino import SERVED_TYPES, import_openvino, reason_of, reports_withheld
 
 __all__ = ["convert"]
 
@@ -68,7 +68,15 @@ def convert(work: Work) -> Built:
         UsageError: a pattern of operations to exclude matches none.
     """
     import_openvino("an OpenVINO variant")
-    made = _int8(work) if work.target.precision == "int8" else _floating(work)
+    for alias, spec in (*work.signature.inputs.items(), *work.signature.outputs.items()):
+        if spec.dtype.name not in SERVED_TYPES:
+            raise ExportError(
+                f"OpenVINO has no {spec.dtype.name}, of which {alias!r} is", hint="ONNX and TFLite may do"
+            )
+    try:
+        made = _int8(work) if work.target.precision == "int8" else _floating(work)
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO cannot run the graph: {reason_of(error)}") from error
     operations = Counter(node.get_type_name() for node in made.model.get_ops())
     aliases = (dict.fromkeys(work.signature.inputs), dict.fromkeys(work.signature.outputs))
     names = TensorNames(inputs={a: a for a in aliases[0]}, outputs={a: a for a in aliases[1]})
@@ -150,6 +158,8 @@ def _quantized(work: Work, doubtful: Doubtful) -> _Made:
     excluded = matching(work.settings.exclude, {name: names[name] for name in operations})
     always = [*small, *excluded]
     left = {labels[name]: name for name in operations if name not in set(always)}
+    if not any(names[name] for name in left.values()):
+        raise nothing_left(excluded)
 
     def make(kept: Collection[str]) -> Any:
         return quantizer.run([*always, *(left[label] for label in kept)])

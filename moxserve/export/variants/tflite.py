@@ -20,7 +20,7 @@ import numpy as np
 
 from moxserve import file
 from moxserve.errors import ExportError, MissingExtraError, first_line
-from moxserve.export.variants.exclusion import choose
+from moxserve.export.variants.exclusion import choose, nothing_left
 from moxserve.export.variants.feeds import Call, batch_size, batches
 from moxserve.export.variants.learned import read_frozen, refuse_floating, with_ranges
 from moxserve.export.variants.quality import matching
@@ -39,6 +39,8 @@ _WEIGHTED = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3
 _PRODUCTS = ("Conv", "DepthwiseConv", "MatMul", "BatchMatMul", "Einsum")
 _CASTS = frozenset(("QUANTIZE", "DEQUANTIZE"))
 _UNSUPPORTED = re.compile(r"'tf\.(\w+)' op is neither a custom op nor a flex op")
+# In the list of details: the operation, and the element type that it begins with.
+_FIRST_TYPE = re.compile(r"tf\.(\w+)\(tensor<(?:[\d?*]+x)*(\w+)>")
 
 
 @dataclass
@@ -106,7 +108,7 @@ def _run(converter: Any) -> bytes:
     try:
         return bytes(converter.convert())
     except ConverterError as error:
-        missing = sorted(set(_UNSUPPORTED.findall(str(error))) - _PARSERS)
+        missing = _missing(str(error))
         if not missing:
             raise ExportError(f"TensorFlow cannot convert the graph to TFLite: {first_line(error)}") from error
         raise ExportError(
@@ -117,6 +119,13 @@ def _run(converter: Any) -> bytes:
     except ValueError as error:
         # Of the calibration: the interpreter ran the graph and failed.
         raise ExportError(f"TensorFlow cannot convert the graph to TFLite: {first_line(error)}") from error
+
+
+def _missing(message: str) -> list[str]:
+    """Return the operations that the converter found no form of, with the element type where that is in the way."""
+    types = dict(_FIRST_TYPE.findall(message))
+    names = sorted(set(_UNSUPPORTED.findall(message)) - _PARSERS)
+    return [name if types.get(name, "f32") == "f32" else f"{name} of {types[name]}" for name in names]
 
 
 def _int8(work: Work) -> _Made:
@@ -133,6 +142,8 @@ def _int8(work: Work) -> _Made:
     excluded = matching(work.settings.exclude, {o.name: o.parts for o in operations if o.name not in last})
     labels = _labels(operations, {node.name for node in read_frozen(work).node if node.op.startswith(_PRODUCTS)})
     left = {labels[o.name]: o for o in operations if o.name not in excluded and o.name not in last}
+    if not any(o.kind in _WEIGHTED for o in left.values()):
+        raise nothing_left(excluded)
 
     def make(kept: Collection[str]) -> bytes:
         return _quantized(calibrated, work, [*last, *excluded, *(left[label].name for label in kept)])

@@ -22,13 +22,14 @@ from moxserve.export.manifest import TensorNames
 from moxserve.serving.cpus import cpus
 from moxserve.types import TensorSpec, dtype_by_name
 
-__all__ = ["OpenVinoGraph", "import_openvino", "reports_withheld"]
+__all__ = ["SERVED_TYPES", "OpenVinoGraph", "import_openvino", "reason_of", "reports_withheld"]
 
 _TYPES = {
     "f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16", "i8": "int8", "u8": "uint8",
     "i16": "int16", "u16": "uint16", "i32": "int32", "u32": "uint32", "i64": "int64", "u64": "uint64",
     "boolean": "bool",
 }  # fmt: skip
+SERVED_TYPES = frozenset(_TYPES.values())
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _INT32 = np.iinfo(np.int32)
 _WIDE = (np.dtype(np.int64), np.dtype(np.uint64), np.dtype(np.uint32))
@@ -68,7 +69,7 @@ class OpenVinoGraph:
             settings["INFERENCE_PRECISION_HINT"] = _hint(model, precision)
             self._model = _core().compile_model(model, "CPU", settings)
         except RuntimeError as error:
-            raise Internal(f"{path}: OpenVINO cannot load it: {_reason(error)}") from error
+            raise Internal(f"{path}: OpenVINO cannot load it: {reason_of(error)}") from error
         self.inputs: Mapping[str, TensorSpec] = _specs(self._model.inputs)
         self.outputs: Mapping[str, TensorSpec] = _specs(self._model.outputs)
         self.names: Mapping[str, TensorNames] = {}
@@ -89,7 +90,7 @@ class OpenVinoGraph:
             request.infer(given, share_inputs=True, share_outputs=True)
             return [_taken(request.get_tensor(self._taken_from[name])) for name in fetches]
         except RuntimeError as error:
-            raise Internal(f"OpenVINO: {_reason(error)}") from None
+            raise Internal(f"OpenVINO: {reason_of(error)}") from None
         finally:
             self._free.append(request)
 
@@ -193,7 +194,7 @@ def _taken(tensor: Any) -> np.ndarray:
     return data.view(_BFLOAT16) if tensor.get_element_type().get_type_name() == "bf16" else data
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return what OpenVINO says without the places in its sources."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]

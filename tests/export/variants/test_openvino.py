@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,34 @@ def test_what_cannot_be_made(nets: Any, freeze_net: Any, tmp_path: Path) -> None
     with pytest.raises(ExportError, match="OpenVINO has no Betainc, MatrixDeterminant"):
         convert(frozen.work(tmp_path / "c", Target("openvino")))
     assert os.listdir(tmp_path / "c") == []
+
+
+def test_models_without_weights_and_of_other_types(freeze_net: Any, tmp_path: Path) -> None:
+    def add(kind: str) -> Any:
+        from moxserve.tensorflow.executor.env import tf, tf1
+
+        x = tf1.placeholder(kind, [None, 2], "x")
+        return {"x": x}, {"y": tf.identity(x if kind == "string" else x + 2.0, "y_out")}
+
+    frozen = freeze_net(tmp_path / "add", lambda: add("float32"))
+    rows = frozen.rows(tmp_path / "rows", {"x": np.float32([[1, 2], [3, 4]])})
+    with pytest.raises(ExportError, match="int8: the model has no operations with weights"):
+        convert(frozen.work(tmp_path / "a", INT8, rows))
+    texts = freeze_net(tmp_path / "texts", lambda: add("string"))
+    with pytest.raises(ExportError, match="OpenVINO has no string, of which 'x' is"):
+        convert(texts.work(tmp_path / "b", Target("openvino")))
+
+
+def test_a_signature_of_another_name(nets: Any, served: Any, tmp_path: Path) -> None:
+    from moxserve.export.frozen import FrozenGraph
+
+    net = nets("twins")
+    signature = dataclasses.replace(net.frozen.signature, name="detect")
+    FrozenGraph(net.frozen.graph_def, signature).write(str(tmp_path / "model"))
+    work = net.work(tmp_path / "v", Target("openvino"))
+    convert(dataclasses.replace(work, model=str(tmp_path / "model"), signature=signature))
+    rows = net.rows.load_inputs()
+    np.testing.assert_array_equal(served(work.directory, rows, 1)["same"], rows["x"])
 
 
 def test_nobody_is_told_of_it(nets: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,47 @@ def test_what_cannot_be_made(nets: Any, freeze_net: Any, tmp_path: Path) -> None
         convert(frozen.work(tmp_path / "c", Target("tflite")))
     assert "ai-edge-litert" in str(caught.value.hint)
     assert os.listdir(tmp_path / "c") == []
+
+
+def test_models_without_weights_and_of_other_types(freeze_net: Any, served: Any, tmp_path: Path) -> None:
+    def add() -> Any:
+        from moxserve.tensorflow.executor.env import tf, tf1
+
+        x = tf1.placeholder(tf.float32, [None, 2], "x")
+        return {"x": x}, {"y": tf.identity(x + 2.0, "y_out"), "two": tf.identity(tf.constant(2.0), "two_out")}
+
+    def wide() -> Any:
+        from moxserve.tensorflow.executor.env import tf, tf1
+
+        x = tf1.placeholder(tf.float64, [None, 2], "x")
+        return {"x": x}, {"y": tf.identity(tf.matmul(x, tf.constant([[1.0], [2.0]], tf.float64)), "y_out")}
+
+    frozen = freeze_net(tmp_path / "add", add)
+    rows = frozen.rows(tmp_path / "rows", {"x": np.float32([[1, 2], [3, 4]])})
+    with pytest.raises(ExportError, match="int8: the model has no operations with weights"):
+        convert(frozen.work(tmp_path / "a", INT8, rows))
+    convert(frozen.work(tmp_path / "b", Target("tflite"), rows))
+    from moxserve.serving import backends
+
+    got = backends.load(tmp_path / "b").run("serving_default", rows.load_inputs())
+    assert (got["y"].tolist(), got["two"].tolist()) == ([[3, 4], [5, 6]], 2.0)
+    with pytest.raises(ExportError, match="TFLite has no MatMul of f64"):
+        convert(freeze_net(tmp_path / "wide", wide).work(tmp_path / "c", Target("tflite")))
+
+
+def test_a_signature_of_another_name(nets: Any, tmp_path: Path) -> None:
+    from moxserve.export.frozen import FrozenGraph
+    from moxserve.serving import backends
+
+    net = nets("twins")
+    signature = dataclasses.replace(net.frozen.signature, name="detect")
+    FrozenGraph(net.frozen.graph_def, signature).write(str(tmp_path / "model"))
+    work = net.work(tmp_path / "v", INT8, settings=Calibration(max_drop=None))
+    convert(dataclasses.replace(work, model=str(tmp_path / "model"), signature=signature))
+    backend = backends.load(work.directory)
+    assert set(backend.signatures) == {"detect"}
+    rows = net.rows.load_inputs()
+    np.testing.assert_array_equal(backend.run("detect", rows)["same"], rows["x"])
 
 
 def test_a_calibration_that_tflite_lacks_is_told(nets: Any, tmp_path: Path) -> None:
