@@ -50,11 +50,15 @@ def names_of_operations(
         starts += [_NUMBERED.sub("", name) for name in (*inner, node.name)]
         starts = [name for name in starts if name in tf_edges]
         found[node.name] = (*inner, *_between(tf_edges, starts, kept_tf.difference(starts)))
+    readers: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        for tensor in node.input:
+            readers.setdefault(tensor, set()).add(node.name)
     for node in model.graph.node:
         # What a rewriter has made anew bears no old name; what was there is found before its reader then.
-        readers = [other.name for other in model.graph.node if set(node.output) & set(other.input)]
-        if len(readers) == 1 and tf_edges.keys().isdisjoint(found[node.name]):
-            found[node.name] += found[readers[0]]
+        after = set().union(*(readers.get(tensor, ()) for tensor in node.output))
+        if len(after) == 1 and tf_edges.keys().isdisjoint(found[node.name]):
+            found[node.name] += found[after.pop()]
     return found
 
 
