@@ -20,6 +20,7 @@ from moxserve.errors import ExportError, MissingExtraError, UsageError
 from moxserve.export.targets import Calibration, Target
 from moxserve.export.variants.onnx import convert
 from moxserve.export.variants.onnx.model import save
+from moxserve.export.variants.onnx.running import reason
 
 FLOAT = Target("onnx")
 Net = Callable[..., Any]
@@ -221,6 +222,19 @@ def test_opsets_of_tf2onnx_and_beyond(net: Net, tmp_path: Path, opset: int) -> N
 def test_an_opset_that_nobody_writes_is_refused(net: Net, tmp_path: Path, opset: int) -> None:
     with pytest.raises(ExportError, match=rf"opset {opset}: expected 7 to \d+"):
         convert(net(lenet).work(tmp_path / "1", FLOAT, opset=opset))
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Invalid rank for input: x", "Invalid rank for input: x"),
+        ("[ONNXRuntimeError] : 1 : FAIL : /a/b.h:46 void f(const c<d>&, int) Opset 27 is new.", "Opset 27 is new."),
+        ("[ONNXRuntimeError] : 1 : FAIL : Load model from /m.onnx failed:/a.cc:2 x::Y(z&&) Unsupported", "Unsupported"),
+        ("Required inputs (['x']) are missing", "Required inputs (['x']) are missing"),
+    ],
+)
+def test_errors_of_the_runtime_are_told_without_its_source_files(told: str, shown: str) -> None:
+    assert reason(RuntimeError(told)) == shown
 
 
 def test_operations_without_a_form_in_onnx_are_listed(freeze_net: Any, tmp_path: Path, capfd: Any) -> None:

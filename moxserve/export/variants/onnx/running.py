@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,10 @@ from moxserve.types import Signature
 __all__ = ["QUIET", "as_feeds", "open_session", "opened", "reason"]
 
 QUIET = 3  # errors only
+# `[ONNXRuntimeError] : 1 : FAIL : Load model from model.onnx failed:/file.cc:46 void function(types) `
+_PREFIX = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:Load model from .*? failed:)?(?:/\S+:\d+ [^(]*\(.*?\) (?=[A-Z]))?"
+)
 
 
 def open_session(model: Any) -> Any:
@@ -44,8 +49,7 @@ def open_session(model: Any) -> Any:
 
 def reason(error: Exception) -> str:
     """Return what an error of ONNX Runtime says, its code and source file left out."""
-    text = first_line(error)
-    return text.rpartition("&) ")[2] if text.startswith("[ONNXRuntimeError]") else text
+    return _PREFIX.sub("", first_line(error), count=1)
 
 
 def opened(model: Any, signature: Signature) -> Call:
