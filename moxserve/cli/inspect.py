@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moxserve.cli.inspect_show import echo_converted, echo_report
 from moxserve.cli.main import LazyGroup
 
 if TYPE_CHECKING:
-    from moxserve.inspect.convert.run import Converted
     from moxserve.inspect.detect import Subject
-    from moxserve.inspect.report import Column, Report
+    from moxserve.inspect.report import Report
     from moxserve.inspect.stores import Entry, Store
 
 __all__ = ["inspect"]
@@ -69,7 +69,7 @@ def show(path: str, tags: str, digests: bool, all_rows: bool, as_json: bool) -> 
     from moxserve.inspect.detect import detect
 
     report = describe(detect(path), _words(tags), digests=digests, all_rows=all_rows or as_json)
-    _echo(report, as_json)
+    echo_report(report, as_json)
 
 
 @inspect.command(epilog="\b\nExample:\n  moxserve inspect signatures models/digits")
@@ -85,7 +85,7 @@ def signatures(path: str, tags: str, as_json: bool) -> None:
     report = describe(subject, _words(tags), digests=False)
     report.facts, report.problems = {}, []
     report.tables = [table for table in report.tables if table.key in ("signatures", "ends", "tensors")]
-    _echo(report, as_json)
+    echo_report(report, as_json)
 
 
 @inspect.command(epilog="\b\nExample:\n  moxserve inspect ops models/digits --nodes --filter '*Conv*'")
@@ -102,7 +102,7 @@ def ops(path: str, nodes: bool, patterns: tuple[str, ...], tags: str, as_json: b
     from moxserve.inspect.detect import detect
     from moxserve.inspect.operations import operations
 
-    _echo(operations(detect(path), patterns, _words(tags), nodes=nodes), as_json)
+    echo_report(operations(detect(path), patterns, _words(tags), nodes=nodes), as_json)
 
 
 @inspect.command(epilog="\b\nExample:\n  moxserve inspect variables models/digits --sort size --stats")
@@ -128,7 +128,7 @@ def variables(path: str, patterns: tuple[str, ...], sort: str, stats: bool, as_j
         entries = sorted(entries, key=lambda entry: (-entry.size_bytes, entry.name))
     report = Report(store.path, subject.kind, notes=subject.notes)
     _list_entries(report, store, entries, stats=stats)
-    _echo(report, as_json)
+    echo_report(report, as_json)
 
 
 @inspect.command(epilog="\b\nExamples:\n  moxserve inspect checkpoint runs/digits --filter 'conv*'\n"
@@ -159,7 +159,7 @@ def checkpoint(path: str, patterns: tuple[str, ...], printed: tuple[str, ...], s
     report = Report(store.path, "checkpoint", notes=subject.notes, problems=store.problems())
     report.facts["shards"] = len(store.shards)
     _list_entries(report, store, picked(store.raw, patterns), stats=stats)
-    _echo(report, as_json)
+    echo_report(report, as_json)
 
 
 def _prepare(*subjects: Subject, writes: bool = False) -> None:
@@ -236,7 +236,7 @@ def warmup(path: str, as_json: bool) -> None:
     subject = detect(path)
     report = Report(records_path(subject), "records", notes=subject.notes)
     record_tables(report, subject)
-    _echo(report, as_json)
+    echo_report(report, as_json)
 
 
 @inspect.command(epilog="\b\nExample:\n  moxserve inspect graph models/digits --out logs/graph\n"
@@ -285,7 +285,7 @@ def diff(a: str, b: str, values: bool, tags: str, as_json: bool) -> None:
     subjects = detect(a), detect(b)
     _prepare(*subjects)
     report = compare(*subjects, _words(tags), values=values)
-    _echo(report, as_json)
+    echo_report(report, as_json)
     if report.facts["different"]:
         raise VerificationError(f"{a} and {b} differ")
 
@@ -343,98 +343,4 @@ def convert(source: str, destination: str, tags: str, as_json: bool, **options: 
     check_destination(asked, form)
     if form not in ("pb", "pbtxt"):
         _prepare(subject, writes=form != "npz")
-    _echo_converted(convert(subject, asked), as_json)
-
-
-def _echo_converted(done: Converted, as_json: bool) -> None:
-    from moxserve.cli.render import echo_json
-
-    if as_json:
-        echo_json({"path": done.path, "form": done.form, "source": done.source, **done.facts, "notes": done.notes})
-        return
-    click.echo(f"wrote {done.path} ({done.form}) from {done.source}")
-    for key, value in done.facts.items():
-        click.echo(f"  {_label(key):<12}{_fact(key, value)}")
-    for note in done.notes:
-        click.echo(f"note: {note}", err=True)
-
-
-def _echo(report: Report, as_json: bool) -> None:
-    """Print a report; then fail if what was found is not right.
-
-    Raises:
-        VerificationError: there are problems.
-    """
-    from moxserve.cli.render import echo_json
-    from moxserve.errors import VerificationError
-
-    if as_json:
-        echo_json(report.to_json())
-    else:
-        _echo_report(report)
-    if report.problems:
-        more = "" if len(report.problems) == 1 else f" (and {len(report.problems) - 1} more above)"
-        raise VerificationError(f"{report.path}: {report.problems[0]}{more}")
-
-
-def _echo_report(report: Report) -> None:
-    from moxserve.cli.render import echo_table
-
-    click.secho(report.path, bold=True)
-    labels = {key: _label(key) for key in report.facts}
-    width = max(map(len, labels.values()), default=0) + 2
-    for key, value in report.facts.items():
-        click.echo(f"  {labels[key]:<{width}}{_fact(key, value)}")
-    for table in report.tables:
-        # A column that is empty throughout says nothing.
-        told = [i for i, column in enumerate(table.columns) if column.kind != "data"]
-        shown = [i for i in told if any(row[i] not in (None, "") for row in table.rows)]
-        cells = [[_cell(table.columns[i], row[i]) for i in shown] for row in table.rows]
-        headings = [table.columns[i].name.replace("_", " ") for i in shown]
-        count = str(table.count or len(table.rows))
-        if table.total:
-            count += f" of {table.total}, --all for the rest"
-        click.echo()
-        click.secho(f"{(table.title or table.key).replace('_', ' ')} ({count})", bold=True)
-        if not shown:
-            continue
-        kinds = {heading: table.columns[i].kind for heading, i in zip(headings, shown, strict=True)}
-        echo_table(
-            headings, cells,
-            cut={name: 12 for name, kind in kinds.items() if kind == "long"},
-            right=[name for name, kind in kinds.items() if kind in ("count", "bytes", "figure")],
-        )  # fmt: skip
-    notes = [("note", note) for note in report.notes] + [("problem", problem) for problem in report.problems]
-    for word, text in notes:
-        click.echo(f"{word}: {text}", err=True)
-
-
-def _label(key: str) -> str:
-    """Write the name of a fact: `size_bytes` is the size, `variables_bytes` the size of the variables."""
-    name = key.replace("_", " ")
-    return name.removesuffix(" bytes") if name == "size bytes" else name.replace(" bytes", " size")
-
-
-def _fact(key: str, value: Any) -> str:
-    from moxserve.cli.render import bytes_text
-
-    if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return bytes_text(value) if key.endswith("bytes") else f"{value:,}" if value >= 10_000 else str(value)
-    return str(value)
-
-
-def _cell(column: Column, value: Any) -> str:
-    from moxserve.cli.render import bytes_text
-    from moxserve.inspect.report import shape_text
-
-    if column.kind == "shape":
-        return shape_text(value)
-    if value is None:
-        return ""
-    if column.kind == "bytes":
-        return bytes_text(value)
-    if column.kind == "figure":
-        return f"{value:.4g}"
-    return f"{value:,}" if column.kind == "count" and value >= 10_000 else str(value)
+    echo_converted(convert(subject, asked), as_json)

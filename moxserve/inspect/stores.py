@@ -44,7 +44,7 @@ __all__ = [
     "statistics",
 ]
 
-VALUES: tuple[Kind, ...] = ("version", "checkpoint", "npz", "graphdef")
+VALUES: tuple[Kind, ...] = ("version", "checkpoint", "run", "npz", "graphdef")
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _ITEM_BYTES = {dtype.name: 0 if dtype.name == "string" else dtype.numpy.itemsize for dtype in DTYPES}
 _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")

@@ -265,3 +265,22 @@ def test_a_failing_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: 
     monkeypatch.undo()
     assert stored(tmp_path / "m")["a"].tolist() == [1, 1, 1]
     assert sorted(os.listdir(tmp_path)) == ["m.data-00000-of-00001", "m.index"]
+
+
+def test_a_full_disk_names_what_could_not_be_written(
+    saved_v2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moxserve.inspect.convert import run
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run.file, "write", full)
+    with pytest.raises(ExportError, match=r"cannot convert .* to .*g\.pbtxt: .*No space left on device"):
+        to(saved_v2, tmp_path / "g.pbtxt")
+
+
+def test_what_a_killed_conversion_left_is_removed(saved_v2: Path, tmp_path: Path) -> None:
+    (tmp_path / ".moxserve-tmp-999999999-1").touch()
+    to(saved_v2, tmp_path / "g.pbtxt")
+    assert os.listdir(tmp_path) == ["g.pbtxt"]

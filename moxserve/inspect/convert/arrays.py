@@ -100,7 +100,9 @@ def _save(prefix: str, values: Mapping[str, np.ndarray]) -> None:
             )
             session.run(save, feeds)
     except tf.errors.OpError as error:
-        raise ExportError(f"cannot write checkpoint {prefix!r}: {first_line(error)}") from error
+        # Said of the final place: the one that TensorFlow names is gone when it is read.
+        reason = first_line(error).rpartition("; ")[2]
+        raise ExportError(f"cannot write a checkpoint of {len(names)} variables: {reason}") from error
 
 
 def _tensor_value(value: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from moxserve import file
-from moxserve.errors import UsageError, did_you_mean
+from moxserve.errors import ExportError, MoxserveError, UsageError, did_you_mean
 from moxserve.inspect.convert.arrays import write_checkpoint, write_npz
 from moxserve.inspect.convert.needed import needed_keys
 from moxserve.inspect.detect import Kind, Subject
@@ -116,10 +116,21 @@ def convert(subject: Subject, asked: Conversion) -> Converted:
         UsageError: the source cannot become that, or the destination is there already.
         DataError: the source is damaged.
         CheckpointError: a checkpoint is missing or damaged.
-        ExportError: no SavedModel can be made of a checkpoint and its graph.
+        ExportError: no SavedModel can be made of a checkpoint and its graph, or the destination cannot be written.
     """
     form = target_form(subject, asked)
     check_destination(asked, form)
+    file.sweep(os.path.dirname(os.path.abspath(asked.destination)))  # what a killed conversion left
+    try:
+        return _converted(subject, asked, form)
+    except MoxserveError:
+        raise
+    except OSError as error:
+        # A full disk does not say which file it was.
+        raise ExportError(f"cannot convert {subject.path} to {asked.destination}: {error}") from error
+
+
+def _converted(subject: Subject, asked: Conversion, form: Form) -> Converted:
     if form in ("pb", "pbtxt"):
         return _to_graph_file(subject, asked, form)
     if form == "savedmodel":
@@ -127,7 +138,7 @@ def convert(subject: Subject, asked: Conversion) -> Converted:
 
         facts, notes = to_saved_model(checkpoint_prefix(subject), asked.meta, asked)
         return Converted(asked.destination, form, subject.path, facts, [*subject.notes, *notes])
-    store = open_store(subject if subject.kind != "run" else Subject("checkpoint", subject.path, subject.given))
+    store = open_store(subject)
     entries, notes = _chosen(subject, store, asked)
     values = ((entry.name, store.read(entry)) for entry in entries)
     if form == "npz":
