@@ -18,9 +18,7 @@ from moxserve.errors import DataError, MoxserveError
 from moxserve.export.job import ModelFileJob
 from moxserve.export.manifest import WARMUP_PATH
 from moxserve.predict.readers import Label, Row, open_rows
-from moxserve.protocol import messages
-from moxserve.protocol.examples import serialized_examples
-from moxserve.protocol.tensors import from_proto
+from moxserve.protocol.prediction_log import parse_log, requests_of
 from moxserve.protocol.tfrecord import read_records
 from moxserve.types import Signature, TensorSpec
 
@@ -127,28 +125,22 @@ def read_requests(directory: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]
         left -= len(payload)
         if left < 0:
             return
-        log = messages.PredictionLog.FromString(payload)
-        kind = log.WhichOneof("log_type")
-        if kind == "predict_log":
-            request = log.predict_log.request
-            key = request.model_spec.signature_name or "serving_default"
-            yield key, {alias: from_proto(proto) for alias, proto in request.inputs.items()}
-        elif kind in ("classify_log", "regress_log"):
-            request = getattr(log, kind).request
-            yield request.model_spec.signature_name or "serving_default", {"inputs": serialized_examples(request.input)}
+        try:
+            requests = list(requests_of(parse_log(payload)))
+        except DataError:
+            continue  # of a kind that cannot be replayed
+        yield from ((request.signature, dict(request.inputs)) for request in requests)
 
 
 def recorded_samples(directory: str, signature: Signature) -> Samples:
     """Make rows of the warmup records of a signature, none twice; empty when there are none that can be used."""
-    from google.protobuf.message import DecodeError
-
     chunks: list[Mapping[str, np.ndarray]] = []
     seen: set[bytes] = set()
     try:
         for key, inputs in read_requests(directory):
             if key == signature.name:
                 chunks += _new_rows(fit_inputs(inputs, signature), seen)
-    except (MoxserveError, DecodeError, OSError):
+    except (MoxserveError, OSError):
         # Records of somebody else's making: they help where they are good, and are no reason to fail.
         return Samples()
     first = {alias: a.shape for alias, a in chunks[0].items()} if chunks else {}

@@ -9,14 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from moxserve import file
 from moxserve.errors import MoxserveError
 from moxserve.export.manifest import WARMUP_PATH as WARMUP_FILE
-from moxserve.protocol import messages
-from moxserve.protocol.examples import serialized_examples
-from moxserve.protocol.tensors import from_proto
+from moxserve.protocol.prediction_log import parse_log, requests_of
 from moxserve.protocol.tfrecord import read_records
 from moxserve.types import Signature, TensorSpec
 
@@ -58,24 +55,15 @@ def recorded(version_dir: str) -> list[Sample]:
             for sample in _samples(payload):
                 if left > 0 and len(kept.setdefault(sample.signature, [])) < _MAX_EACH:
                     kept[sample.signature].append(sample)
-    except (MoxserveError, DecodeError, OSError) as error:
+    except (MoxserveError, OSError) as error:
         # Replaying them will fail the load with the right status; here it only matters that they are of no use.
         logger.debug("%s: warmup records are not used to compare variants: %s", path, error)
         return []
     return [sample for samples in kept.values() for sample in samples]
 
 
-def _samples(payload: bytes) -> Iterator[Sample]:
-    log = messages.PredictionLog.FromString(payload)
-    kind = log.WhichOneof("log_type")
-    if kind == "predict_log":
-        request = log.predict_log.request
-        inputs = {alias: from_proto(proto) for alias, proto in request.inputs.items()}
-        yield Sample(request.model_spec.signature_name or "serving_default", inputs)
-    elif kind in ("classify_log", "regress_log"):
-        request = getattr(log, kind).request
-        name = request.model_spec.signature_name or "serving_default"
-        yield Sample(name, {"inputs": serialized_examples(request.input)})
+def _samples(payload: bytes) -> list[Sample]:
+    return [Sample(request.signature, request.inputs) for request in requests_of(parse_log(payload))]
 
 
 def made_up(signature: Signature) -> Iterator[Sample]:
