@@ -20,8 +20,8 @@ QUANTIZED_LIMIT = 0.2
 # Safe for every graph that is served: nothing here changes an answer by more than rounding, nor when it is an error.
 DEFAULT_TRANSFORMS = (
     "strip_unused_nodes remove_nodes(op=Identity, op=StopGradient, op=PreventGradient) "
-    "fold_constants(ignore_errors=true) fold_batch_norms merge_duplicate_nodes strip_unused_nodes "
-    "sort_by_execution_order"
+    "fold_constants(ignore_errors=true) fold_batch_norms merge_duplicate_nodes(ignore_errors=true) "
+    "strip_unused_nodes sort_by_execution_order(ignore_errors=true)"
 )
 
 

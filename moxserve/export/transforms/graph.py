@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,10 @@ __all__ = [
     "Request",
     "attribute",
     "constant",
+    "digests",
     "input_name",
     "problem_of",
     "reachable",
-    "sorted_nodes",
     "split_input",
     "unused_dropped",
     "with_nodes",
@@ -161,9 +162,11 @@ def unused_dropped(nodes: Sequence[Any], before: GraphIndex, kept: Iterable[str]
         left = found
 
 
-def sorted_nodes(graph_def: Any) -> list[bytes]:
-    """Return the nodes in a form that tells whether two graphs hold the same ones, in any order."""
-    return sorted(node.SerializeToString(deterministic=True) for node in graph_def.node)
+def digests(graph_def: Any) -> list[bytes]:
+    """Return a digest of each node, in the graph's order: equal ones, equal nodes."""
+    return [
+        hashlib.blake2b(node.SerializeToString(deterministic=True), digest_size=16).digest() for node in graph_def.node
+    ]
 
 
 def problem_of(graph_def: Any, before: Any, inputs: Sequence[str], outputs: Sequence[str]) -> str:

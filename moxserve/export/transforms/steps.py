@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from moxserve.errors import ExportError, MoxserveError, VerificationError, first_line
 from moxserve.export.transforms.catalogue import By
-from moxserve.export.transforms.graph import problem_of, sorted_nodes, with_nodes
+from moxserve.export.transforms.graph import digests, problem_of, with_nodes
 
 __all__ = ["DEFAULT_LIMIT", "SIMULATED_LIMIT", "Check", "Outcome", "Rewrite", "Step", "Stepper", "TransformResult"]
 
@@ -140,12 +140,16 @@ class Stepper:
     steps: list[Step] = field(default_factory=list)
     # What quantizing steps, which are wanted, have made wrong: later ones are judged by what they add.
     _accepted: float = 0.0
+    # Of `graph_def`: both take a while for a large graph.
+    _size: int = 0
+    _digests: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Write the graph as every step does, so that only real changes count as such."""
         if any(text.endswith(":0") for node in self.graph_def.node for text in node.input):
             self.graph_def = with_nodes(self.graph_def, self.graph_def.node)
             _tidy(self.graph_def)
+        self._size, self._digests = self.graph_def.ByteSize(), digests(self.graph_def)
 
     def result(self) -> TransformResult:
         """Return the graph as it is now."""
@@ -160,7 +164,7 @@ class Stepper:
         """
         started = time.monotonic()
         try:
-            changed = self._changed(rewrite)
+            changed, found = self._changed(rewrite)
         except MoxserveError as error:
             if not rewrite.ignore_errors:
                 hint = error.hint or f"{rewrite.name}(ignore_errors=true) goes on without it"
@@ -178,11 +182,12 @@ class Stepper:
             return
         if rewrite.limit:
             self._accepted = max(self._accepted, error_made or 0.0)
-        before, self.graph_def = self.graph_def, changed
+        before = len(self.graph_def.node), self._size
+        self.graph_def, self._size, self._digests = changed, changed.ByteSize(), found
         self._record(rewrite, started, "applied", error_made, "", before)
 
-    def _changed(self, rewrite: Rewrite) -> Any | None:
-        """Return the new graph; None when it is the old one.
+    def _changed(self, rewrite: Rewrite) -> tuple[Any | None, list[bytes]]:
+        """Return the new graph, None when it is the old one, and the digests of its nodes.
 
         Raises:
             MoxserveError: the rewrite failed, or what it made is no graph.
@@ -190,7 +195,7 @@ class Stepper:
         before = self.graph_def
         changed = rewrite.run(before)
         if changed is before:
-            return None
+            return None, self._digests
         if not changed.versions.producer:  # TensorFlow's tool forgets it
             changed.versions.CopyFrom(before.versions)
         self._keep_inputs(changed)
@@ -198,11 +203,9 @@ class Stepper:
         problem = problem_of(changed, before, self.inputs, self.outputs)
         if problem:
             raise ExportError(problem)
-        if changed.library != before.library or len(changed.node) != len(before.node):
-            return changed
-        if rewrite.ordered:
-            return None if list(changed.node) == list(before.node) else changed
-        return None if sorted_nodes(changed) == sorted_nodes(before) else changed
+        found = digests(changed)
+        same = found == self._digests if rewrite.ordered else sorted(found) == sorted(self._digests)
+        return (None if same and changed.library == before.library else changed), found
 
     def _keep_inputs(self, changed: Any) -> None:
         """Put inputs back that nobody needs any more: requests still feed them."""
@@ -237,20 +240,20 @@ class Stepper:
         outcome: Outcome,
         error: float | None = None,
         reason: str = "",
-        before: Any = None,
+        before: tuple[int, int] | None = None,
     ) -> None:
-        after = self.graph_def
-        before = after if before is None else before
+        after = len(self.graph_def.node), self._size
+        before = before or after
         self.steps.append(
             Step(
                 rewrite.name,
                 rewrite.arguments,
                 rewrite.by,
                 outcome,
-                len(before.node),
-                len(after.node),
-                before.ByteSize(),
-                after.ByteSize(),
+                before[0],
+                after[0],
+                before[1],
+                after[1],
                 error,
                 time.monotonic() - started,
                 reason,
