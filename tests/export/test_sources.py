@@ -300,6 +300,22 @@ def _unsigned(path: Path) -> None:
     (path / "saved_model.pb").write_bytes(saved.SerializeToString())
 
 
+def _misnamed(path: Path) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    saved.meta_graphs[0].signature_def["serving_default"].outputs["y"].name = "mull:0"
+    (path / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+
+def _torn(path: Path) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    next(node for node in saved.meta_graphs[0].graph_def.node if node.op == "Mul").input[0] = "nowhere"
+    (path / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+
 def _foreign_op(path: Path) -> None:
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -315,9 +331,11 @@ def _foreign_op(path: Path) -> None:
         (_without_index, r"variables/variables\.index is missing"),
         (_garbage, "saved_model.pb cannot be read as a SavedModel"),
         (_unsigned, "expected signatures that can be called; the SavedModel has none"),
+        (_misnamed, "signature 'serving_default', output 'y': the graph has no tensor 'mull:0'; did you mean 'mul'"),
+        (_torn, "cannot be loaded: .*nowhere"),
         (_foreign_op, "operations that TensorFlow does not have: FrobnicateV9"),
     ],
-    ids=["shard", "variables", "garbage", "unsigned", "foreign"],
+    ids=["shard", "variables", "garbage", "unsigned", "misnamed", "torn", "foreign"],
 )
 def test_a_damaged_model_is_named(damage: Any, message: str, v1_model: Any, stage: Any) -> None:
     path = Path(v1_model())
@@ -337,6 +355,8 @@ def test_where_there_is_no_model_it_says_so(stage: Any, v1_model: Any, tmp_path:
     assert str(raised.value.hint).endswith("/base/10 is the newest")
     with pytest.raises(UsageError, match="did you mean 'serving_default'"):
         stage(SavedModelJob, path, signatures={"a": "serving_defautl"})
+    with pytest.raises(UsageError, match="empty or TensorFlow's own"):
+        stage(SavedModelJob, path, signatures={"": "serving_default"})
 
 
 def test_a_random_model_is_copied_and_told(stage: Any, tmp_path: Path) -> None:

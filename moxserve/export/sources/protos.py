@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moxserve import file
-from moxserve.errors import ExportError, UsageError
+from moxserve.errors import ExportError, UsageError, did_you_mean
+from moxserve.types import Signature
 
 __all__ = [
     "check_operations",
+    "check_signatures",
     "check_variables",
     "clear_devices",
     "needs_variables",
@@ -147,6 +149,24 @@ def check_operations(graph_def: Any, path: str, libraries: Sequence[str] = ()) -
             hint="name the shared object that holds them, which runs native code here: --op-library "
             + (os.path.join(path, libraries[0]) if libraries else "FILE.so"),
         )
+
+
+def check_signatures(graph_def: Any, signatures: Iterable[Signature], path: str) -> None:
+    """Check that the tensors that signatures name are in the graph.
+
+    Raises:
+        ExportError: one is not.
+    """
+    names = {node.name for node in graph_def.node}
+    for signature in signatures:
+        for side, specs in (("input", signature.inputs), ("output", signature.outputs)):
+            for alias, spec in specs.items():
+                node = spec.tensor.partition(":")[0]
+                if node not in names:
+                    raise ExportError(
+                        f"{path}: signature {signature.name!r}, {side} {alias!r}: the graph has no tensor "
+                        f"{spec.tensor!r}; {did_you_mean(node, sorted(names))}"
+                    )
 
 
 def needs_variables(meta: Any) -> bool:

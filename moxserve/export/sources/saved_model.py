@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from moxserve import file
-from moxserve.errors import DataError, ExportError, UsageError, did_you_mean
+from moxserve.errors import DataError, ExportError, UsageError, did_you_mean, first_line
 from moxserve.export.job import SavedModelJob
 from moxserve.export.manifest import MANIFEST_PATH, WARMUP_PATH, Manifest, Source, read_manifest
 from moxserve.export.place import place
@@ -89,8 +89,12 @@ class SavedModelSource:
 
     def _ask(self, main: str) -> Answers:
         key = self.keys[main]
-        with open_artifact(self.job.path, self.job.tags) as original:
-            # The graph may know shapes that the signature does not tell.
+        with contextlib.ExitStack() as stack:
+            try:
+                original = stack.enter_context(open_artifact(self.job.path, self.job.tags))
+            except (ValueError, KeyError, TypeError, RuntimeError) as error:
+                # What TensorFlow makes of a graph that does not fit together, or of a newer one.
+                raise ExportError(f"{self.job.path} cannot be loaded: {first_line(error)}") from error
             wanted = {old: original.signatures[old] for old in self.keys.values()}
             samples = given_samples(self.job, wanted[key], _class_names(self.job.path))
             if not samples:
@@ -137,6 +141,7 @@ def _read(job: SavedModelJob) -> SavedModelSource:
     protos.check_variables(meta, job.path)
     found = {k: signature_from_def(k, d) for k, d in sorted(meta.signature_def.items()) if k not in INIT_SIGNATURES}
     signatures = {key: s for key, s in found.items() if s is not None}
+    protos.check_signatures(meta.graph_def, signatures.values(), job.path)
     left_out = [key for key, s in found.items() if s is None]
     if not signatures:
         what = f"only ones with sparse or composite tensors ({', '.join(left_out)})" if left_out else "none"
@@ -155,7 +160,9 @@ def _read(job: SavedModelJob) -> SavedModelSource:
 
 
 def _keys(job: SavedModelJob, signatures: Mapping[str, Signature]) -> Mapping[str, str]:
-    for old in job.signatures.values():
+    for new, old in job.signatures.items():
+        if not new or new.startswith("__saved_model"):
+            raise UsageError(f"signature key {new!r} is empty or TensorFlow's own")
         if old not in signatures:
             raise UsageError(f"{job.path} has no signature {old!r}; {did_you_mean(old, signatures)}")
     return dict(job.signatures) or {key: key for key in signatures}
