@@ -183,6 +183,7 @@ def test_a_version_that_was_there_survives_a_full_disk(dense_model: str, room: R
     assert check_files(first.path) == []
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files(dense_model: str, room: Room) -> None:
     """As under a quota; in a process of its own, which sets the limit on itself."""
     code = (

@@ -38,7 +38,7 @@ def open_base(base_dir: str) -> VersionBase:
         MissingExtraError: the package that it needs is not installed.
     """
     if not is_s3(base_dir):
-        return LocalBase(base_dir)
+        return LocalBase(base_dir.removeprefix("file://"))
     from moxserve.export.publish.s3 import S3Base
 
     return S3Base(base_dir)

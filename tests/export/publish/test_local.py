@@ -129,3 +129,12 @@ def test_publishing_sweeps_what_a_dead_exporter_left(tmp_path: Path) -> None:
     with open_publication(str(tmp_path)) as staged:
         Path(staged.staging, "saved_model.pb").touch()
     assert os.listdir(tmp_path) == ["1"]
+
+
+def test_other_schemes_are_told_and_file_urls_are_paths(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no file engine for gs://"):
+        check_version("gs://bucket/models", 1)
+    with open_publication(f"file://{tmp_path}/models") as staged:
+        Path(staged.staging, "saved_model.pb").touch()
+    assert staged.path == str(tmp_path / "models" / "1")
+    assert os.listdir(tmp_path) == ["models"]
