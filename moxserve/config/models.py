@@ -255,6 +255,14 @@ class ExportStage(StrictModel):
             parse_transforms(value)
         return value
 
+    @field_validator("grappler")
+    @classmethod
+    def _known_passes(cls, value: list[str]) -> list[str]:
+        from moxserve.export.transforms.grappler import check_passes
+
+        check_passes(value)
+        return value
+
     @field_validator("limit", "require")
     @classmethod
     def _known_conditions(cls, value: list[str], info: ValidationInfo) -> list[str]:

@@ -235,6 +235,10 @@ def test_mistakes_are_one_line_and_a_hint(
         ),
         (["--tf-serving", "m", "--onnx", "--limit", "onnx.speed>1"], "'speed' is not a metric"),
         (["--tf-serving", "m", "--tags", "serve"], "--tags does not go with a pipeline or its run"),
+        (
+            ["--tf-serving", "m", "--frozen", "--grappler", "prune"],
+            "unknown Grappler pass 'prune'; did you mean 'pruning'?",
+        ),
         (["--calibration", "max"], "'max' is not one of 'minmax', 'entropy', 'percentile'"),
     ],
 )
