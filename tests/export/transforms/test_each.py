@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,14 +31,6 @@ def small(x: Any) -> Any:
     return tf.matmul(tf.reshape(y, [-1, 512]), w(512, 5))
 
 
-def atrous(x: Any, op: str = "Conv2D", pads: Any = ((2, 2), (2, 2)), crops: Any = ((0, 0), (0, 0))) -> Any:
-    import tensorflow as tf
-
-    y = tf.raw_ops.SpaceToBatchND(input=x, block_shape=[2, 2], paddings=pads)
-    y = getattr(tf.raw_ops, op)(input=y, filter=w(3, 3, 3, 2), strides=[1, 1, 1, 1], padding="VALID")
-    return tf.raw_ops.BatchToSpaceND(input=y, block_shape=[2, 2], crops=crops)
-
-
 def batch_norm(x: Any) -> Any:
     import tensorflow as tf
 
@@ -48,21 +39,6 @@ def batch_norm(x: Any) -> Any:
     return tf.raw_ops.FusedBatchNormV3(
         x=y, scale=ones * 2, offset=ones, mean=ones * 0.1, variance=ones * 3, is_training=False
     ).y
-
-
-def padded(x: Any, mode: str = "CONSTANT", **options: Any) -> Any:
-    import tensorflow as tf
-
-    options = {"strides": 2, "padding": "VALID", **options}
-    return tf.nn.conv2d(tf.pad(x, [[0, 0], [1, 1], [0, 2], [0, 0]], mode), w(3, 3, 3, 4), **options)
-
-
-def resized(x: Any, *, mirrored: bool = False, kernel: int = 1, size: int = 20) -> Any:
-    import tensorflow as tf
-
-    y = tf.raw_ops.ResizeBilinear(images=x, size=[size, size], half_pixel_centers=True)
-    y = tf.pad(y, [[0, 0], [1, 1], [2, 2], [0, 0]], "REFLECT") if mirrored else y
-    return tf.nn.conv2d(y, w(kernel, kernel, 3, 2), 1, "SAME")
 
 
 def with_assertion(x: Any) -> Any:
@@ -144,14 +120,9 @@ CASES = [
     Case(small, "remove_attribute(attribute_name=dilations) add_default_attributes"),
     Case(concatenated, "backport_concatv2", {"ConcatV2": -1, "Concat": 1}, ROWS),
     Case(arrays, "backport_tensor_array_v3", {"TensorArrayV3": -1, "TensorArrayV2": 1}, ROWS),
-    Case(atrous, "flatten_atrous_conv", _only("SpaceToBatchND", "BatchToSpaceND")),
     Case(batch_norm, "fold_batch_norms", {"FusedBatchNormV3": -1, "BiasAdd": 1}),
     Case(batch_norm, "fold_old_batch_norms", {"FusedBatchNormV3": -1, "BiasAdd": 1}),
     Case(constant_part, "fold_constants", {"Exp": -1, "AddV2": -1}),
-    Case(padded, "fuse_convolutions", _only("Pad")),
-    Case(padded, "fuse_pad_and_conv", _only("Pad")),
-    Case(resized, "fuse_resize_and_conv"),
-    Case(lambda x: resized(x, mirrored=True), "fuse_resize_pad_and_conv"),
     Case(called, "inline_partitionedcall", {"PartitionedCall": -1, "MatMul": 1, "Relu": 1}, ROWS),
     Case(small, "insert_logging(op=Relu, show_name=true, first_n=1, summarize=1)", {"Print": 1}),
     Case(duplicated, "merge_duplicate_nodes", {"Exp": -1, "Mul": -1}),
@@ -193,7 +164,11 @@ def test_none_is_left_out() -> None:
     tested = {case.transforms.rsplit("(", 1)[0].split()[-1] for case in CASES} | {
         name for case in CASES for name in TRANSFORMS if name in case.transforms
     }
-    assert set(TRANSFORMS) - tested == {"freeze_requantization_ranges"}  # has a test of its own
+    assert set(TRANSFORMS) - tested == {
+        "freeze_requantization_ranges",  # has a test of its own, below
+        "flatten_atrous_conv", "fuse_convolutions", "fuse_pad_and_conv",  # in test_convolutions
+        "fuse_resize_and_conv", "fuse_resize_pad_and_conv",
+    }  # fmt: skip
 
 
 def test_ranges_of_a_log_are_frozen(net: Any, operations: Any, tmp_path: Any) -> None:
@@ -212,106 +187,6 @@ def test_ranges_of_a_log_are_frozen(net: Any, operations: Any, tmp_path: Any) ->
     assert result.steps[-1].outcome == "applied"
     assert operations(result.graph_def)["RequantizationRange"] == 0
     assert graph.error(result.graph_def) < 0.2
-
-
-# --- convolutions
-
-
-@pytest.mark.parametrize(
-    ("pads", "crops"),
-    [
-        (((0, 0), (0, 0)), ((0, 0), (0, 0))),
-        (((2, 2), (2, 2)), ((0, 0), (0, 0))),
-        (((2, 4), (2, 4)), ((0, 2), (0, 2))),
-        (((4, 2), (0, 4)), ((1, 0), (0, 3))),
-    ],
-)
-@pytest.mark.parametrize("op", ["Conv2D", "DepthwiseConv2dNative"])
-def test_dilated_convolutions(op: str, pads: Any, crops: Any, net: Any, operations: Any) -> None:
-    graph = net(lambda x: atrous(x, op, pads, crops), IMAGES)
-    result = graph.checked("flatten_atrous_conv")
-    assert operations(result.graph_def) == Counter({"Placeholder": 1, "Const": 1, op: 1, "Identity": 1})
-    assert graph.error(result.graph_def) < 1e-5
-
-
-def test_dilation_by_the_old_operations(net: Any, operations: Any) -> None:
-    import tensorflow as tf
-
-    def build(x: Any) -> Any:
-        y = tf.raw_ops.SpaceToBatch(input=x, paddings=[[2, 2], [2, 2]], block_size=2)
-        y = tf.nn.conv2d(y, w(3, 3, 3, 2), 1, "VALID")
-        return tf.raw_ops.BatchToSpace(input=y, crops=[[0, 0], [0, 0]], block_size=2)
-
-    graph = net(build, IMAGES)
-    result = graph.checked("flatten_atrous_conv")
-    assert operations(result.graph_def)["SpaceToBatch"] == 0
-    assert graph.error(result.graph_def) < 1e-5
-
-
-def test_dilation_that_cuts_more_than_it_pads_stays(net: Any) -> None:
-    graph = net(lambda x: atrous(x, "Conv2D", ((0, 0), (0, 0)), ((1, 1), (0, 0))), IMAGES)
-    assert graph.checked("flatten_atrous_conv").steps[0].outcome == "nothing to do"
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"strides": 1},
-        {"strides": 1, "padding": "SAME"},
-        {"strides": 1, "dilations": 2},
-        {"padding": [[0, 0], [1, 2], [0, 1], [0, 0]]},
-    ],
-)
-def test_zero_padding(options: Any, net: Any, operations: Any) -> None:
-    graph = net(lambda x: padded(x, **options), IMAGES)
-    result = graph.checked("fuse_pad_and_conv")
-    assert operations(result.graph_def)["Pad"] == 0
-    assert graph.error(result.graph_def) < 1e-5
-
-
-def test_padding_that_is_as_same(net: Any) -> None:
-    """What SAME does anyway is written as SAME, which other formats know."""
-    import tensorflow as tf
-
-    graph = net(lambda x: tf.nn.conv2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), w(3, 3, 3, 4), 1, "VALID"), IMAGES)
-    (convolution,) = [n for n in graph.checked("fuse_pad_and_conv").graph_def.node if n.op == "Conv2D"]
-    assert convolution.attr["padding"].s == b"SAME"
-    assert not convolution.attr["explicit_paddings"].list.i
-
-
-def _padding_used_twice(x: Any) -> Any:
-    import tensorflow as tf
-
-    y = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
-    return tf.reduce_sum(tf.nn.conv2d(y, w(3, 3, 3, 4), 1, "VALID"), 3) + tf.reduce_sum(y, 3)[:, 1:-1, 1:-1]
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda x: padded(x, "REFLECT"),  # TensorFlow has a kernel for it, and it is wrong
-        lambda x: padded(x, "SYMMETRIC"),
-        lambda x: padded(x, padding="SAME"),  # depends on the size
-        _padding_used_twice,
-        lambda x: resized(x, kernel=3),
-        lambda x: resized(x, size=10),  # smaller: the convolution has less to do behind it
-    ],
-)
-def test_convolutions_that_stay(build: Any, net: Any) -> None:
-    graph = net(build, IMAGES)
-    result = graph.checked("fuse_convolutions")
-    assert result.steps[0].outcome == "nothing to do"
-
-
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_convolution_comes_before_the_resize(mirrored: bool, net: Any) -> None:
-    graph = net(lambda x: resized(x, mirrored=mirrored), IMAGES)
-    result = graph.checked("fuse_convolutions")
-    nodes = {node.name: node for node in result.graph_def.node}
-    (convolution,) = [n for n in nodes.values() if n.op == "Conv2D"]
-    assert convolution.input[0] == "x"
-    assert graph.error(result.graph_def) < 1e-5
 
 
 # --- structure
