@@ -370,6 +370,22 @@ def test_a_random_model_is_copied_and_told(stage: Any, tmp_path: Path) -> None:
     assert model.verification.outputs == ()
 
 
+def test_nothing_is_made_up_for_a_convolution_of_any_rank(stage: Any, tmp_path: Path) -> None:
+    """TensorFlow ends the process when it gets another rank."""
+    from moxserve.tensorflow.executor.env import tf, tf1
+
+    with tf.Graph().as_default(), tf1.Session() as session:
+        x = tf1.placeholder(tf.float32, None, "x")
+        y = tf.nn.conv2d(x, tf.ones([3, 3, 1, 2]), 1, "SAME")
+        tf1.saved_model.simple_save(session, str(tmp_path / "conv"), {"x": x}, {"y": y})
+    model, _ = stage(SavedModelJob, tmp_path / "conv")
+    assert model.verification.mode == "loaded"
+    assert model.notes == ("no samples: the model was loaded, not compared, and no warmup records were written",)
+    model, _ = stage(SavedModelJob, tmp_path / "conv", samples={"x": np.ones((5, 4, 4, 1), np.float32)})
+    assert model.verification.rows == 5
+    assert model.expected["y"].shape == (5, 4, 4, 2)
+
+
 # ---- frozen graphs
 
 

@@ -23,7 +23,7 @@ from moxserve.export.verify import fixed_batches, full_precision, open_artifact
 from moxserve.tensorflow.executor.env import tf
 from moxserve.types import Signature
 
-__all__ = ["Answers", "Case", "Origin", "Runnable", "collect", "compare", "stage_answers"]
+__all__ = ["Answers", "Case", "Origin", "Runnable", "collect", "compare", "no_samples", "stage_answers"]
 
 _CHUNK_ROWS = 64
 Others = Mapping[str, Iterable[tuple[Mapping[str, np.ndarray], bool]]]
@@ -143,9 +143,9 @@ def _run_main(model: Runnable, signature: Signature, samples: Samples, answers: 
     if why:
         answers.notes.append(why)
     if not usable:
-        if not len(samples):
-            answers.notes.append("no samples: made-up zeros were compared, and no warmup records were written")
         answers.mode = "zeros" if _run_zeros(model, signature, answers) else "loaded"
+        if not len(samples):
+            answers.notes.append(no_samples(answers.mode))
         return
     for first in range(0, usable, size):
         chunk = {alias: values[first : min(first + size, usable)] for alias, values in samples.inputs.items()}
@@ -157,6 +157,12 @@ def _run_main(model: Runnable, signature: Signature, samples: Samples, answers: 
         answers.gathered.add(chunk, outputs)
     answers.mode, answers.rows = "samples", usable
     answers.labels = None if samples.labels is None else samples.labels[:usable]
+
+
+def no_samples(mode: Mode) -> str:
+    """Return what to tell when there were no real rows."""
+    what = "made-up zeros were compared" if mode == "zeros" else "the model was loaded, not compared"
+    return f"no samples: {what}, and no warmup records were written"
 
 
 def _batches(signature: Signature, rows: int) -> tuple[int, int, str]:

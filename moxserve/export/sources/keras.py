@@ -26,7 +26,7 @@ from moxserve.export.manifest import Source
 from moxserve.export.place import place
 from moxserve.export.savedmodel import channels_first_notes
 from moxserve.export.sources import protos
-from moxserve.export.sources.answers import Answers, Case, Origin, stage_answers
+from moxserve.export.sources.answers import Answers, Case, Origin, no_samples, stage_answers
 from moxserve.export.sources.base import DEFAULT_SIGNATURE, StagedModel
 from moxserve.export.sources.keras_worker import KerasAnswer, KerasFailure, KerasTask
 from moxserve.export.sources.saved_model import copy_saved_model
@@ -161,7 +161,7 @@ def _answers(told: KerasAnswer) -> Answers:
     if told.real:
         answers.labels = None if told.labels is None else told.labels[: answers.rows]
     else:
-        answers.notes.append("no samples: made-up zeros were compared, and no warmup records were written")
+        answers.notes.append(no_samples(answers.mode))
     if answers.gathered.note:
         answers.notes.append(answers.gathered.note)
     return answers

@@ -160,14 +160,17 @@ def _new_rows(inputs: Mapping[str, np.ndarray], seen: set[bytes]) -> Iterator[Ma
 
 
 def made_up_inputs(signature: Signature) -> Iterator[dict[str, np.ndarray]]:
-    """Yield requests of zeros that fit a signature; further ones have larger sides where these may vary."""
-    varies = any(spec.shape is None or None in spec.shape[1:] for spec in signature.inputs.values())
+    """Yield requests of zeros that fit a signature; further ones have larger sides where these may vary.
+
+    There are none for a tensor of any rank: TensorFlow's convolutions end the process when the rank is not theirs.
+    """
+    if any(spec.shape is None for spec in signature.inputs.values()):
+        return
+    varies = any(None in (spec.shape or ())[1:] for spec in signature.inputs.values())
     for side in _SIDES if varies else _SIDES[:1]:
         yield {alias: _zeros(spec, side) for alias, spec in signature.inputs.items()}
 
 
 def _zeros(spec: TensorSpec, side: int) -> np.ndarray:
-    # A tensor of any rank is taken for a vector: a batch of single values.
-    shape = (None,) if spec.shape is None else spec.shape
-    sizes = [size if size is not None else side if i else 1 for i, size in enumerate(shape)]
+    sizes = [size if size is not None else side if i else 1 for i, size in enumerate(spec.shape or ())]
     return np.full(sizes, b"", dtype=object) if spec.dtype.name == "string" else np.zeros(sizes, spec.dtype.numpy)
