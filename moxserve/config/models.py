@@ -138,7 +138,7 @@ class QuantizationStage(StrictModel):
         default=0, ge=0, description="Step up to which the model is trained in floating point before that."
     )
     per_channel: bool = Field(
-        default=True, description="One scale for each output channel of a kernel, not one for the whole."
+        default=True, description="One scale for each output channel of a convolution, not one for the whole kernel."
     )
     exclude: Patterns = Field(
         default=[], description="Regular expressions: kernels with such a name stay in floating point."

@@ -73,9 +73,12 @@ def test_broken_yaml(run_moxserve: Run, work: Path, command: str, old: str, new:
 
 @pytest.mark.parametrize("command", ["run", "validate"])
 def test_missing_files(run_moxserve: Run, work: Path, command: str):
-    done = run_moxserve("pipeline", command, "pipelines/digit.yaml", cwd=work)
+    done = run_moxserve("pipeline", command, "pipelines/custom.yaml", cwd=work)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: pipelines/digit.yaml: no such file; did you mean 'digits.yaml'?\n"
+    assert (
+        done.stderr
+        == "error: pipelines/custom.yaml: no such file; did you mean 'custom_model.yaml' or 'mnist_softmax.yaml'?\n"
+    )
     (work / "data" / "digits").unlink()
     done = run_moxserve("pipeline", command, "pipelines/digits.yaml", cwd=work)
     assert (done.returncode, done.stdout) == (2, "")
@@ -159,6 +162,9 @@ def test_list(run_moxserve: Run, work: Path):
 PIPELINE                      RUN                 MODEL          DESCRIPTION
 pipelines/custom_model.yaml   train_and_evaluate  function       A model_fn of your own
 pipelines/digits.yaml         train_and_evaluate  lenet          LeNet on real handwritten digits, exported for serving
+pipelines/digits_pruned.yaml  train_and_evaluate  lenet          LeNet of which 80 % is pruned while it is trained
+pipelines/digits_qat.yaml     train_and_evaluate  lenet          LeNet trained for int8, exported with the ranges \
+that it learned
 pipelines/digits_resnet.yaml  train_and_evaluate  resnet_v1_20   ResNet v1 of 20 layers on real handwritten digits, \
 exported for serving
 pipelines/mnist_softmax.yaml  train               mnist_softmax  One linear layer on MNIST-format files

@@ -19,7 +19,8 @@ class Quantization:
     Attributes:
         start_step: global step that the float training ends at and the quantization-aware one begins; 0 quantizes from
             the first step, which is right when training starts from the checkpoint of a float run.
-        per_channel: one scale for each output channel of a kernel, not one for the whole kernel.
+        per_channel: one scale for each output channel of a convolution's kernel, not one for the whole kernel. Kernels
+            of matrix products always have one, because TensorFlow Lite's converter takes no more.
         exclude: regular expressions; a layer stays in floating point if one is found in the name of its kernel's
             variable, such as `LeNet/conv1/weights`.
         range_decay: decay of the moving averages that learn the ranges of activations.

@@ -26,7 +26,7 @@ def quantize_kernel(kernel: Any, operation: Any, options: Quantization, training
 
     Args:
         kernel: `[height, width, in, out]`, of a depthwise convolution `[height, width, in, multiplier]`, of a
-            transposed convolution `[height, width, out, in]`, of a product `[in, out]` or, transposed, `[out, in]`.
+            transposed convolution `[height, width, out, in]`, of a product any two dimensions.
         operation: what uses it.
         options: whether each channel has its own range.
         training: whether gradients will be taken; else the grid can be read from the graph.
@@ -34,15 +34,16 @@ def quantize_kernel(kernel: Any, operation: Any, options: Quantization, training
     Returns:
         The same shape, rounded.
     """
-    if not options.per_channel:
+    # TensorFlow Lite's converter transposes the kernels of products, and then refuses a range for each channel.
+    if not options.per_channel or operation.type == "MatMul":
         return _symmetric(kernel, tf.reduce_max(tf.abs(kernel)), training)
     # The operation of TensorFlow wants the channels last.
     if operation.type == "DepthwiseConv2dNative":
         height, width, channels, multiplier = kernel.shape.as_list()
         flat = tf.reshape(kernel, [height, width, channels * multiplier])
         return tf.reshape(_per_channel(flat, training), kernel.shape)
-    if operation.type == "Conv2DBackpropInput" or is_transposed(operation):
-        order = [*range(kernel.shape.rank - 2), kernel.shape.rank - 1, kernel.shape.rank - 2]
+    if operation.type == "Conv2DBackpropInput":
+        order = [0, 1, 3, 2]
         return tf.transpose(_per_channel(tf.transpose(kernel, order), training), order)
     return _per_channel(kernel, training)
 
