@@ -33,6 +33,8 @@ FORMATS: Mapping[str, tuple[Precision, ...]] = {
     "tflite": ("float32", "float16", "dynamic", "int8"),
     "openvino": ("float32", "bfloat16", "float16", "int8"),
 }
+# The oldest that tf2onnx writes, and the newest that ONNX 1.23 knows.
+FIRST_OPSET, LAST_OPSET = 7, 28
 _SUFFIXES: Mapping[Precision, str] = {
     "float32": "",
     "bfloat16": "_bf16",
@@ -178,3 +180,12 @@ class VariantOptions:
     require: Sequence[str] = ()
     limits: Sequence[str] = ()
     measure: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what no converter can do, before any work is done.
+
+        Raises:
+            UsageError: the opset is none.
+        """
+        if not FIRST_OPSET <= self.opset <= LAST_OPSET:
+            raise UsageError(f"ONNX opset {self.opset}: expected {FIRST_OPSET} to {LAST_OPSET}; 17 suits most")

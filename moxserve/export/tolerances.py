@@ -15,7 +15,8 @@ __all__ = ["EQUAL_SHARES", "TOLERANCES", "TOP1_LEAST", "equal_share_for", "lossy
 
 TOLERANCES: Mapping[str, Tolerance] = {
     "float32": Tolerance(rel_l2=1e-4),
-    "bfloat16": Tolerance(rel_l2=1e-2),
+    # Eight bits of significand: a deep network is off by a hundredth or two in its scores, and in none of its choices.
+    "bfloat16": Tolerance(rel_l2=3e-2),
     "float16": Tolerance(rel_l2=1e-2),
     "dynamic": Tolerance(rel_l2=0.2),
     "int8": Tolerance(rel_l2=0.2),
@@ -26,7 +27,7 @@ EQUAL_SHARES: Mapping[str, float] = {
 }  # fmt: skip
 # Share of rows whose first choice must be the source's: a rewrite in the same precision changes none.
 TOP1_LEAST: Mapping[str, float] = {"float32": 1.0}
-_LOSSY = frozenset(("dynamic", "int8"))
+_LOSSY = frozenset(("bfloat16", "dynamic", "int8"))
 
 
 def tolerance_for(precision: str) -> Tolerance:

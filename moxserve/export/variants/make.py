@@ -129,7 +129,14 @@ class _Making:
             made.reports = tuple(reports)
             made.failure = f"the SavedModel cannot be served: {reports[0].reasons[0]}"
             return made
-        entries = {SAVED_MODEL: Variant(name=SAVED_MODEL, format="saved_model", verification=self._model.verification)}
+        source = Variant(
+            name=SAVED_MODEL,
+            format="saved_model",
+            verification=self._model.verification,
+            figures=reports[0].figures,
+            measured=reports[0].measured,
+        )
+        entries = {SAVED_MODEL: source}
         prepared = self._prepare()
         if isinstance(prepared, Failure):
             reports += [_failed(target, prepared) for target in self._options.targets]

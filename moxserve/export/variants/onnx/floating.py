@@ -17,13 +17,14 @@ from typing import Any
 import onnx
 
 from moxserve.errors import ExportError, first_line
+from moxserve.export.targets import FIRST_OPSET
 from moxserve.export.variants.onnx.model import fit_signature, nodes_of
 from moxserve.export.variants.work import FROZEN_GRAPH
 from moxserve.types import Signature
 
 __all__ = ["convert_graph", "read_graph"]
 
-_FIRST_OPSET, _LAST_OPSET = 7, 18  # tf2onnx's
+_LAST_OPSET = 18  # tf2onnx's
 _FAILED = re.compile(r"Failed to convert node '([^']+)'")
 _OTHER_WAYS = "leave --onnx out and serve this signature as SavedModel or TFLite, or convert another: --signature KEY"
 _MAX_LISTED = 12
@@ -56,8 +57,8 @@ def convert_graph(graph_def: Any, signature: Signature, opset: int) -> Any:
         ExportError: ONNX, or this version of it, has no form of an operation; or there is no such version.
     """
     newest = onnx.defs.onnx_opset_version()
-    if not _FIRST_OPSET <= opset <= newest:
-        raise ExportError(f"ONNX opset {opset}: expected {_FIRST_OPSET} to {newest}", hint="--opset 17 suits most")
+    if not FIRST_OPSET <= opset <= newest:
+        raise ExportError(f"ONNX opset {opset}: expected {FIRST_OPSET} to {newest}", hint="--opset 17 suits most")
     known = {node.name for node in graph_def.node}
     inputs = [s.tensor for s in signature.inputs.values() if s.tensor.split(":")[0] in _reached(graph_def, signature)]
     outputs = [spec.tensor for spec in signature.outputs.values()]
