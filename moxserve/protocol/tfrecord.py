@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from moxserve.errors import DataError
-from moxserve.file import File, write
+from moxserve.file import File, atomic_open
 
 __all__ = ["encode_record", "header_fits", "read_records", "write_records"]
 
@@ -46,9 +46,12 @@ def write_records(path: str | os.PathLike[str], payloads: Iterable[bytes]) -> in
     Returns:
         How many records were written.
     """
-    records = [encode_record(p) for p in payloads]
-    write(path, b"".join(records), binary=True)
-    return len(records)
+    count = 0
+    with atomic_open(path) as f:
+        for payload in payloads:
+            f.write(encode_record(payload))
+            count += 1
+    return count
 
 
 def _read_exactly(stream: Any, size: int, path: str, index: int) -> bytes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from moxserve.errors import VersionExistsError
-from moxserve.file import atomic_open, atomic_write, publish_directory, staging_directory, sweep
+from moxserve.file import atomic_open, atomic_write, publish_directory, scratch_directory, staging_directory, sweep
 from moxserve.file.atomic import TEMP_PREFIX
 
 
@@ -156,3 +158,31 @@ def test_sweeping_touches_nothing_else(tmp_path: Path) -> None:
     assert sweep(tmp_path) == [f"{TEMP_PREFIX}junk"]
     assert sorted(os.listdir(tmp_path)) == [".moxserve", "1"]
     assert sweep(tmp_path / "no") == []
+
+
+def test_a_scratch_directory_is_private_and_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with scratch_directory() as folder:
+        assert os.path.dirname(folder) == str(tmp_path)
+        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+        Path(folder, "big").write_text("x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_in_a_scratch_directory_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    code = (
+        "import os, signal\n"
+        "from moxserve.file import scratch_directory\n"
+        "with scratch_directory() as folder:\n"
+        "    open(folder + '/big', 'w').close()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    (left,) = os.listdir(tmp_path)
+    with scratch_directory() as folder:
+        assert os.listdir(tmp_path) == [os.path.basename(folder)] != [left]
