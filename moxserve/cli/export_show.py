@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from moxserve.export.job import ExportResult, JobOptions
 
-__all__ = ["print_json", "print_result", "show_plan"]
+__all__ = ["print_json", "print_result", "print_variants", "show_plan"]
 
 
 def show_plan(job: JobOptions, *, as_json: bool) -> None:
@@ -96,8 +96,7 @@ def print_result(job: JobOptions, result: ExportResult) -> None:
     click.echo()
     signatures = [(n, _tensors(s.inputs), _tensors(s.outputs)) for n, s in result.signatures.items()]
     echo_table(("signature", "inputs", "outputs"), signatures, wrap={"inputs": 20, "outputs": 20})
-    if result.report is not None:
-        _print_variants(result)
+    print_variants(result)
     for note in result.notes:
         click.echo(f"note: {note}", err=True)
     click.echo()
@@ -111,7 +110,8 @@ def print_result(job: JobOptions, result: ExportResult) -> None:
         click.echo(f"note: servers look for numbered versions; {result.version!r} is not one", err=True)
 
 
-def _print_variants(result: ExportResult) -> None:
+def print_variants(result: ExportResult) -> None:
+    """Print the table of variants, if there are any, and where the report is."""
     from moxserve.cli.render import echo_table
     from moxserve.export.report import render_summary
 

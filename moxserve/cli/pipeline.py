@@ -53,18 +53,27 @@ def run(file: str, overrides: tuple[str, ...], dry_run: bool, resume: bool, as_j
         return
     from moxserve.cli.quiet import import_tensorflow
     from moxserve.cli.render import echo_json
+    from moxserve.cli.signals import told_when_interrupted
     from moxserve.pipeline.runner import run_pipeline
 
     def talk(text: str) -> None:
         import_tensorflow()  # at the first stage: by then the file is checked, and a mistake in it was told at once
         click.echo(f"== {text}", err=True)
 
-    result = run_pipeline(file, overrides, resume=resume, talk=talk)
+    # Training has its own way to stop; the stages after it leave nothing half-made.
+    with told_when_interrupted(lambda: "interrupted; what is finished stays, and the same command goes on from there"):
+        result = run_pipeline(file, overrides, resume=resume, talk=talk)
     if as_json:
         echo_json(result.to_json())
         return
     for line in _summary(result):
         click.echo(line)
+    if result.export is not None:
+        from moxserve.cli.export_show import print_variants
+
+        print_variants(result.export)
+        for note in result.export.notes:
+            click.echo(f"note: {note}", err=True)
 
 
 def _dry_run(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
