@@ -17,7 +17,7 @@ from moxserve.export.variants.feeds import Call, answers
 from moxserve.export.variants.quality import Search, allowed_loss, criterion_of, keep_in_float, loss_of
 from moxserve.export.variants.work import Rows, Work
 
-__all__ = ["Chosen", "choose", "nothing_left"]
+__all__ = ["Chosen", "choose", "no_rows", "nothing_left"]
 
 Model = TypeVar("Model")
 
@@ -89,6 +89,14 @@ def choose(
     facts = {"criterion": criterion_of(rows), "rows": rows.count, "max_drop": limit}
     details = {**facts, **search.as_json(costs or None)}
     return Chosen(make_again(search.kept), search.kept, details, _notes(search))
+
+
+def no_rows(work: Work) -> ExportError:
+    """Return the error of an int8 model without real rows to calibrate it with."""
+    return ExportError(
+        f"{work.target.name} needs real rows to find the ranges of its activations with, and there are none",
+        hint="give rows to the export, or train with quantization, which learns the ranges",
+    )
 
 
 def nothing_left(excluded: Collection[str]) -> ExportError:

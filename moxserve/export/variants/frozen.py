@@ -48,7 +48,8 @@ def convert(work: Work) -> Built:
             hint="--frozen bf16",
         )
     graph_def = _in_bfloat16(read_frozen(work), work.signature)
-    low = Counter(node.op for node in graph_def.node if node.attr["T"].type == _BFLOAT16)
+    # To ask a node for an attribute that it does not have would add it, and TensorFlow complains of such.
+    low = Counter(node.op for node in graph_def.node if "T" in node.attr and node.attr["T"].type == _BFLOAT16)
     if not any(low[op] for op in _PRODUCTS):
         raise _unchanged(any(node.op in _PRODUCTS for node in graph_def.node))
     from moxserve.export.frozen import FrozenGraph

@@ -21,7 +21,7 @@ import numpy as np
 
 from moxserve.errors import ExportError, MissingExtraError, VerificationError
 from moxserve.export.manifest import TensorNames
-from moxserve.export.variants.exclusion import choose, nothing_left
+from moxserve.export.variants.exclusion import choose, no_rows, nothing_left
 from moxserve.export.variants.feeds import Call, batch_size, batches
 from moxserve.export.variants.learned import refuse_floating, with_ranges
 from moxserve.export.variants.openvino_graph import (
@@ -145,10 +145,7 @@ def _import_nncf() -> Any:
 
 def _quantized(work: Work, doubtful: Doubtful) -> _Made:
     if not work.calibration.count:
-        raise ExportError(
-            f"{work.target.name} needs real rows to find the ranges of its activations with, and there are none",
-            hint="give rows to the export, or train with quantization, which learns the ranges",
-        )
+        raise no_rows(work)
     quantizer = _Quantizer(work, read_graph(work.model, work.signature))
     small = doubtful.among(quantizer.model)
     # One row tells as well as many which operations are quantized at all.

@@ -20,7 +20,7 @@ import numpy as np
 
 from moxserve import file
 from moxserve.errors import ExportError, MissingExtraError, first_line
-from moxserve.export.variants.exclusion import choose, nothing_left
+from moxserve.export.variants.exclusion import choose, no_rows, nothing_left
 from moxserve.export.variants.feeds import Call, batch_size, batches
 from moxserve.export.variants.learned import read_frozen, refuse_floating, with_ranges
 from moxserve.export.variants.quality import matching
@@ -132,10 +132,7 @@ def _int8(work: Work) -> _Made:
     if work.learned:
         return _learned(work)
     if not work.calibration.count:
-        raise ExportError(
-            f"{work.target.name} needs real rows to find the ranges of its activations with, and there are none",
-            hint="give rows to the export, or train with quantization, which learns the ranges",
-        )
+        raise no_rows(work)
     calibrated = _calibrated(work)
     operations = [operation for operation in read_operations(calibrated) if operation.kind not in _CASTS]
     last = set(final_operations(calibrated, _LAST_IN_FLOAT))

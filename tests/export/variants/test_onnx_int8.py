@@ -15,6 +15,7 @@ from moxserve.errors import ExportError, UsageError
 from moxserve.export.targets import Calibration, Target
 from moxserve.export.variants.onnx import convert
 from moxserve.export.variants.onnx.calibration import Observed, calibrate, entropy_threshold, percentile_threshold
+from moxserve.export.variants.onnx.model import readers_of, rename_tensors, replace_nodes
 
 INT8 = Target("onnx", "int8")
 
@@ -313,3 +314,33 @@ def test_opsets_that_int8_can_be_written_in(digits: Any, tmp_path: Path, opset: 
     assert _kernels(tmp_path / "1")["QLinearConv"] == 2
     want = digits.frozen.run({"images": digits.images})["classes"]
     assert (_run(tmp_path / "1", images=digits.images)["classes"] == want).mean() >= 0.99
+
+
+def test_what_only_a_branch_reads_is_there_after_nodes_were_replaced() -> None:
+    def branch(name: str, *nodes: Any) -> Any:
+        output = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2])
+        return onnx.helper.make_graph(nodes, name, [], [output])
+
+    times = onnx.helper.make_node("Mul", ["twice", "factor"], ["product"])
+    plus = onnx.helper.make_node("Add", ["x", "other"], ["sum"])
+    choose = onnx.helper.make_node(
+        "If", ["positive"], ["y"], then_branch=branch("product", times), else_branch=branch("sum", plus)
+    )
+    doubled = onnx.helper.make_node("Add", ["x", "x"], ["twice"])
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    flag = onnx.helper.make_tensor_value_info("positive", onnx.TensorProto.BOOL, [])
+    constants = [
+        onnx.numpy_helper.from_array(np.array(value, np.float32), name)
+        for name, value in {"factor": [3, 4], "other": [5, 6], "unused": [7, 8]}.items()
+    ]
+    graph = onnx.helper.make_graph([doubled, choose], "g", [ends[0], flag], [ends[1]], constants)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+    assert [node.op_type for node in readers_of(model)["twice"]] == ["Mul"]
+    replace_nodes(model, list(model.graph.node))
+    rename_tensors(model.graph, {"twice": "both"})
+    assert [tensor.name for tensor in model.graph.initializer] == ["factor", "other"]
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.array([1, 2], np.float32)
+    for positive, expected in ((True, [6, 16]), (False, [6, 8])):
+        assert session.run(None, {"x": x, "positive": np.array(positive)})[0].tolist() == expected

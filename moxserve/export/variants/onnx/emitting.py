@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from moxserve.export.variants.onnx.learned import Grid, LearnedWeights
-from moxserve.export.variants.onnx.model import initializers, producers
+from moxserve.export.variants.onnx.model import initializers, producers, readers_of, replace_nodes
 
 __all__ = ["emit_weights", "learned_operations", "merge_biases"]
 
@@ -36,7 +36,7 @@ def merge_biases(model: Any) -> None:
         for value in (*inferred.graph.value_info, *inferred.graph.input)
         if value.type.tensor_type.HasField("shape")
     }
-    constants, readers = initializers(model), _readers(model)
+    constants, readers = initializers(model), readers_of(model)
     made_by, results = producers(model), {value.name for value in model.graph.output}
     gone = set()
     for node in model.graph.node:
@@ -52,7 +52,7 @@ def merge_biases(model: Any) -> None:
             gone.add(product.name)
             node.op_type, node.name = "Gemm", product.name
             node.input[:] = [product.input[0], product.input[1], bias]
-    _replace_nodes(model, [n for n in model.graph.node if n.op_type == "Gemm" or n.name not in gone])
+    replace_nodes(model, [n for n in model.graph.node if n.op_type == "Gemm" or n.name not in gone])
 
 
 @dataclass(frozen=True)
@@ -211,23 +211,4 @@ class _Emitter:
             nodes.append(node)
             for tensor in node.output:
                 nodes.extend(self._pairs.get(tensor, ()))
-        _replace_nodes(self._model, nodes)
-
-
-def _readers(model: Any) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            found.setdefault(name, []).append(node)
-    return found
-
-
-def _replace_nodes(model: Any, nodes: Sequence[Any]) -> None:
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    graph = model.graph
-    del graph.node[:]
-    graph.node.extend(copies)
-    used = {name for node in copies for name in node.input} | {value.name for value in graph.output}
-    alive = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(alive)
+        replace_nodes(self._model, nodes)

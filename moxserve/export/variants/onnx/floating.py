@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,10 +18,9 @@ import onnx
 from moxserve.errors import ExportError, first_line
 from moxserve.export.targets import FIRST_OPSET
 from moxserve.export.variants.onnx.model import fit_signature, nodes_of
-from moxserve.export.variants.work import FROZEN_GRAPH
 from moxserve.types import Signature
 
-__all__ = ["convert_graph", "read_graph"]
+__all__ = ["convert_graph"]
 
 _LAST_OPSET = 18  # tf2onnx's
 _FAILED = re.compile(r"Failed to convert node '([^']+)'")
@@ -30,16 +28,6 @@ _OTHER_WAYS = "leave --onnx out and serve this signature as SavedModel or TFLite
 _MAX_LISTED = 12
 _PASS_LEVEL = 15  # of tf2onnx's "verbose" messages
 _LARGE_BYTES = 4 << 20
-
-
-def read_graph(model: str) -> Any:
-    """Read the frozen graph of a model folder as a GraphDef."""
-    import tensorflow as tf
-
-    graph_def = tf.compat.v1.GraphDef()
-    with open(os.path.join(model, FROZEN_GRAPH), "rb") as f:
-        graph_def.ParseFromString(f.read())
-    return graph_def
 
 
 def convert_graph(graph_def: Any, signature: Signature, opset: int) -> Any:

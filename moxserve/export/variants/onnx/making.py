@@ -9,11 +9,12 @@ from typing import Any
 
 from moxserve.errors import ExportError
 from moxserve.export.variants import quality
-from moxserve.export.variants.exclusion import choose
+from moxserve.export.variants.exclusion import choose, no_rows, nothing_left
 from moxserve.export.variants.feeds import answers
+from moxserve.export.variants.learned import read_frozen
 from moxserve.export.variants.onnx import emitting, learned, reduced
 from moxserve.export.variants.onnx.calibration import calibrate, ranges_of
-from moxserve.export.variants.onnx.floating import convert_graph, read_graph
+from moxserve.export.variants.onnx.floating import convert_graph
 from moxserve.export.variants.onnx.model import MODEL_FILE, op_counts, opset_of, save
 from moxserve.export.variants.onnx.origins import labels_of, names_of_operations
 from moxserve.export.variants.onnx.running import open_session, opened
@@ -43,7 +44,7 @@ _Result = tuple[Any, Sequence[str], Mapping[str, Any]]
 
 def make(work: Work) -> Made:
     """Make the variant; see `Converter`."""
-    graph_def = read_graph(work.model)
+    graph_def = read_frozen(work)
     makers: Mapping[str, Callable[[Work, Any], _Result]] = {
         "float32": _float32,
         "float16": _float16,
@@ -115,10 +116,7 @@ def _int8(work: Work, graph_def: Any) -> _Result:
     settings, rows = work.settings, work.calibration
     _check_opset(work.opset, settings.per_channel)
     if not rows.count:
-        raise ExportError(
-            f"{work.target.name} needs real rows to find the ranges of its activations with, and there are none",
-            hint="give rows to the export, or train with quantization, which learns the ranges",
-        )
+        raise no_rows(work)
     model = _convert(work, graph_def)
     prepared = prepare(model)
     heavy = heavy_operations(prepared)
@@ -127,8 +125,7 @@ def _int8(work: Work, graph_def: Any) -> _Result:
     excluded = quality.matching(settings.exclude, {name: names[name] for name in heavy})
     nodes = {labels[name]: name for name in heavy if name not in excluded}
     if not nodes:
-        none = "the model has no operations with weights in float32 outside of loops"
-        raise ExportError(f"int8: {'--exclude leaves nothing to quantize' if excluded else none}")
+        raise nothing_left(excluded)
     ranges = ranges_of(calibrate(prepared, rows, work.signature, (*HEAVY, *LIGHT), settings), settings)
 
     def quantized(kept: Collection[str]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -21,6 +21,9 @@ __all__ = [
     "opset_of",
     "output_names",
     "producers",
+    "readers_of",
+    "rename_tensors",
+    "replace_nodes",
     "save",
 ]
 
@@ -60,6 +63,32 @@ def initializers(model: Any) -> dict[str, Any]:
 def producers(model: Any) -> dict[str, Any]:
     """Return the node that makes each tensor, by the tensor's name."""
     return {name: node for node in model.graph.node for name in node.output if name}
+
+
+def readers_of(model: Any) -> dict[str, list[Any]]:
+    """Return the nodes that read each tensor, those of inner graphs too, by the tensor's name."""
+    found: dict[str, list[Any]] = {}
+    for node in nodes_of(model.graph):
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def replace_nodes(model: Any, nodes: Sequence[Any]) -> None:
+    """Give a model other nodes, and drop the constants that nothing reads any more.
+
+    Args:
+        model: changed in place.
+        nodes: in order; those of the model itself may be among them.
+    """
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    graph = model.graph
+    del graph.node[:]
+    graph.node.extend(copies)
+    used = {value.name for value in graph.output} | readers_of(model).keys()
+    alive = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(alive)
 
 
 def output_names(signature: Signature) -> dict[str, str]:
@@ -114,10 +143,16 @@ def _rename(graph: Any, names: Mapping[str, str]) -> None:
             place = next(f"{alias}__{i}" for i in range(len(taken) + 1) if f"{alias}__{i}" not in taken)
             taken.add(place)
             changes[alias] = place
-    _apply(graph, changes)
+    rename_tensors(graph, changes)
 
 
-def _apply(graph: Any, changes: Mapping[str, str]) -> None:
+def rename_tensors(graph: Any, changes: Mapping[str, str]) -> None:
+    """Rename tensors in place, also in inner graphs.
+
+    Args:
+        graph: of a model.
+        changes: old name -> new name.
+    """
     for node in nodes_of(graph):
         node.input[:] = [changes.get(name, name) for name in node.input]
         node.output[:] = [changes.get(name, name) for name in node.output]

@@ -22,7 +22,7 @@ import onnx
 
 from moxserve import file
 from moxserve.errors import ExportError, first_line
-from moxserve.export.variants.onnx.model import initializers, producers
+from moxserve.export.variants.onnx.model import initializers, producers, rename_tensors, replace_nodes
 from moxserve.export.variants.onnx.reduced import quiet
 from moxserve.export.variants.onnx.running import QUIET
 
@@ -206,13 +206,5 @@ def _free_results(model: Any, names: Collection[str]) -> None:
         if origin is not None and origin.name in names:
             changes[quantizer.input[0]] = node.output[0]
             gone |= {node.output[0], quantizer.output[0]}
-    kept = [node for node in graph.node if not gone.intersection(node.output)]
-    for node in kept:
-        node.input[:] = [changes.get(name, name) for name in node.input]
-        node.output[:] = [changes.get(name, name) for name in node.output]
-    del graph.node[:]
-    graph.node.extend(kept)
-    used = {name for node in kept for name in node.input} | {value.name for value in graph.output}
-    alive = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(alive)
+    replace_nodes(model, [node for node in graph.node if not gone.intersection(node.output)])
+    rename_tensors(graph, changes)
