@@ -90,11 +90,14 @@ _GROUPS: Mapping[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
             "help": "Name that clients ask for. Default: export.model_name of the pipeline, or DIR's name."}),
         (("--version",), {
             "help": "Number or folder name; -1 for the next free number. Default: what the model says, or -1."}),
-        (("--keep",), {"type": click.IntRange(min=1), "help": "Delete all but the newest KEEP versions afterwards."}),
+        (("--keep",), {
+            "type": click.IntRange(min=1), "metavar": "N", "help": "Delete all but the newest N versions afterwards."}),
         (("--push",), {
-            "metavar": "HOST:PORT", "help": "Have the server at this gRPC address load the version, and wait for it."}),
+            "metavar": "HOST:PORT", "help": "Wait until the server at this address (gRPC, or http:// for REST) "
+            "serves the version."}),
         (("--report",), {
-            "type": click.Path(file_okay=False), "help": "Also write report.json and report.html into this folder."}),
+            "type": click.Path(file_okay=False), "metavar": "DIR",
+            "help": "Also write report.json and report.html into this folder."}),
     ],
     "What it is made of": [
         (("--checkpoint",), {
@@ -111,11 +114,11 @@ _GROUPS: Mapping[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
         (("--tags",), {
             "callback": _words, "metavar": "TAG,…", "help": "Tags of the SavedModel's graph. Default: serve."}),
         (("--rows",), {
-            "type": click.Path(exists=True, dir_okay=False),
-            "help": "Real rows for a source without a pipeline: .npz, .npy or JSON lines, by input name; `labels` "
-            "holds the right classes."}),
+            "type": click.Path(exists=True), "metavar": "FILE",
+            "help": "Real rows for a source without a pipeline: .npz, .npy or JSON lines, by input name, or a folder "
+            "of pictures; `labels` holds the right classes."}),
         (("--op-library", "op_libraries"), {
-            "multiple": True, "type": click.Path(exists=True, dir_okay=False),
+            "multiple": True, "type": click.Path(exists=True, dir_okay=False), "metavar": "FILE",
             "help": "Library of custom operations that the model needs."}),
     ],
     "Variants": [
@@ -156,7 +159,7 @@ _GROUPS: Mapping[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
             "help": "Real rows to verify and warm up with. Default: 64, or 256 when there are variants."}),
         (("--label",), {
             "metavar": "INPUT",
-            "help": "The model_fn input that holds the right class. Default: the one called label."}),
+            "help": "The model_fn input that holds the right class. Default: label or labels."}),
         (("--atol",), {
             "type": click.FloatRange(min=0),
             "help": "Absolute difference that verification lets pass. Default: 1e-5."}),

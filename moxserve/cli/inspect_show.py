@@ -93,7 +93,7 @@ def _cell(column: Column, value: Any) -> str:
     if column.kind == "bytes":
         return bytes_text(value)
     if column.kind == "figure":
-        return f"{value:.4g}"
+        return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
     return f"{value:,}" if column.kind == "count" and value >= 10_000 else str(value)
 
 

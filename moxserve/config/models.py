@@ -235,7 +235,9 @@ class ExportStage(StrictModel):
     )
     rtol: float = Field(default=1e-4, ge=0, description="The same, relative to the training graph's answer.")
     keep: int | None = Field(default=None, ge=1, description="How many versions to keep; older ones are deleted.")
-    push: str = Field(default="", description="HOST:PORT (gRPC) of a server that is to serve the version at once.")
+    push: str = Field(
+        default="", description="HOST:PORT (gRPC) or http://… of a server: wait until it serves the version."
+    )
     op_libraries: list[ExistingFile] = Field(
         default=[], description="Libraries of custom operations that the model needs; they become part of the version."
     )

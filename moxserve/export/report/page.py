@@ -47,6 +47,7 @@ def render_page(report: Report) -> str:
         share=share,
         scientific=scientific,
         significant=significant,
+        shortest=_shortest,
         megabytes=megabytes,
         facts=_facts,
         heading=_heading,
@@ -177,6 +178,12 @@ def _outputs(variant: VariantReport) -> list[tuple[str, OutputFigures]]:
         return []
     together = [("in batches", one) for one in figures.outputs]
     return together + [(f"one at a time, {figures.single_rows} rows", one) for one in figures.singles]
+
+
+def _shortest(value: float) -> str:
+    """Return a number without zeros at its end: `1` and `0.5`, since `1.000` might be read as a thousand."""
+    text = significant(value, 4)
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
 def _simple(value: object) -> bool:
