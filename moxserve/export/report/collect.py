@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from importlib import metadata
+from typing import Any
 
 from moxserve import __version__
 from moxserve.export.job import JobOptions
 from moxserve.export.report.model import Report, SourceFacts
 from moxserve.export.sources.base import StagedModel
+from moxserve.export.transforms.catalogue import DEFAULT_TRANSFORMS
 from moxserve.export.variants.make import MadeVariants
 
 __all__ = ["report_of", "tools"]
@@ -54,6 +56,17 @@ def report_of(job: JobOptions, model: StagedModel, made: MadeVariants) -> Report
         sparsity=made.sparsity,
         notes=(*model.notes, *made.notes),
         tools=tools(),
-        options={**asdict(job.variants), "targets": [target.name for target in job.variants.targets]},
+        options=_options(job, model),
         phases=made.phases,
     )
+
+
+def _options(job: JobOptions, model: StagedModel) -> dict[str, Any]:
+    """Return the options with their defaults filled in."""
+    asked = job.variants
+    return {
+        **asdict(asked),
+        "targets": [target.name for target in asked.targets],
+        "signature": asked.signature or model.main,
+        "transforms": DEFAULT_TRANSFORMS if asked.transforms is None else asked.transforms,
+    }
