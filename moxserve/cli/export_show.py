@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,20 +17,18 @@ __all__ = ["print_json", "print_result", "print_variants", "show_plan"]
 def show_plan(job: JobOptions, *, as_json: bool) -> None:
     """Say what an export would do."""
     from moxserve.cli.render import echo_json, echo_table
-    from moxserve.export.publish import check_version, next_version, version_path
-    from moxserve.export.requirements import read_conditions
+    from moxserve.export.exporter import check_job
+    from moxserve.export.publish import next_version, version_path
     from moxserve.export.versions import AUTO, normalize_version
 
     version = normalize_version(AUTO if job.version is None else job.version)
-    check_version(job.base_dir, version)
-    asked = job.variants
-    read_conditions(asked.require, asked.limits, asked.targets, measure=asked.measure)
+    check_job(job)
     inputs = getattr(job, "inputs", None)
     facts: dict[str, Any] = {"checkpoint": getattr(job, "checkpoint", None), "source": getattr(job, "path", None)}
     if isinstance(inputs, list | tuple):
         facts["inputs"] = ", ".join(str(spec) for spec in inputs)
     facts |= {
-        "samples": job.sample_rows,
+        "samples": job.sample_rows or str(getattr(job, "samples_file", "")) or 0,
         "path": version_path(job.base_dir, next_version(job.base_dir) if version == AUTO else version),
         "model_name": job.model_name,
         "variants": [target.name for target in job.variants.targets],
@@ -101,11 +100,11 @@ def print_result(job: JobOptions, result: ExportResult) -> None:
         click.echo(f"note: {note}", err=True)
     click.echo()
     if isinstance(result.version, int):
-        base = absolute_base(job.base_dir)
+        base, name = absolute_base(job.base_dir), shlex.quote(job.model_name)
         if is_s3(base):
-            click.echo(f"next: tensorflow_model_server --model_name={job.model_name} --model_base_path={base}")
+            click.echo(f"next: tensorflow_model_server --model_name={name} --model_base_path={shlex.quote(base)}")
         else:
-            click.echo(f"next: moxserve serve --model_name {job.model_name} --model_base_path {base}")
+            click.echo(f"next: moxserve serve --model_name {name} --model_base_path {shlex.quote(base)}")
     else:
         click.echo(f"note: servers look for numbered versions; {result.version!r} is not one", err=True)
 

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from moxserve.errors import VerificationError
+from moxserve.errors import UsageError, VerificationError
 from moxserve.export.job import ExportResult, JobOptions
 from moxserve.export.manifest import Manifest, SignatureEntry, Variant, Warmup, write_manifest
 from moxserve.export.place import place
@@ -41,7 +41,7 @@ from moxserve.export.warmup import WrittenWarmup, write_warmup
 from moxserve.talk import Talk, silent
 from moxserve.tensorflow.executor.env import tf
 
-__all__ = ["REPORT_DIR", "export_tf_serving", "export_version"]
+__all__ = ["REPORT_DIR", "check_job", "export_tf_serving", "export_version"]
 
 # Loaders of SavedModels leave `assets.extra` alone.
 REPORT_DIR = os.path.join("assets.extra", "report")
@@ -66,14 +66,7 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
         ExportError: TensorFlow or the file system failed.
     """
     started = time.monotonic()
-    if job.version is not None:
-        check_version(job.base_dir, job.version)
-    if job.push:
-        push_target(job.push)
-    asked = job.variants
-    read_conditions(asked.require, asked.limits, asked.targets, measure=asked.measure)
-    check_passes(asked.grappler)
-    find_logs(job.warmup_logs)
+    check_job(job)
     with place("publishing the version"), _quiet(), contextlib.ExitStack() as stack:
         with place("opening the source"):
             source = stack.enter_context(open_source(job))
@@ -94,10 +87,46 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
         size_bytes=staged.size_bytes,
         seconds=time.monotonic() - started,
         verified_rows=model.verification.rows,
-        notes=(*model.notes, *made.notes, *_warnings(made), *warmup.notes),
+        notes=(*job.variants.without_effect(), *model.notes, *made.notes, *_warnings(made), *warmup.notes),
         report=report,
         removed=removed,
     )
+
+
+def check_job(job: JobOptions) -> None:
+    """Refuse what cannot be exported before any work is done; the source is not looked at.
+
+    Raises:
+        UsageError: an option cannot be read, or contradicts another.
+        VersionExistsError: the version that was asked for is there already.
+        DataError: the store of the versions refuses, or cannot be reached.
+    """
+    if job.version is not None:
+        check_version(job.base_dir, job.version)
+    if job.push:
+        push_target(job.push)
+        if job.version is not None and isinstance(normalize_version(job.version), str):
+            raise UsageError(
+                f"version {job.version!r} cannot be pushed: servers look for numbers only",
+                hint="-1 takes the next free number",
+            )
+    asked = job.variants
+    read_conditions(asked.require, asked.limits, asked.targets, measure=asked.measure)
+    check_passes(asked.grappler)
+    find_logs(job.warmup_logs)
+    _check_report_dir(job.report_dir)
+
+
+def _check_report_dir(folder: str) -> None:
+    if not folder or "://" in folder:
+        return
+    there = os.path.abspath(folder)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise UsageError(f"report folder {folder!r}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"report folder {folder!r}: nothing may be written to {there}")
 
 
 def _variants(job: JobOptions, model: StagedModel, staging: str, talk: Talk) -> MadeVariants:
@@ -106,13 +135,16 @@ def _variants(job: JobOptions, model: StagedModel, staging: str, talk: Talk) -> 
     Raises:
         VerificationError: it is not what the user requires. The report is in `report_dir` all the same.
     """
-    if not job.variants.targets and not job.report_dir:
+    asked = job.variants
+    # The SavedModel is tried for what is required of it alone, too.
+    if not asked.targets and not asked.require and not job.report_dir:
         return MadeVariants()
     with place("making variants"):
         made = make_variants(job, model, staging, talk)
         made.report = report_of(job, model, made)
         if job.report_dir:
-            write_report(job.report_dir, made.report)
+            with place("writing the report"):
+                write_report(job.report_dir, made.report)
         if made.failure:
             hint = f"the report is in {job.report_dir}" if job.report_dir else "--report DIR keeps the report"
             raise VerificationError(made.failure, hint=hint)

@@ -61,11 +61,6 @@ class Subject(Protocol):
         ...
 
     @property
-    def format(self) -> str:
-        """Such as `onnx`."""
-        ...
-
-    @property
     def precision(self) -> str:
         """Such as `int8`."""
         ...
@@ -74,12 +69,11 @@ class Subject(Protocol):
 @dataclass(frozen=True)
 class _Named:
     name: str
-    format: str
     precision: str
 
 
 # Each version has it, beside what is made of it.
-_SAVED_MODEL = _Named("saved_model", "saved_model", "float32")
+_SAVED_MODEL = _Named("saved_model", "float32")
 
 
 @dataclass(frozen=True)
@@ -121,7 +115,8 @@ class Requirement:
         precision = precision_of(self.variant)
         if precision is not None:
             return (subject.precision or "float32") == precision
-        return subject.format == self.variant or fnmatch.fnmatchcase(subject.name, self.variant)
+        # By the name: a frozen graph is a SavedModel to those who load it, and `frozen` to those who ask for it.
+        return subject.name.partition("_")[0] == self.variant or fnmatch.fnmatchcase(subject.name, self.variant)
 
 
 def parse_requirement(text: str) -> Requirement:
@@ -218,11 +213,17 @@ def read_conditions(
     # A name alone is a condition that every variant which is there meets.
     by_name = [Requirement(name, name.strip(), "size_mb", ">=", 0.0) for name in names]
     for requirement in by_name:
-        if not requirement.about(subjects):
+        if not requirement.about([_SAVED_MODEL, *subjects]):
             raise _about_nothing(requirement, [_SAVED_MODEL, *subjects])
     required = bind_requirements([t for t in texts if _OPERATOR.search(t)], subjects, measure=measure)
     demanded = [name for requirement in (*by_name, *required) for name in requirement.about(subjects)]
-    return Conditions(tuple(dict.fromkeys(demanded)), required, bind_requirements(limits, subjects, measure=measure))
+    dropping = bind_requirements(limits, subjects, measure=measure)
+    for requirement in dropping:
+        if requirement.about([_SAVED_MODEL]):
+            raise UsageError(
+                f"limit {requirement.text!r}: the SavedModel cannot be dropped", hint="--require is for it, too"
+            )
+    return Conditions(tuple(dict.fromkeys(demanded)), required, dropping)
 
 
 def _about_nothing(requirement: Requirement, known: Sequence[Subject]) -> UsageError:

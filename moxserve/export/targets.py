@@ -189,3 +189,22 @@ class VariantOptions:
         """
         if not FIRST_OPSET <= self.opset <= LAST_OPSET:
             raise UsageError(f"ONNX opset {self.opset}: expected {FIRST_OPSET} to {LAST_OPSET}; 17 suits most")
+
+    def without_effect(self) -> tuple[str, ...]:
+        """Return one sentence for each option that was given, and has no effect beside the others."""
+        unset, formats = VariantOptions(), {target.format for target in self.targets}
+        usual, int8 = unset.calibration, any(target.precision == "int8" for target in self.targets)
+        asked = self.calibration
+        quantizing = (asked.method, asked.per_channel, asked.exclude, self.calibration_rows)
+        usually = (usual.method, usual.per_channel, usual.exclude, unset.calibration_rows)
+        found = {
+            "transforms": bool(self.transforms) and not formats and "no variant is made",
+            "grappler": bool(self.grappler) and not formats and "no variant is made",
+            "xla": self.xla and Target("frozen") not in self.targets and "no frozen graph in float32 is made",
+            "opset": self.opset != unset.opset and "onnx" not in formats and "no ONNX model is made",
+            "calibration": quantizing != usually and not int8 and "no int8 variant is made",
+            "percentile": asked.percentile != usual.percentile
+            and asked.method != "percentile"
+            and f"the calibration is by {asked.method}",
+        }
+        return tuple(f"{option} has no effect: {why}" for option, why in found.items() if why)

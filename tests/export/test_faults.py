@@ -439,6 +439,8 @@ def test_what_was_asked_for_is_checked_before_any_work(dense_model: str, room: R
         {"version": "a/b"},
         {"warmup_logs": ["nothing.tfrecord"]},
         {"push": "not an address/"},
+        {"push": "localhost:1", "version": "candidate"},
+        {"report_dir": os.path.join(__file__, "report")},
         {"variants": VariantOptions(targets=(Target("frozen"),), require=["frozen.top1_agreemnt>=1"])},
     ):
         with pytest.raises(UsageError):
@@ -446,6 +448,12 @@ def test_what_was_asked_for_is_checked_before_any_work(dense_model: str, room: R
         assert not room.base.exists()
     with pytest.raises(UsageError, match="keep 0"):
         job_of(dense_model, room, keep=0)
+    room.assert_nothing()
+
+
+def test_what_is_required_of_the_saved_model_counts_without_variants(dense_model: str, room: Room, export: Any) -> None:
+    with pytest.raises(VerificationError, match=r"saved_model: size_mb is 1\.0\d+, required is <= 0\.5"):
+        export(job_of(dense_model, room, variants=variants(require=["saved_model.size_mb<=0.5"])))
     room.assert_nothing()
 
 

@@ -19,6 +19,7 @@ from moxserve.export.requirements import (
     check_requirements,
     metrics_of,
     parse_requirement,
+    read_conditions,
     speedup,
 )
 from moxserve.export.targets import Target
@@ -199,3 +200,21 @@ def test_what_is_not_known_does_not_hold() -> None:
     (result,) = check_requirements([parse_requirement("int8.top1_agreement>=0")], [SOURCE, failed])
     assert (result.passed, result.value) == (False, None)
     assert result.why == "top1_agreement of tflite_int8 is not known"
+
+
+def test_frozen_means_every_frozen_graph_before_and_after_it_was_made() -> None:
+    """The report calls a frozen graph what its loaders call it, a SavedModel."""
+    conditions = read_conditions(["frozen.rel_l2<=1e-9"], ["frozen.size_mb<=1"], [Target("frozen", "bfloat16")])
+    made = VariantReport(name="frozen_bf16", format="saved_model", precision="bfloat16", size_bytes=2_000_000)
+    source = VariantReport(name="saved_model", format="saved_model", verdict="source")
+    for conditions_of in (conditions.required, conditions.limits):
+        (result,) = check_requirements(conditions_of, [source, made])
+        assert (result.variant, result.passed) == ("frozen_bf16", False)
+    assert conditions.demanded == ("frozen_bf16",)
+
+
+def test_the_saved_model_can_be_required_and_not_dropped() -> None:
+    assert read_conditions(["saved_model"], [], []).demanded == ()
+    assert len(read_conditions(["saved_model.size_mb<=1"], [], []).required) == 1
+    with pytest.raises(UsageError, match=r"limit 'saved_model.size_mb<=1': the SavedModel cannot be dropped"):
+        read_conditions([], ["saved_model.size_mb<=1"], [])
