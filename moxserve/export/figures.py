@@ -228,6 +228,6 @@ def _shared(got: np.ndarray, expected: np.ndarray, count: int) -> float:
     slack = _TIE * finite.max(1, keepdims=True)
     with np.errstate(invalid="ignore"):
         among = np.take_along_axis(expected, np.asarray(choices), 1) >= last - slack
-    # A row without any number to choose by chooses nothing.
-    valid = np.isfinite(got).any(1) & np.isfinite(expected).any(1)
-    return float(np.mean(among & valid[:, None]))
+    # A row without any number to choose by chooses nothing, which agrees with nothing alone.
+    chooses, should = np.isfinite(got).any(1), np.isfinite(expected).any(1)
+    return float(np.mean((among & (chooses & should)[:, None]) | (~chooses & ~should)[:, None]))

@@ -122,6 +122,15 @@ def test_scores_that_are_no_numbers_choose_nothing() -> None:
     assert found.top1_agreement == pytest.approx(48 / 50)
 
 
+def test_where_the_source_has_no_choice_none_is_the_right_one() -> None:
+    """Rows with a NaN in them answer NaN in every form; that is no reason to drop one."""
+    scores = SCORES.copy()
+    scores[3] = np.nan
+    assert figures({"p": scores}, {"p": scores}, None, "p").top1_agreement == 1.0
+    assert judge(figures({"p": scores}, {"p": scores}, None, "p"), "float32") == ()
+    assert figures({"p": SCORES}, {"p": scores}, None, "p").top1_agreement == pytest.approx(49 / 50)
+
+
 @pytest.mark.parametrize("scores", ["", "unknown", "n"])
 def test_without_scores_there_are_no_choices(scores: str) -> None:
     outputs = {"p": SCORES, "n": LABELS}
