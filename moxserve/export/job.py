@@ -191,6 +191,11 @@ class ModelFileJob(JobOptions):
             raise UsageError(f"sample_limit {self.sample_limit!r}: expected a whole number of at least 1, or None")
         if self.samples:
             _check_rows(self.samples)
+        if self.label_input:
+            raise UsageError(
+                f"label_input {self.label_input!r} names an input of a model_fn, which {self.path!r} has not",
+                hint="the right classes of the rows lie beside them, as `labels`",
+            )
         labels = self.sample_labels
         if labels is None:
             return

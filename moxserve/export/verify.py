@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +23,16 @@ from moxserve.export.job import ExportJob
 from moxserve.export.manifest import Verification
 from moxserve.export.signatures import Planned, class_names, main_key, plan_signatures
 from moxserve.export.sources.base import Gathered
+from moxserve.export.sources.samples import fixed_batches
 from moxserve.protocol.examples import make_example
 from moxserve.protocol.metadata import signature_from_def
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.types import Signature, TensorSpec
+from moxserve.types import Signature
 
 __all__ = [
     "INIT_SIGNATURES",
     "Artifact",
     "Verified",
-    "fixed_batches",
     "full_precision",
     "open_artifact",
     "serialize_examples",
@@ -149,12 +149,6 @@ def _chunks(job: ExportJob) -> _Rows:
     stops = (min(start + starts.step, usable) for start in starts)
     chunks = [(start, [a[start:stop] for a in job.samples]) for start, stop in zip(starts, stops, strict=True)]
     return _Rows(chunks, usable)
-
-
-def fixed_batches(inputs: Iterable[TensorSpec]) -> set[int]:
-    """Return the batch sizes that inputs insist on: none for a free batch, 0 standing for an input without one."""
-    shapes = [spec.shape for spec in inputs if spec.shape is not None]
-    return {(shape[0] if shape else 0) for shape in shapes if not shape or shape[0] is not None}  # type: ignore[misc]
 
 
 @contextlib.contextmanager

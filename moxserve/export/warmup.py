@@ -20,7 +20,8 @@ from moxserve.export.job import JobOptions
 from moxserve.export.manifest import MAX_WARMUP_RECORDS, WARMUP_PATH, Warmup
 from moxserve.export.request_logs import LogSelection, select_requests
 from moxserve.export.sources.base import StagedModel
-from moxserve.export.verify import Artifact, fixed_batches, open_artifact, serialize_examples
+from moxserve.export.sources.samples import fixed_batches
+from moxserve.export.verify import Artifact, open_artifact, serialize_examples
 from moxserve.protocol.prediction_log import (
     CLASSIFY_METHOD,
     EXAMPLES_INPUT,

@@ -389,6 +389,54 @@ def test_nothing_is_made_up_for_a_convolution_of_any_rank(stage: Any, tmp_path: 
 # ---- frozen graphs
 
 
+@pytest.mark.parametrize("used", [64, 128, 7])
+def test_an_output_that_is_as_long_as_a_chunk_by_chance(used: int, stage: Any, tmp_path: Path) -> None:
+    """64 prices that do not depend on the rows are not one for each of 64 rows."""
+    from moxserve.tensorflow.executor.env import tf, tf1
+
+    with tf.Graph().as_default(), tf1.Session() as session:
+        x = tf1.placeholder(tf.float32, [None, 2], "x")
+        outputs = {"y": x * 2.0, "prices": tf.constant(np.arange(64.0)), "mean": tf.reduce_mean(x)}
+        tf1.saved_model.simple_save(session, str(tmp_path / "model"), {"x": x}, outputs)
+    values = np.random.default_rng(0).random((used, 2), np.float32)
+    model, _ = stage(SavedModelJob, tmp_path / "model", samples={"x": values})
+    assert set(model.expected) == {"y"}
+    assert model.row_count == used
+
+
+@pytest.mark.parametrize("outputs", [("logit",), ("a", "b")])
+def test_labels_find_their_scores_or_are_told_to_be_of_no_use(
+    outputs: tuple[str, ...], stage: Any, tmp_path: Path
+) -> None:
+    from moxserve.tensorflow.executor.env import tf, tf1
+
+    with tf.Graph().as_default(), tf1.Session() as session:
+        x = tf1.placeholder(tf.float32, [None, 3], "x")
+        tf1.saved_model.simple_save(
+            session, str(tmp_path / "model"), {"x": x}, {alias: x * 2.0 for alias in outputs} | {"sum": x[:, :1]}
+        )
+    fields = {"samples": {"x": np.eye(3, dtype=np.float32)}, "sample_labels": np.arange(3)}
+    model, _ = stage(SavedModelJob, tmp_path / "model", **fields)
+    assert model.scores == ("logit" if len(outputs) == 1 else "")
+    assert any("labels of the rows are of no use" in note for note in model.notes) == (len(outputs) > 1)
+
+
+def test_strings_of_rank_two_are_rows_again(stage: Any, tmp_path: Path) -> None:
+    from moxserve.protocol.prediction_log import predict_log
+    from moxserve.protocol.tfrecord import write_records
+    from moxserve.tensorflow.executor.env import tf, tf1
+
+    with tf.Graph().as_default(), tf1.Session() as session:
+        s = tf1.placeholder(tf.string, [None, 2], "s")
+        tf1.saved_model.simple_save(session, str(tmp_path / "model"), {"s": s}, {"n": tf.strings.length(s)})
+    words = np.array([[b"ab", b"c"], [b"a", b"bc"], [b"ab", b"c"]], object)
+    (tmp_path / "model" / "assets.extra").mkdir()
+    log = predict_log("m", "serving_default", {"s": words})
+    write_records(str(tmp_path / "model/assets.extra/tf_serving_warmup_requests"), [log.SerializeToString()])
+    model, _ = stage(SavedModelJob, tmp_path / "model")
+    assert model.rows["s"].tolist() == words[:2].tolist()
+
+
 @pytest.fixture
 def graph_file(tmp_path: Path) -> Path:
     """`net/images` -> two heads, one on a device, and an assertion that nobody uses."""
@@ -485,6 +533,13 @@ def test_a_graph_with_a_table(tmp_path: Path, stage: Any, load_model: Any) -> No
     model, directory = stage(GraphJob, tmp_path / "t.pb", outputs={"index": "index"}, samples={"words": rows})
     assert model.expected["index"].tolist() == [2, -1]
     assert load_model(directory)("serving_default", words=rows)["index"].tolist() == [2, -1]
+
+
+def test_what_only_other_sources_have_is_refused(graph_file: Path, stage: Any) -> None:
+    with pytest.raises(UsageError, match=r"no signature 'classify': such a model gets one, 'serving_default'"):
+        stage(GraphJob, graph_file, variants=VariantOptions(signature="classify"))
+    with pytest.raises(UsageError, match=r"label_input 'label' names an input of a model_fn"):
+        stage(GraphJob, graph_file, label_input="label")
 
 
 def test_a_job_of_an_unknown_kind(tmp_path: Path) -> None:

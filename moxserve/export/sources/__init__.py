@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from moxserve.errors import UsageError
 from moxserve.export.job import ExportJob, GraphJob, JobOptions, KerasJob, SavedModelJob
 from moxserve.export.op_libraries import copy_op_libraries, load_op_library
-from moxserve.export.sources.base import OpenSource, StagedModel
+from moxserve.export.sources.base import DEFAULT_SIGNATURE, OpenSource, StagedModel
 
 __all__ = ["OpenSource", "StagedModel", "open_source", "stage_model"]
 
@@ -55,6 +55,9 @@ def _open(job: JobOptions) -> AbstractContextManager[OpenSource]:
         from moxserve.export.sources.saved_model import open_saved_model
 
         return open_saved_model(job)
+    asked = job.variants.signature
+    if asked not in ("", DEFAULT_SIGNATURE):
+        raise UsageError(f"there is no signature {asked!r}: such a model gets one, {DEFAULT_SIGNATURE!r}")
     if isinstance(job, GraphJob):
         from moxserve.export.sources.graph import open_graph
 

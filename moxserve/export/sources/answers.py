@@ -18,14 +18,13 @@ from moxserve.export.job import JobOptions
 from moxserve.export.manifest import Source, Verification
 from moxserve.export.place import place
 from moxserve.export.sources.base import Gathered, StagedModel, find_scores
-from moxserve.export.sources.samples import Samples, made_up_inputs
-from moxserve.export.verify import fixed_batches, full_precision, open_artifact
+from moxserve.export.sources.samples import Samples, chunk_rows, made_up_inputs
+from moxserve.export.verify import full_precision, open_artifact
 from moxserve.tensorflow.executor.env import tf
 from moxserve.types import Signature
 
 __all__ = ["Answers", "Case", "Origin", "Runnable", "collect", "compare", "no_samples", "stage_answers"]
 
-_CHUNK_ROWS = 64
 Others = Mapping[str, Iterable[tuple[Mapping[str, np.ndarray], bool]]]
 Mode = Literal["samples", "zeros", "loaded"]
 
@@ -139,7 +138,7 @@ def collect(
 
 def _run_main(model: Runnable, signature: Signature, samples: Samples, answers: Answers) -> None:
     main = signature.name
-    size, usable, why = _batches(signature, len(samples))
+    size, usable, why = chunk_rows(signature, len(samples))
     if why:
         answers.notes.append(why)
     if not usable:
@@ -165,23 +164,6 @@ def no_samples(mode: Mode) -> str:
     return f"no samples: {what}, and no warmup records were written"
 
 
-def _batches(signature: Signature, rows: int) -> tuple[int, int, str]:
-    """Return rows a chunk, rows that can be used, and why not all of them can be."""
-    fixed = fixed_batches(signature.inputs.values())
-    if not rows:
-        return _CHUNK_ROWS, 0, ""
-    if len(fixed) > 1 or 0 in fixed:
-        return 1, 0, "the inputs have no common batch dimension: samples were not compared"
-    size = fixed.pop() if fixed else _CHUNK_ROWS
-    free = size == _CHUNK_ROWS and not fixed_batches(signature.inputs.values())
-    usable = rows if free else rows - rows % size
-    return (
-        size,
-        usable,
-        "" if usable else f"{rows} samples do not fill the fixed batch of {size}: they were not compared",
-    )
-
-
 def _run_other(
     model: Runnable,
     signature: Signature,
@@ -202,7 +184,7 @@ def _run_other(
 def _same_inputs(signature: Signature, samples: Samples) -> Mapping[str, np.ndarray] | None:
     if not len(samples) or signature.inputs.keys() != samples.inputs.keys():
         return None
-    size, usable, _ = _batches(signature, len(samples))
+    size, usable, _ = chunk_rows(signature, len(samples))
     return {alias: values[: min(size, usable)] for alias, values in samples.inputs.items()} if usable else None
 
 
@@ -303,13 +285,18 @@ def stage_answers(job: JobOptions, answers: Answers, directory: str, origin: Ori
         with place("verifying the SavedModel"):
             verification, notes = compare(answers, artifact, (job.atol, job.rtol), origin)
         signatures = dict(sorted(artifact.signatures.items()))
+    main = signatures[origin.main]
+    labels = answers.labels if answers.gathered.inputs else None
+    scores = find_scores(main, labelled=labels is not None)
+    if labels is not None and not scores:
+        notes = (*notes, f"the labels of the rows are of no use: no output of {main.name!r} is known to hold scores")
     return StagedModel(
         signatures=signatures,
-        main=origin.main,
+        main=main.name,
         rows=answers.gathered.rows(),
-        expected=answers.gathered.expected(),
-        labels=answers.labels if answers.gathered.inputs else None,
-        scores=find_scores(signatures[origin.main]),
+        expected=answers.gathered.expected(main),
+        labels=labels,
+        scores=scores,
         verification=verification,
         source=origin.source,
         notes=(*origin.notes, *notes),

@@ -10,7 +10,7 @@ import numpy as np
 
 from moxserve.errors import UsageError, did_you_mean
 from moxserve.export.manifest import Source, Verification
-from moxserve.types import Signature
+from moxserve.types import Signature, TensorSpec
 
 __all__ = ["DEFAULT_SIGNATURE", "Gathered", "OpenSource", "StagedModel", "find_scores", "main_signature"]
 
@@ -128,9 +128,15 @@ class Gathered:
         """Return the inputs by alias, `[n, ...]` each."""
         return {alias: np.concatenate(parts) for alias, parts in self.inputs.items()}
 
-    def expected(self) -> dict[str, np.ndarray]:
-        """Return the outputs by alias, `[n, ...]` each."""
-        return {alias: np.concatenate(parts) for alias, parts in self.outputs.items()}
+    def expected(self, signature: Signature) -> dict[str, np.ndarray]:
+        """Return the outputs by alias, `[n, ...]` each.
+
+        Args:
+            signature: that answered; where its batch is free, an output of fixed length has that of a chunk by chance.
+        """
+        free = any(spec.shape and spec.shape[0] is None for spec in signature.inputs.values())
+        fixed = {a for a, spec in signature.outputs.items() if free and spec.shape and spec.shape[0] is not None}
+        return {alias: np.concatenate(parts) for alias, parts in self.outputs.items() if alias not in fixed}
 
 
 def main_signature(signatures: Mapping[str, Signature], asked: str = "", *, any_will_do: bool = False) -> str:
@@ -159,17 +165,23 @@ def main_signature(signatures: Mapping[str, Signature], asked: str = "", *, any_
     )
 
 
-def find_scores(signature: Signature, known: str | None = None) -> str:
+def find_scores(signature: Signature, known: str | None = None, *, labelled: bool = False) -> str:
     """Return the alias of the output that holds `[batch, classes]` scores; empty when there is none.
 
     Args:
         signature: the main one.
         known: what the model says itself.
+        labelled: the right classes of the rows are known, so that there must be scores: the only output that can hold
+            some does, whatever it is called.
     """
     if known and known in signature.outputs:
         return known
+    able = [alias for alias, spec in signature.outputs.items() if _can_be_scores(spec)]
     for name in _SCORE_NAMES:
-        spec = signature.outputs.get(name)
-        if spec is not None and "float" in spec.dtype.name and spec.shape is not None and len(spec.shape) == 2:
+        if name in able:
             return name
-    return ""
+    return able[0] if labelled and len(able) == 1 else ""
+
+
+def _can_be_scores(spec: TensorSpec) -> bool:
+    return "float" in spec.dtype.name and spec.shape is not None and len(spec.shape) == 2 and spec.shape[1] != 1

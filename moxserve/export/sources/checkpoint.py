@@ -71,7 +71,7 @@ class CheckpointSource:
             signatures=written.signatures,
             main=main,
             rows=rows,
-            expected=verified.gathered[main].expected() if rows else {},
+            expected=verified.gathered[main].expected(written.signatures[main]) if rows else {},
             labels=_labels(job, count),
             scores=find_scores(written.signatures[main], self._reference.endpoints.scores),
             verification=verified.verification,

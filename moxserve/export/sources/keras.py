@@ -161,7 +161,7 @@ def _answers(told: KerasAnswer) -> Answers:
     if told.real:
         answers.labels = None if told.labels is None else told.labels[: answers.rows]
     else:
-        answers.notes.append(no_samples(answers.mode))
+        answers.notes.append(told.note or no_samples(answers.mode))
     if answers.gathered.note:
         answers.notes.append(answers.gathered.note)
     return answers

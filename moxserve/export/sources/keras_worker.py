@@ -22,13 +22,12 @@ from moxserve.errors import DataError, ExportError, MoxserveError, first_line
 from moxserve.export.children import die_with_parent
 from moxserve.export.job import KerasJob
 from moxserve.export.op_libraries import load_inherited
-from moxserve.export.sources.samples import Samples, given_samples, made_up_inputs
+from moxserve.export.sources.samples import Samples, chunk_rows, given_samples, made_up_inputs
 from moxserve.types import Signature, TensorSpec, dtype_by_name
 
 __all__ = ["KerasAnswer", "KerasFailure", "KerasTask", "main"]
 
 Chunk = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
-_CHUNK_ROWS = 64
 _KEY = "serving_default"
 
 
@@ -54,12 +53,14 @@ class KerasAnswer:
         real: whether they are real rows.
         labels: right classes of the rows, where they are known.
         version: of Keras.
+        note: why the rows that there were could not be compared; empty otherwise.
     """
 
     chunks: Sequence[Chunk] = field(default_factory=list)
     real: bool = False
     labels: np.ndarray | None = None
     version: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,23 +182,23 @@ def _run(task: KerasTask, folder: str) -> KerasAnswer:
     model = _Model(loaded, task.job.path, task.legacy)
     model.save(os.path.join(folder, "model"))
     samples = given_samples(task.job, model.signature())
-    if len(samples):
-        return KerasAnswer(_answers(model, samples), True, samples.labels, version)
+    chunks = _answers(model, samples)
+    if chunks:
+        return KerasAnswer(chunks, True, samples.labels, version)
+    note = chunk_rows(model.signature(), len(samples))[2]
     for zeros in made_up_inputs(model.signature()):
         try:
-            return KerasAnswer([(zeros, model.answer(zeros))], version=version)
+            return KerasAnswer([(zeros, model.answer(zeros))], version=version, note=note)
         except Exception:  # noqa: BLE001 - the model's own refusal of made-up values says nothing
             continue
-    return KerasAnswer(version=version)
+    return KerasAnswer(version=version, note=note)
 
 
 def _answers(model: _Model, samples: Samples) -> Sequence[Chunk]:
     import tensorflow as tf
 
     chunks = []
-    fixed = {spec.shape[0] for spec in model.inputs.values() if spec.shape[0] is not None}
-    size = fixed.pop() if fixed else _CHUNK_ROWS
-    usable = len(samples) - len(samples) % size if size != _CHUNK_ROWS else len(samples)
+    size, usable, _ = chunk_rows(model.signature(), len(samples))
     for first in range(0, usable, size):
         inputs = {alias: values[first : min(first + size, usable)] for alias, values in samples.inputs.items()}
         try:

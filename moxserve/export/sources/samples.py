@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,11 +22,21 @@ from moxserve.protocol.prediction_log import parse_log, requests_of
 from moxserve.protocol.tfrecord import read_records
 from moxserve.types import Signature, TensorSpec
 
-__all__ = ["Samples", "given_samples", "made_up_inputs", "read_requests", "read_samples", "recorded_samples"]
+__all__ = [
+    "Samples",
+    "chunk_rows",
+    "fixed_batches",
+    "given_samples",
+    "made_up_inputs",
+    "read_requests",
+    "read_samples",
+    "recorded_samples",
+]
 
 _MAX_RECORDS = 1000
 _MAX_BYTES = 1 << 30
 _SIDES = (1, 32, 224)
+_CHUNK_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,16 @@ def given_samples(job: ModelFileJob, signature: Signature, classes: Sequence[str
         return read_samples(job.samples_file, signature, job.sample_limit, classes)
     if not job.samples:
         return Samples()
-    return Samples(fit_inputs(job.samples, signature), job.sample_labels)
+    return Samples(fit_inputs(job.samples, _of_any_batch(signature)), job.sample_labels)
+
+
+def _of_any_batch(signature: Signature) -> Signature:
+    """Return a signature that takes any number of rows: those of a fixed batch are cut into batches later."""
+    inputs = {
+        alias: replace(spec, shape=(None, *spec.shape[1:])) if spec.shape else spec
+        for alias, spec in signature.inputs.items()
+    }
+    return replace(signature, inputs=inputs)
 
 
 def read_requests(directory: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -153,10 +172,37 @@ def _new_rows(inputs: Mapping[str, np.ndarray], seen: set[bytes]) -> Iterator[Ma
     for i in range(counts.pop() if len(counts) == 1 else 0):
         row = {alias: values[i : i + 1] for alias, values in inputs.items()}
         # Objects are bytes; their array's own bytes are addresses.
-        print_of = b"\0".join(b"".join(v) if v.dtype == object else v.tobytes() for v in row.values())
+        print_of = b"\0".join(b"\0".join(v.ravel()) if v.dtype == object else v.tobytes() for v in row.values())
         if print_of not in seen:
             seen.add(print_of)
             yield {alias: values[0] for alias, values in row.items()}
+
+
+def fixed_batches(inputs: Iterable[TensorSpec]) -> set[int]:
+    """Return the batch sizes that inputs insist on: none for a free batch, 0 standing for an input without one."""
+    shapes = [spec.shape for spec in inputs if spec.shape is not None]
+    return {(shape[0] if shape else 0) for shape in shapes if not shape or shape[0] is not None}  # type: ignore[misc]
+
+
+def chunk_rows(signature: Signature, rows: int) -> tuple[int, int, str]:
+    """Tell in which chunks a signature takes rows.
+
+    Args:
+        signature: what is to be run.
+        rows: how many there are.
+
+    Returns:
+        Rows a chunk, how many of the rows fill chunks, and why none do; empty when some do or there are none.
+    """
+    fixed = fixed_batches(signature.inputs.values())
+    if not rows or not fixed:
+        return _CHUNK_ROWS, rows, ""
+    if len(fixed) > 1 or 0 in fixed:
+        return 1, 0, "the inputs have no common batch dimension: samples were not compared"
+    size = fixed.pop()
+    usable = rows - rows % size
+    why = "" if usable else f"{rows} samples do not fill the fixed batch of {size}: they were not compared"
+    return size, usable, why
 
 
 def made_up_inputs(signature: Signature) -> Iterator[dict[str, np.ndarray]]:

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from moxserve.errors import ExportError
 from moxserve.export.facts import Figures
 from moxserve.export.figures import figures, judge, with_singles
@@ -116,14 +118,13 @@ class _Making:
         self._directory, self._scratch, self._talk = directory, scratch, talk
         self._made = MadeVariants()
         self._rows: RowSets
+        self._whole: Mapping[str, np.ndarray] = {}
         self._learned = False
 
     def run(self, conditions: Conditions) -> MadeVariants:
         made = self._made
         self._rows = split_rows(self._model, self._calibration_rows(), os.path.join(self._scratch, "rows"))
         made.rows = self._rows.evaluation.count
-        if self._rows.note:
-            made.notes.append(self._rows.note)
         reports = [self._try_saved_model()]
         if reports[0].reasons:
             made.reports = tuple(reports)
@@ -138,6 +139,9 @@ class _Making:
         )
         entries = {SAVED_MODEL: source}
         prepared = self._prepare()
+        # Learned ranges need no calibration: there is nothing to say of its rows.
+        if self._rows.note and not (self._learned and made.rows):
+            made.notes.insert(0, self._rows.note)
         if isinstance(prepared, Failure):
             reports += [_failed(target, prepared) for target in self._options.targets]
         else:
@@ -195,14 +199,20 @@ class _Making:
             return probe(self._directory, variant, self._model.main, self._rows.evaluation, options)
 
     def _figures(self, result: ProbeResult) -> Figures:
+        """Compare what has a row for each input row with the source's answers, the rest with the SavedModel's."""
         rows = self._rows.evaluation
         expected = rows.load_outputs()
-        found = figures(result.outputs, expected, rows.load_labels(), rows.scores)
-        return with_singles(found, result.singles, expected) if result.singles else found
+        found = figures(result.outputs, {**self._whole, **expected}, rows.load_labels(), rows.scores)
+        found = found.model_copy(update={"rows": rows.count})
+        singles = {alias: array for alias, array in result.singles.items() if alias in expected}
+        return with_singles(found, singles, expected) if singles else found
 
     def _try_saved_model(self) -> VariantReport:
         self._talk("trying saved_model")
         result = self._probe(None)
+        answered = self._rows.evaluation.outputs
+        # Asked last, as those of the variants will be: of the same rows.
+        self._whole = {alias: array for alias, array in result.outputs.items() if alias not in answered}
         return VariantReport(
             name=SAVED_MODEL,
             format="saved_model",

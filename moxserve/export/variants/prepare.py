@@ -10,6 +10,7 @@ import numpy as np
 
 from moxserve.export.frozen import FrozenGraph, freeze
 from moxserve.export.report.model import Sparsity, TransformStep
+from moxserve.export.sources.samples import fixed_batches
 from moxserve.export.targets import VariantOptions
 
 __all__ = ["Prepared", "prepare"]
@@ -115,7 +116,10 @@ def _check(frozen: FrozenGraph, rows: Mapping[str, np.ndarray]) -> Any:
 
     if not rows:
         return None
-    feeds = {frozen.signature.inputs[alias].tensor: array[:_CHECK_ROWS] for alias, array in rows.items()}
+    inputs = frozen.signature.inputs
+    # A graph with a fixed batch takes that many rows, and there are whole batches of them.
+    count = max(fixed_batches(inputs.values()), default=_CHECK_ROWS)
+    feeds = {inputs[alias].tensor: array[:count] for alias, array in rows.items()}
     return output_check(frozen.graph_def, feeds, [spec.tensor for spec in frozen.signature.outputs.values()])
 
 

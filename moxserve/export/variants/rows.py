@@ -32,7 +32,8 @@ class RowSets:
 def split_rows(model: StagedModel, calibration_rows: int, folder: str) -> RowSets:
     """Save a model's rows, the last ones for calibration where there are enough for both.
 
-    A range that was found on the very rows that it is judged by looks better than it is.
+    A range that was found on the very rows that it is judged by looks better than it is, and a judgement on a few rows
+    says little: calibration gets half of the rows at most.
 
     Args:
         model: with its rows and the source's answers.
@@ -44,10 +45,14 @@ def split_rows(model: StagedModel, calibration_rows: int, folder: str) -> RowSet
         empty = save_rows(os.path.join(folder, "rows"), {})
         return RowSets(empty, empty, "no real rows: variants cannot be compared on any, nor int8 be calibrated")
     apart = count > calibration_rows
-    judged = count - calibration_rows if apart else count
+    judged = count - min(calibration_rows, count // 2) if apart else count
     evaluation = _part(model, slice(0, judged), os.path.join(folder, "evaluation"))
     calibration = _part(model, slice(judged if apart else 0, count), os.path.join(folder, "calibration"))
-    note = "" if apart else f"only {count} real rows: int8 is calibrated on the rows that it is judged by"
+    note = ""
+    if not apart:
+        note = f"only {count} real rows: int8 is calibrated on the rows that it is judged by"
+    elif calibration.count < calibration_rows:
+        note = f"only {count} real rows: int8 is calibrated on {calibration.count} of them, not on {calibration_rows}"
     return RowSets(calibration, evaluation, note)
 
 

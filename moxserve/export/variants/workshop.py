@@ -13,6 +13,8 @@ from moxserve.export.variants.work import Built, Failure, Work
 
 __all__ = ["Workshop"]
 
+_LAST_WORDS_S = 10.0
+
 
 class Workshop:
     """A process that converts models, one after another.
@@ -83,7 +85,12 @@ class Workshop:
         return self._process
 
     def _died(self, process: subprocess.Popen[bytes]) -> Failure:
-        code = process.wait()
+        try:
+            code = process.wait(_LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            # It still runs, and what it said is no answer.
+            process.kill()
+            code = process.wait()
         self.close()
         told = last_lines(self._log)
         return Failure(f"the process that converted it {how_it_ended(code)}{': ' + told if told else ''}")
