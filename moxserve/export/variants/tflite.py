@@ -36,6 +36,8 @@ _PARSERS = frozenset(("ParseExample", "ParseExampleV2"))
 # Their int8 forms have 256 steps between 0 and 1: no small probability survives that.
 _LAST_IN_FLOAT = frozenset(("SOFTMAX", "LOGISTIC"))
 _WEIGHTED = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "FULLY_CONNECTED", "BATCH_MATMUL"))
+# What may be fused to a product.
+_FUSED = frozenset(("Identity", "Reshape", "Squeeze", "BiasAdd", "Add", "AddV2", "Relu", "Relu6"))
 _PRODUCTS = ("Conv", "DepthwiseConv", "MatMul", "BatchMatMul", "Einsum")
 _CASTS = frozenset(("QUANTIZE", "DEQUANTIZE"))
 _UNSUPPORTED = re.compile(r"'tf\.(\w+)' op is neither a custom op nor a flex op")
@@ -136,8 +138,10 @@ def _int8(work: Work) -> _Made:
     calibrated = _calibrated(work)
     operations = [operation for operation in read_operations(calibrated) if operation.kind not in _CASTS]
     last = set(final_operations(calibrated, _LAST_IN_FLOAT))
-    excluded = matching(work.settings.exclude, {o.name: o.parts for o in operations if o.name not in last})
-    labels = _labels(operations, {node.name for node in read_frozen(work).node if node.op.startswith(_PRODUCTS)})
+    graph_def = read_frozen(work)
+    names = _names(operations, graph_def)
+    excluded = matching(work.settings.exclude, {o.name: names[o.name] for o in operations if o.name not in last})
+    labels = _labels(names, {node.name for node in graph_def.node if node.op.startswith(_PRODUCTS)})
     left = {labels[o.name]: o for o in operations if o.name not in excluded and o.name not in last}
     if not any(o.kind in _WEIGHTED for o in left.values()):
         raise nothing_left(excluded)
@@ -164,11 +168,45 @@ def _int8(work: Work) -> _Made:
     return _Made(chosen.model, details, notes)
 
 
-def _labels(operations: Sequence[Operation], heavy: Collection[str]) -> dict[str, str]:
-    """Return what the user knows each operation by: of what was fused into it, the one with the weights."""
-    wanted = {o.name: next((part for part in o.parts if part in heavy), o.parts[0]) for o in operations}
+def _names(operations: Sequence[Operation], graph_def: Any) -> dict[str, list[str]]:
+    """Return what the user may know each operation by.
+
+    Of what was fused into one that gives an output of the model, the converter tells the output's name alone; the
+    others are looked for in the graph, from there back to the weights.
+    """
+    nodes = {node.name: node for node in graph_def.node}
+    found = {}
+    for operation in operations:
+        names = operation.parts
+        if operation.kind in _WEIGHTED and not any(_is_product(nodes, name) for name in names):
+            names = [*names, *_fused_before(nodes, names[0])]
+        found[operation.name] = names
+    return found
+
+
+def _is_product(nodes: Mapping[str, Any], name: str) -> bool:
+    return name in nodes and nodes[name].op.startswith(_PRODUCTS)
+
+
+def _fused_before(nodes: Mapping[str, Any], name: str) -> list[str]:
+    """Return the operations from one back to the product before it; none when something else lies between."""
+    found: list[str] = []
+    while name in nodes and nodes[name].op in _FUSED:
+        node = nodes[name]
+        found.append(name)
+        sources = {text.partition(":")[0] for text in node.input}
+        varying = [source for source in sources if source in nodes and nodes[source].op != "Const"]
+        if len(varying) != 1:
+            return []
+        name = varying[0]
+    return [*found[1:], name] if _is_product(nodes, name) else []
+
+
+def _labels(names: Mapping[str, Sequence[str]], heavy: Collection[str]) -> dict[str, str]:
+    """Return what the user is told of each operation: of what was fused into it, the one with the weights."""
+    wanted = {own: next((name for name in known if name in heavy), known[0]) for own, known in names.items()}
     taken = Counter(wanted.values())
-    return {name: label if taken[label] == 1 else name for name, label in wanted.items()}
+    return {own: label if taken[label] == 1 else own for own, label in wanted.items()}
 
 
 def _calibrated(work: Work) -> bytes:

@@ -127,6 +127,14 @@ def test_operations_are_left_out_by_name(digits: Any, details: Any, tmp_path: Pa
         convert(digits.work(tmp_path / "w", INT8, settings=Calibration(exclude=("convl/*",))))
 
 
+def test_what_gives_an_output_is_known_by_its_own_name(digits: Any, details: Any, tmp_path: Path) -> None:
+    work = digits.work(tmp_path / "v", INT8, settings=Calibration(exclude=("dense/MatMul",)))
+    built = convert(work)
+    assert {"operation": "dense/MatMul", "reason": "excluded by 'dense/MatMul'"} in built.details["float"]
+    assert built.details["quantized"] == ["conv0/Conv2D", "conv1/Conv2D"]
+    assert [t["dtype"] for t in details(work.directory) if list(t["shape"]) == [10, 128]] == [np.float32]
+
+
 def test_operations_that_cost_too_much_stay_in_floating_point(nets: Any, served: Any, tmp_path: Path) -> None:
     net = nets("outlier")
 
