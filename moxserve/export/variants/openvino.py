@@ -297,8 +297,11 @@ def _learned(work: Work, doubtful: Doubtful) -> _Made:
         **{name: f"excluded by {pattern!r}" for name, pattern in excluded.items()},
         **dict.fromkeys(small, _FEW_PIXELS),
     }
+    names = known_names(model)
+    labels = _labels(names)
     details: dict[str, Any] = {
         "calibration": {"method": "learned"},
+        "quantized": [labels[name] for name in quantized_operations(model) if names[name]],
         "float": [{"operation": name, "reason": reason} for name, reason in reasons.items()],
     }
     return _Made(model, details, _of_small(small))

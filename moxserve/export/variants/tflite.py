@@ -66,7 +66,7 @@ def convert(work: Work) -> Built:
         from tensorflow.lite.tools import flatbuffer_utils  # noqa: F401 - here to say what is missing
     except ImportError as error:
         raise MissingExtraError(error.name or "tensorflow", "export", "converting to TFLite") from None
-    made = _int8(work) if work.target.precision == "int8" else _Made(_float(work))
+    made = _int8(work) if work.target.precision == "int8" else _float(work)
     model, names = with_signature(made.model, work.signature)
     file.write(os.path.join(work.directory, _FILE), model, binary=True)
     try_out(work)
@@ -85,7 +85,7 @@ def _converter(folder: str, work: Work) -> Iterator[Any]:
         yield tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[work.signature.name])
 
 
-def _float(work: Work) -> bytes:
+def _float(work: Work) -> _Made:
     """Convert to float32 or float16, or with int8 weights whose inputs are quantized while the model runs."""
     import tensorflow as tf
 
@@ -96,7 +96,10 @@ def _float(work: Work) -> bytes:
         if work.target.precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
         converter.allow_custom_ops = bool(_PARSERS & {node.op for node in read_frozen(work).node})
-        return _run(converter)
+        made = _Made(_run(converter))
+    if work.target.precision == "dynamic" and not any(operation.int8 for operation in read_operations(made.model)):
+        made.notes.append("nothing is quantized: TFLite leaves weights of fewer than 1024 elements as they are")
+    return made
 
 
 def _run(converter: Any) -> bytes:
@@ -252,11 +255,19 @@ def _learned(work: Work) -> _Made:
     ):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         model = _run(converter)
+    graph_def = read_frozen(work)
+    heavy = [operation for operation in read_operations(model) if operation.kind in _WEIGHTED]
+    labels = _labels(_names(heavy, graph_def), {node.name for node in graph_def.node if node.op.startswith(_PRODUCTS)})
+    reasons = {name: f"excluded by {pattern!r}" for name, pattern in excluded.items()}
+    left = [labels[o.name] for o in heavy if not o.int8 and labels[o.name] not in excluded]
+    reasons |= dict.fromkeys(left, "not all that it reads and gives has a range")
     details: dict[str, Any] = {
         "calibration": {"method": "learned"},
-        "float": [{"operation": name, "reason": f"excluded by {pattern!r}"} for name, pattern in excluded.items()],
+        "quantized": [labels[o.name] for o in heavy if o.int8],
+        "float": [{"operation": name, "reason": reason} for name, reason in reasons.items()],
     }
-    return _Made(model, details)
+    notes = [f"{len(left)} operations stay in float32: {', '.join(left)}"] if left else []
+    return _Made(model, details, notes)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from moxserve.types import Signature, TensorSpec
 __all__ = ["Operation", "final_operations", "read_operations", "with_signature"]
 
 _SERVING_METADATA = b"signature_defs_metadata"
+_INT8 = 9  # TensorType.INT8
 _PASSING = frozenset(("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE"))
 
 
@@ -28,12 +29,14 @@ class Operation:
         name: of its first result: what the quantizer knows it by.
         inputs: indices of tensors.
         outputs: likewise.
+        int8: whether it reads a tensor of int8, such as quantized weights.
     """
 
     kind: str
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    int8: bool = False
 
     @property
     def parts(self) -> list[str]:
@@ -107,7 +110,9 @@ def _operation(tree: Any, operator: Any) -> Operation:
     code = tree.operatorCodes[operator.opcodeIndex]
     custom = code.customCode
     kind = _text(custom) if custom else flatbuffer_utils.opcode_to_name(tree, operator.opcodeIndex)
-    return Operation(kind, _text(tree.subgraphs[0].tensors[outputs[0]].name) if outputs else "", inputs, outputs)
+    tensors = tree.subgraphs[0].tensors
+    int8 = any(tensors[place].type == _INT8 for place in inputs if place >= 0)  # -1 is an input that was left out
+    return Operation(kind, _text(tensors[outputs[0]].name) if outputs else "", inputs, outputs, int8)
 
 
 def _text(value: bytes | str) -> str:

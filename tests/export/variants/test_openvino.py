@@ -213,9 +213,12 @@ def test_learned_ranges_need_no_rows(nets: Any, served: Any, apart: Any, tmp_pat
         "<Type: 'int8_t'>"
     }
     assert built.details["calibration"] == {"method": "learned"}
+    heavy = ["first/Conv2D", "inner/Conv2D", "depthwise/depthwise", "last/Conv2D", "dense/MatMul"]
+    assert built.details["quantized"] == heavy
     settings = Calibration(exclude=("inner/*",))
     built = convert(net.work(tmp_path / "w", INT8, learned=True, settings=settings))
     assert built.details["float"] == [{"operation": "inner/Conv2D", "reason": "excluded by 'inner/*'"}]
+    assert built.details["quantized"] == [name for name in heavy if name != "inner/Conv2D"]
 
 
 def test_what_cannot_be_made(nets: Any, freeze_net: Any, tmp_path: Path) -> None:

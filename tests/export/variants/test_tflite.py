@@ -164,12 +164,25 @@ def test_learned_ranges_need_no_rows(nets: Any, served: Any, apart: Any, details
     scales = {round(t["quantization"][0], 6) for t in details(work.directory) if t["dtype"] == np.int8}
     assert {round(6 / 255, 6), round(10 / 255, 6), round(1 / 255, 6)} <= scales
     assert built.details["calibration"] == {"method": "learned"}
+    heavy = ["first/Conv2D", "inner/Conv2D", "depthwise/depthwise", "last/Conv2D", "dense/MatMul"]
+    assert built.details["quantized"] == heavy
+    assert not built.notes
     work = net.work(tmp_path / "w", INT8, learned=True, settings=Calibration(exclude=("inner/*",)))
     built = convert(work)
-    assert built.details["float"] == [{"operation": "inner/Conv2D", "reason": "excluded by 'inner/*'"}]
+    # What comes before reads and gives int8 no more, as the excluded one takes its result as it is.
+    reasons = {"inner/Conv2D": "excluded by 'inner/*'", "first/Conv2D": "not all that it reads and gives has a range"}
+    assert {entry["operation"]: entry["reason"] for entry in built.details["float"]} == reasons
+    assert built.details["quantized"] == heavy[2:]
+    assert built.notes == ("1 operations stay in float32: first/Conv2D",)
     shapes = [tuple(t["shape"]) for t in details(work.directory) if t["dtype"] == np.float32]
     assert (16, 3, 3, 16) in shapes
     assert apart(served(work.directory, net.rows.load_inputs()), net.rows) < 0.05
+
+
+def test_dynamic_says_when_it_does_nothing(digits: Any, nets: Any, tmp_path: Path) -> None:
+    note = "nothing is quantized: TFLite leaves weights of fewer than 1024 elements as they are"
+    assert convert(digits.work(tmp_path / "v", Target("tflite", "dynamic"))).notes == ()
+    assert convert(nets("heads").work(tmp_path / "w", Target("tflite", "dynamic"))).notes == (note,)
 
 
 def test_what_cannot_be_made(nets: Any, freeze_net: Any, tmp_path: Path) -> None:
