@@ -45,13 +45,5 @@ def export(source: str, base_dir: str | None, as_json: bool, dry_run: bool, **op
         print_json(job, result)
     else:
         print_result(job, result)
-    if job.push:
-        _push(job, result)
-
-
-def _push(job: Any, result: Any) -> None:
-    """Have the server load the version."""
-    from moxserve.export.publish.push import push_version
-
-    took = push_version(job.push, job.model_name, result.version)
-    click.echo(f"served by {job.push} after {took:.1f} s", err=True)
+    if result.served_s is not None:
+        click.echo(f"served by {job.push} after {result.served_s:.1f} s", err=True)

@@ -8,6 +8,7 @@
       report        what was found, for programs and for people
       manifest      signatures, figures, digests of all files
     publish     flushed to disk and renamed to `BASE/<version>/`
+    push, keep  a server is seen to serve it; old versions are removed
 
 Whatever fails, the staging directory goes away and nothing is published.
 """
@@ -26,7 +27,7 @@ from moxserve.export.job import ExportResult, JobOptions
 from moxserve.export.manifest import Manifest, SignatureEntry, Variant, Warmup, write_manifest
 from moxserve.export.place import place
 from moxserve.export.publish import check_version, open_publication
-from moxserve.export.publish.push import push_target
+from moxserve.export.publish.push import push_target, push_version
 from moxserve.export.publish.retention import apply_retention
 from moxserve.export.report import Report, write_report
 from moxserve.export.report.collect import report_of, tools
@@ -64,6 +65,8 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
         VersionExistsError: the version that was asked for is there already.
         VerificationError: the artifact does not answer as the model does, or not as the user requires.
         ExportError: TensorFlow or the file system failed.
+        ServerUnreachableError: it is published, and nobody answers at `push`. All old versions are left.
+        ClientError: it is published, and the server does not serve it. All old versions are left.
     """
     started = time.monotonic()
     check_job(job)
@@ -77,6 +80,11 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
         made = _variants(job, model, staged.staging, talk)
         warmup = _finish(job, model, made, staged.staging)
     report = _final_report(job, made, str(staged.version), staged.path)
+    served_s = None
+    if job.push:
+        # Before old versions go: a server that cannot load the new one needs them.
+        talk(f"published {staged.path}; waiting until {job.push} serves it")
+        served_s = push_version(job.push, job.model_name, staged.version)
     removed = apply_retention(job.base_dir, job.keep, staged.version) if job.keep is not None else []
     return ExportResult(
         path=staged.path,
@@ -90,6 +98,7 @@ def export_version(job: JobOptions, talk: Talk = silent) -> ExportResult:
         notes=(*job.variants.without_effect(), *model.notes, *made.notes, *_warnings(made), *warmup.notes),
         report=report,
         removed=removed,
+        served_s=served_s,
     )
 
 

@@ -42,7 +42,7 @@ class JobOptions:
         label_input: the input of model_fn that holds the right class of each row; empty takes the one called `label` or
             `labels`.
         keep: how many versions are to be left below BASE, this one included; None leaves all.
-        push: `host:port` of a server that is told to look for the new version; empty tells nobody.
+        push: `host:port` of a server that is waited for until it serves the new version; empty waits for nobody.
         report_dir: folder for the report; empty writes it into the version only.
         op_libraries: shared objects with custom operations of the model.
     """
@@ -258,6 +258,7 @@ class ExportResult:
         notes: what the caller should know, such as "no samples", or which variant was dropped and why.
         report: what was found of each variant; None without variants.
         removed: old versions that were deleted.
+        served_s: seconds until the server of `push` served it; None without one.
     """
 
     path: str
@@ -271,3 +272,4 @@ class ExportResult:
     notes: Sequence[str] = ()
     report: Report | None = None
     removed: Sequence[int] = ()
+    served_s: float | None = None

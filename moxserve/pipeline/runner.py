@@ -391,7 +391,6 @@ class _Stages:
 
     def _export(self, prepared: PreparedRun, report: RunReport) -> ExportResult:
         from moxserve.export.exporter import export_version
-        from moxserve.export.publish.push import push_version
 
         if self._config.export is None:
             raise ConfigError([self._loaded.problem("export", "missing")])
@@ -400,9 +399,8 @@ class _Stages:
             metadata["global_step"] = report.train.global_step
         job = prepared.export_job(self._config.export.tf_serving, self._checkpoint(report), metadata)
         result = export_version(job, self._talk)
-        if job.push:
-            took = push_version(job.push, job.model_name, result.version)
-            self._talk(f"served by {job.push} after {took:.1f} s")
+        if result.served_s is not None:
+            self._talk(f"served by {job.push} after {result.served_s:.1f} s")
         return result
 
     def _evaluate(self, config: EvaluateStage, prepared: PreparedRun, report: RunReport) -> dict[str, float]:

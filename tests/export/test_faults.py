@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moxserve.errors import DataError, ExportError, MoxserveError, UsageError, VerificationError
+from moxserve.errors import (
+    DataError,
+    ExportError,
+    MoxserveError,
+    ServerUnreachableError,
+    UsageError,
+    VerificationError,
+)
 from moxserve.export.job import SavedModelJob
 from moxserve.export.manifest import check_files, read_manifest
 from moxserve.export.publish import list_versions
@@ -449,6 +457,18 @@ def test_what_was_asked_for_is_checked_before_any_work(dense_model: str, room: R
     with pytest.raises(UsageError, match="keep 0"):
         job_of(dense_model, room, keep=0)
     room.assert_nothing()
+
+
+def test_old_versions_stay_when_the_server_does_not_serve_the_new_one(
+    dense_model: str, room: Room, export: Any
+) -> None:
+    export(job_of(dense_model, room))
+    with socket.socket() as unheard:
+        unheard.bind(("localhost", 0))
+        push = f"localhost:{unheard.getsockname()[1]}"
+        with pytest.raises(ServerUnreachableError, match="version 2 of 'm' is published"):
+            export(job_of(dense_model, room, keep=1, push=push))
+    assert list_versions(str(room.base)) == [1, 2]
 
 
 def test_what_is_required_of_the_saved_model_counts_without_variants(dense_model: str, room: Room, export: Any) -> None:
