@@ -15,7 +15,13 @@ import numpy as np
 from moxserve.errors import InvalidArgument
 
 __all__ = [
+    "CLASSIFY_METHOD",
+    "DEFAULT_SIGNATURE",
     "DTYPES",
+    "INIT_SIGNATURE",
+    "INIT_SIGNATURES",
+    "PREDICT_METHOD",
+    "REGRESS_METHOD",
     "DType",
     "ModelRef",
     "Signature",
@@ -23,7 +29,17 @@ __all__ = [
     "dtype_by_enum",
     "dtype_by_name",
     "dtype_of",
+    "node_name",
 ]
+
+# The key of the signature that a request means which names none, and the methods that a SavedModel's signatures have.
+DEFAULT_SIGNATURE = "serving_default"
+PREDICT_METHOD = "tensorflow/serving/predict"
+CLASSIFY_METHOD = "tensorflow/serving/classify"
+REGRESS_METHOD = "tensorflow/serving/regress"
+# TensorFlow's own: they hold the operation that initializes the model, and the one that trains it.
+INIT_SIGNATURE = "__saved_model_init_op"
+INIT_SIGNATURES = frozenset((INIT_SIGNATURE, "__saved_model_train_op"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +212,8 @@ class ModelRef:
         if self.version is not None:
             return f"{self.name}:{self.version}"
         return f"{self.name}@{self.label}" if self.label else self.name
+
+
+def node_name(tensor: str) -> str:
+    """Return the node of a graph's tensor, or of a control input: `conv/Relu` of `conv/Relu:0` and of `^conv/Relu`."""
+    return tensor.partition(":")[0].lstrip("^")

@@ -14,12 +14,12 @@ import numpy as np
 
 from moxserve.client import Client, PredictCall
 from moxserve.client.bodies import encode_predict, model_path
-from moxserve.client.calls import DEFAULT_SIGNATURE, Array
+from moxserve.client.calls import Array
 from moxserve.client.fit import pick_signature
 from moxserve.client.transport import Target, parse_target
 from moxserve.client.wire import encode
 from moxserve.errors import DataError, UsageError
-from moxserve.types import ModelRef, Signature, TensorSpec
+from moxserve.types import DEFAULT_SIGNATURE, ModelRef, Signature, TensorSpec
 
 __all__ = ["MAX_PAYLOADS", "LoadSpec", "Plan", "prepare", "random_inputs"]
 

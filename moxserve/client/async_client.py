@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from moxserve.client.calls import (
-    DEFAULT_SIGNATURE,
     UNSET,
     Array,
     Call,
@@ -22,7 +21,7 @@ from moxserve.client.calls import (
 from moxserve.client.flow import Flow, Flows, Pause, Settings
 from moxserve.client.transport import AsyncTransport, Target, Transport, parse_target, transport_for
 from moxserve.errors import ClientError, MoxserveError
-from moxserve.types import ModelRef
+from moxserve.types import DEFAULT_SIGNATURE, ModelRef
 
 __all__ = ["AsyncClient"]
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy.typing as npt
 
 from moxserve.errors import UsageError
-from moxserve.types import ModelRef, Signature
+from moxserve.types import DEFAULT_SIGNATURE, ModelRef, Signature
 
 __all__ = [
-    "DEFAULT_SIGNATURE",
     "UNSET",
     "Array",
     "Call",
@@ -35,7 +34,6 @@ __all__ = [
     "VersionStatus",
 ]
 
-DEFAULT_SIGNATURE = "serving_default"
 
 Array = npt.NDArray[Any]
 

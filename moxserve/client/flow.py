@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from moxserve.client.calls import (
-    DEFAULT_SIGNATURE,
     UNSET,
     Array,
     Call,
@@ -39,7 +38,7 @@ from moxserve.client.calls import (
 )
 from moxserve.client.fit import check_outputs, fit_inputs, pick_signature, unchecked_inputs
 from moxserve.errors import InvalidArgument, RequestError, ServerUnreachableError, UsageError
-from moxserve.types import ModelRef, Signature
+from moxserve.types import DEFAULT_SIGNATURE, ModelRef, Signature
 
 __all__ = ["METADATA_MAX_AGE_S", "Flow", "Flows", "Pause", "Settings"]
 

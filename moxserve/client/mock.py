@@ -23,7 +23,7 @@ from moxserve.client.calls import (
 )
 from moxserve.errors import RequestError
 from moxserve.protocol.tensors import to_array
-from moxserve.types import Signature, TensorSpec, dtype_of
+from moxserve.types import DEFAULT_SIGNATURE, PREDICT_METHOD, Signature, TensorSpec, dtype_of
 
 __all__ = ["MockTransport"]
 
@@ -87,7 +87,7 @@ class MockTransport:
 def _example_signature(answer: Answer, examples: Mapping[str, Any]) -> Signature:
     arrays = {alias: to_array(value) for alias, value in examples.items()}
     outputs = {alias: to_array(value) for alias, value in answer(arrays).items()} if arrays else {}
-    return Signature("serving_default", "tensorflow/serving/predict", _free_specs(arrays), _free_specs(outputs))
+    return Signature(DEFAULT_SIGNATURE, PREDICT_METHOD, _free_specs(arrays), _free_specs(outputs))
 
 
 def _free_specs(arrays: Mapping[str, Array]) -> dict[str, TensorSpec]:

@@ -19,7 +19,7 @@ from moxserve.errors import ExportError, did_you_mean
 from moxserve.export.graphs import as_arrays, open_session
 from moxserve.export.variants.work import FROZEN_GRAPH
 from moxserve.protocol.metadata import signature_from_def
-from moxserve.types import Signature, TensorSpec
+from moxserve.types import INIT_SIGNATURES, Signature, TensorSpec, node_name
 
 __all__ = ["FrozenGraph", "freeze"]
 
@@ -27,7 +27,6 @@ _FAKE_QUANT = "FakeQuantWithMinMaxVars"
 _PLACEHOLDER = "Placeholder"
 _LOWERED = "_lower_using_switch_merge"
 _WRITERS = ("Assign", "Scatter", "ResourceScatter", "ResourceApply", "ResourceSparseApply", "Apply", "CountUpTo")
-_INIT_SIGNATURES = ("__saved_model_init_op", "__saved_model_train_op")
 _STATE_HINT = "the SavedModel serves this signature; --signature KEY converts another one"
 
 
@@ -46,12 +45,12 @@ class FrozenGraph:
     @property
     def input_nodes(self) -> list[str]:
         """Names of the input nodes, in the signature's order."""
-        return [_node(spec.tensor) for spec in self.signature.inputs.values()]
+        return [node_name(spec.tensor) for spec in self.signature.inputs.values()]
 
     @property
     def output_nodes(self) -> list[str]:
         """Names of the output nodes, in the signature's order, none twice."""
-        return list(dict.fromkeys(_node(spec.tensor) for spec in self.signature.outputs.values()))
+        return list(dict.fromkeys(node_name(spec.tensor) for spec in self.signature.outputs.values()))
 
     @property
     def learned(self) -> bool:
@@ -147,7 +146,7 @@ def freeze(directory: str, key: str, tags: Sequence[str] = ("serve",)) -> Frozen
         graph_def = session.graph.as_graph_def(add_shapes=False)
         _check_written(graph_def, meta.signature_def, key)
         graph_def, signature = _cut(graph_def, _with_shapes(session.graph, signature))
-        outputs = [_node(spec.tensor) for spec in signature.outputs.values()]
+        outputs = [node_name(spec.tensor) for spec in signature.outputs.values()]
         graph_def = tf1.graph_util.extract_sub_graph(graph_def, sorted({*outputs, *_inputs(signature)}))
         graph_def = tf1.graph_util.convert_variables_to_constants(session, graph_def, sorted(set(outputs)))
     graph_def = _inline(graph_def, signature)
@@ -159,12 +158,8 @@ def freeze(directory: str, key: str, tags: Sequence[str] = ("serve",)) -> Frozen
     return FrozenGraph(graph_def, signature)
 
 
-def _node(tensor: str) -> str:
-    return tensor.partition(":")[0].lstrip("^")
-
-
 def _inputs(signature: Signature) -> list[str]:
-    return [_node(spec.tensor) for spec in signature.inputs.values()]
+    return [node_name(spec.tensor) for spec in signature.inputs.values()]
 
 
 def _with_shapes(graph: Any, signature: Signature) -> Signature:
@@ -188,7 +183,7 @@ def _cut(graph_def: Any, signature: Signature) -> tuple[Any, Signature]:
     nodes = {node.name: node for node in graph_def.node}
     inputs, renamed = {}, {}
     for alias, spec in signature.inputs.items():
-        node = nodes[_node(spec.tensor)]
+        node = nodes[node_name(spec.tensor)]
         if node.op != _PLACEHOLDER:
             node = _placeholder(graph_def, _free(alias, nodes), spec)
             nodes[node.name] = node
@@ -259,7 +254,7 @@ def _inline(graph_def: Any, signature: Signature) -> Any:
         # An implementation chosen by an optional rewriter hides the plain body.
         function.attr.pop("api_implements", None)
     kept = meta.collection_def["train_op"].node_list.value
-    kept.extend([_node(spec.tensor) for spec in signature.outputs.values()])
+    kept.extend([node_name(spec.tensor) for spec in signature.outputs.values()])
     kept.extend(_inputs(signature))
     config = tf1.ConfigProto()
     options = config.graph_options.rewrite_options
@@ -294,9 +289,9 @@ def _check_written(graph_def: Any, signatures: Mapping[str, Any], key: str) -> N
     import tensorflow as tf
 
     for other, definition in signatures.items():
-        if other in _INIT_SIGNATURES:
+        if other in INIT_SIGNATURES:
             continue
-        outputs = sorted({_node(info.name) for info in definition.outputs.values() if info.name})
+        outputs = sorted({node_name(info.name) for info in definition.outputs.values() if info.name})
         reached = tf.compat.v1.graph_util.extract_sub_graph(graph_def, outputs)
         writer = next((n for n in _called_nodes(reached) if n.op.startswith(_WRITERS) and _state(n)), None)
         if writer is not None:

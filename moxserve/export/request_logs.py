@@ -16,15 +16,11 @@ from typing import Any
 
 from moxserve.errors import DataError, MoxserveError, UsageError
 from moxserve.protocol.prediction_log import (
-    CLASSIFY_METHOD,
-    DEFAULT_SIGNATURE,
-    PREDICT_METHOD,
-    REGRESS_METHOD,
     parse_log,
     request_only,
 )
 from moxserve.protocol.tfrecord import read_records
-from moxserve.types import Signature
+from moxserve.types import CLASSIFY_METHOD, DEFAULT_SIGNATURE, PREDICT_METHOD, REGRESS_METHOD, Signature
 
 __all__ = ["LogSelection", "find_logs", "select_requests"]
 

@@ -18,7 +18,7 @@ from moxserve.export.graphs import Endpoints, ModelSession, all_variables, open_
 from moxserve.export.job import ExportJob
 from moxserve.export.signatures import LABELS_FILE, SignatureGraph, build_signatures, plan_signatures
 from moxserve.tensorflow.executor.env import tf1
-from moxserve.types import Signature
+from moxserve.types import Signature, node_name
 
 __all__ = ["Written", "channels_first_notes", "write_saved_model"]
 
@@ -118,7 +118,7 @@ def _prune(path: str) -> Any:
         raise ExportError(f"{path}: expected one graph, found {len(saved.meta_graphs)}")
     meta = saved.meta_graphs[0]
     kept_variables = _prune_variables(meta)
-    roots = {_node_name(name) for name in _referenced(meta)} | kept_variables
+    roots = {node_name(name) for name in _referenced(meta)} | kept_variables
     graph_def = tf1.graph_util.extract_sub_graph(meta.graph_def, sorted(roots))
     names = {node.name for node in graph_def.node}
     for node in graph_def.node:
@@ -127,10 +127,6 @@ def _prune(path: str) -> Any:
     meta.graph_def.CopyFrom(graph_def)
     file.write(path, saved.SerializeToString(deterministic=True), binary=True)
     return graph_def
-
-
-def _node_name(tensor_name: str) -> str:
-    return tensor_name.partition(":")[0].lstrip("^")
 
 
 def _referenced(meta: Any) -> Iterator[str]:
@@ -162,10 +158,10 @@ def _prune_variables(meta: Any) -> set[str]:
         kept = []
         for raw in values:
             definition = variable_pb2.VariableDef.FromString(raw)
-            if _node_name(definition.variable_name) in saved:
+            if node_name(definition.variable_name) in saved:
                 kept.append(raw)
                 parts = (definition.variable_name, definition.initializer_name, definition.snapshot_name)
-                nodes |= {_node_name(n) for n in (*parts, definition.initial_value_name) if n}
+                nodes |= {node_name(n) for n in (*parts, definition.initial_value_name) if n}
         del values[:]
         values.extend(kept)
     return nodes
@@ -208,14 +204,14 @@ def _has_assets(meta: Any) -> bool:
 
 def _hide_asset_paths(meta: Any, graph_def: Any, assets_dir: str) -> None:
     """Put the assets' names in the place of paths on this machine; loaders feed the real path."""
-    files = {_node_name(asset.tensor_info.name): asset.filename for asset in _assets(meta)}
+    files = {node_name(asset.tensor_info.name): asset.filename for asset in _assets(meta)}
     nodes = {node.name: node for node in graph_def.node}
     for name, filename in files.items():
         nodes[name].attr["value"].tensor.string_val[:] = [filename.encode()]
     for node in graph_def.node:
-        if node.op == "InitializeTableFromTextFileV2" and _node_name(node.input[1]) in files:
-            path = os.path.join(assets_dir, files[_node_name(node.input[1])])
-            _name_by_content(nodes[_node_name(node.input[0])], node, path)
+        if node.op == "InitializeTableFromTextFileV2" and node_name(node.input[1]) in files:
+            path = os.path.join(assets_dir, files[node_name(node.input[1])])
+            _name_by_content(nodes[node_name(node.input[0])], node, path)
 
 
 def _name_by_content(table: Any, initializer: Any, path: str) -> None:

@@ -27,12 +27,11 @@ from moxserve.errors import ModelSpecError, did_you_mean
 from moxserve.export.graphs import Endpoints, copy_subgraph, spec_of
 from moxserve.protocol.metadata import signature_from_def
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.types import Signature
+from moxserve.types import CLASSIFY_METHOD, DEFAULT_SIGNATURE, PREDICT_METHOD, REGRESS_METHOD, Signature
 
 __all__ = [
     "CLASSIFY",
     "CLASSIFY_INPUT",
-    "PREDICT",
     "REGRESS",
     "Planned",
     "SignatureGraph",
@@ -43,7 +42,6 @@ __all__ = [
     "plan_signatures",
 ]
 
-PREDICT = "serving_default"
 CLASSIFY = "classify"
 REGRESS = "regress"
 CLASSIFY_INPUT = "inputs"
@@ -52,7 +50,7 @@ _PREDICT_AGAIN = "predict"
 _PREDICT_TENSORS = "predict_tensors"
 _PREDICT_EXAMPLES_INPUT = "examples"
 _SCOPE = "examples"
-_METHODS = {name: f"tensorflow/serving/{name}" for name in ("predict", "classify", "regress")}
+_METHODS = {"predict": PREDICT_METHOD, "classify": CLASSIFY_METHOD, "regress": REGRESS_METHOD}
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,8 @@ class SignatureGraph:
 
 def main_key(endpoints: Endpoints) -> str:
     """Return the key of the signature that takes and gives the ExportSpec's tensors."""
-    if endpoints.default in ("", PREDICT):
-        return PREDICT
+    if endpoints.default in ("", DEFAULT_SIGNATURE):
+        return DEFAULT_SIGNATURE
     return _PREDICT_TENSORS if endpoints.example_spec else _PREDICT_AGAIN
 
 
@@ -114,25 +112,25 @@ def plan_signatures(endpoints: Endpoints) -> dict[str, Planned]:
     if endpoints.example_spec:
         plan.append(Planned(_PREDICT_AGAIN, "predict", inputs, outputs, _PREDICT_EXAMPLES_INPUT))
     for key, s in endpoints.signatures.items():
-        if key in {planned.key for planned in plan} or key == PREDICT:
+        if key in {planned.key for planned in plan} or key == DEFAULT_SIGNATURE:
             raise ModelSpecError(f"ExportSpec.signatures: the key {key!r} is taken; {_what_takes(key)}")
         takes_examples = s.method != "predict" and not _are_examples(s.inputs)
         plan.append(Planned(key, s.method, s.inputs, s.outputs, CLASSIFY_INPUT if takes_examples else ""))
     found = {planned.key: planned for planned in plan}
-    if endpoints.default and endpoints.default not in {*found, PREDICT}:
-        known = sorted({*found, PREDICT})
+    if endpoints.default and endpoints.default not in {*found, DEFAULT_SIGNATURE}:
+        known = sorted({*found, DEFAULT_SIGNATURE})
         raise ModelSpecError(
             f"ExportSpec(default_signature={endpoints.default!r}): {did_you_mean(endpoints.default, known)}"
         )
-    if PREDICT not in found:
+    if DEFAULT_SIGNATURE not in found:
         d = found[endpoints.default]
-        found[PREDICT] = Planned(PREDICT, d.method, d.inputs, d.outputs, d.examples)
+        found[DEFAULT_SIGNATURE] = Planned(DEFAULT_SIGNATURE, d.method, d.inputs, d.outputs, d.examples)
     return found
 
 
 def _what_takes(key: str) -> str:
     return {
-        PREDICT: "it is given by default_signature=",
+        DEFAULT_SIGNATURE: "it is given by default_signature=",
         CLASSIFY: "scores= adds it",
         REGRESS: "regression= adds it",
     }.get(key, "the ExportSpec's own tensors have it")

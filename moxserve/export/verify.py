@@ -27,10 +27,9 @@ from moxserve.export.sources.samples import fixed_batches
 from moxserve.protocol.examples import make_example
 from moxserve.protocol.metadata import signature_from_def
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.types import Signature
+from moxserve.types import INIT_SIGNATURES, Signature
 
 __all__ = [
-    "INIT_SIGNATURES",
     "Artifact",
     "Verified",
     "full_precision",
@@ -46,7 +45,6 @@ _EVAL_HINT = (
     "(dropout, is_training). If that is meant, export with check_eval=False (--no-check-eval)"
 )
 _NO_EVAL = "not compared with the EVAL graph"
-INIT_SIGNATURES = {"__saved_model_init_op", "__saved_model_train_op"}
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,14 @@ from moxserve.export.sources.base import StagedModel
 from moxserve.export.sources.samples import fixed_batches
 from moxserve.export.verify import Artifact, open_artifact, serialize_examples
 from moxserve.protocol.prediction_log import (
-    CLASSIFY_METHOD,
     EXAMPLES_INPUT,
-    PREDICT_METHOD,
-    REGRESS_METHOD,
     examples_log,
     predict_log,
     requests_of,
 )
 from moxserve.protocol.tfrecord import write_records
 from moxserve.tensorflow.executor.env import tf
-from moxserve.types import Signature, TensorSpec, dtype_of
+from moxserve.types import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD, Signature, TensorSpec, dtype_of
 
 __all__ = ["MAX_FILE_BYTES", "MAX_RECORDS", "MAX_RECORD_BYTES", "WARMUP_PATH", "WrittenWarmup", "write_warmup"]
 

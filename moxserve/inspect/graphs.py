@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from moxserve.errors import DataError, InvalidArgument
 from moxserve.protocol import messages
-from moxserve.types import dtype_by_enum
+from moxserve.types import INIT_SIGNATURE, dtype_by_enum, node_name
 
 __all__ = [
     "GraphFacts",
@@ -26,7 +26,6 @@ __all__ = [
     "known_operations",
     "look_at",
     "loose_ends",
-    "node_name",
     "nodes_of",
     "shape_of",
     "signature_rows",
@@ -37,7 +36,6 @@ __all__ = [
 _REF_OFFSET = 100
 _VARIABLES = {"VarHandleOp", "VariableV2", "Variable"}
 _TABLES = ("HashTable", "MutableHashTable", "MutableDenseHashTable", "AnonymousHashTable", "AnonymousMutableHashTable")
-_INIT_OP = "__saved_model_init_op"
 
 
 @cache
@@ -59,11 +57,6 @@ def dtype_name(enum: int) -> str:
 def shape_of(shape: Any) -> tuple[int | None, ...] | None:
     """Read a TensorShapeProto; None when the rank is unknown."""
     return None if shape.unknown_rank else tuple(None if d.size < 0 else d.size for d in shape.dim)
-
-
-def node_name(tensor: str) -> str:
-    """Return the node of a tensor or of a control input: `conv/Relu` of `conv/Relu:0`."""
-    return tensor.partition(":")[0].lstrip("^")
 
 
 def nodes_of(graph_def: Any) -> Iterator[tuple[str, Any]]:
@@ -154,7 +147,7 @@ def signature_rows(definitions: Mapping[str, Any]) -> list[TensorRow]:
     """List the tensors of SignatureDefs, by key, inputs first; the init op of TensorFlow 2 is none."""
     rows = []
     for key, definition in sorted(definitions.items()):
-        if key == _INIT_OP:
+        if key == INIT_SIGNATURE:
             continue
         method = definition.method_name
         for side, infos in (("input", definition.inputs), ("output", definition.outputs)):

@@ -23,10 +23,9 @@ from moxserve.inspect.stores import graph_path
 from moxserve.protocol import messages
 from moxserve.protocol.tensors import from_proto
 from moxserve.protocol.tfrecord import read_records
+from moxserve.types import DEFAULT_SIGNATURE
 
 __all__ = ["RecordRow", "read_rows", "records_path"]
-
-_DEFAULT = "serving_default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +136,7 @@ def _other_message(payload: bytes) -> str:
 
 
 def _predict(index: int, kind: str, request: Any, size: int, aliases: Mapping[str, set[str]] | None) -> RecordRow:
-    signature = request.model_spec.signature_name or _DEFAULT
+    signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
     problems = list(_misfits(signature, set(request.inputs), aliases))
     told, batches = [], set()
     for alias, tensor in sorted(request.inputs.items()):
@@ -155,7 +154,7 @@ def _predict(index: int, kind: str, request: Any, size: int, aliases: Mapping[st
 
 def _examples(index: int, kind: str, request: Any, size: int, aliases: Mapping[str, set[str]] | None) -> RecordRow:
     specs = [task.model_spec for task in request.tasks] if kind == "multi_inference" else [request.model_spec]
-    signatures = list(dict.fromkeys(spec.signature_name or _DEFAULT for spec in specs))
+    signatures = list(dict.fromkeys(spec.signature_name or DEFAULT_SIGNATURE for spec in specs))
     which = request.input.WhichOneof("kind")
     count = len(getattr(request.input, which).examples) if which else 0
     problems = [problem for key in signatures for problem in _misfits(key, None, aliases)]

@@ -12,13 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from moxserve.client import Client
-from moxserve.client.calls import DEFAULT_SIGNATURE
 from moxserve.client.fit import check_outputs, pick_signature
 from moxserve.errors import DataError, RequestError, UsageError
 from moxserve.predict.accuracy import Accuracy
 from moxserve.predict.batches import BatchResult, Sender, fixed_batch
 from moxserve.predict.readers import Row, Rows, open_rows
 from moxserve.predict.writer import JsonLines, open_output
+from moxserve.types import DEFAULT_SIGNATURE
 
 __all__ = ["PredictJob", "PredictSummary", "Progress", "run_predict"]
 

@@ -15,13 +15,10 @@ from moxserve.errors import DataError
 from moxserve.protocol import messages
 from moxserve.protocol.examples import serialized_examples
 from moxserve.protocol.tensors import from_proto, to_proto
+from moxserve.types import CLASSIFY_METHOD, DEFAULT_SIGNATURE, PREDICT_METHOD, REGRESS_METHOD
 
 __all__ = [
-    "CLASSIFY_METHOD",
-    "DEFAULT_SIGNATURE",
     "EXAMPLES_INPUT",
-    "PREDICT_METHOD",
-    "REGRESS_METHOD",
     "LoggedRequest",
     "examples_log",
     "parse_log",
@@ -30,10 +27,6 @@ __all__ = [
     "requests_of",
 ]
 
-DEFAULT_SIGNATURE = "serving_default"
-PREDICT_METHOD = "tensorflow/serving/predict"
-CLASSIFY_METHOD = "tensorflow/serving/classify"
-REGRESS_METHOD = "tensorflow/serving/regress"
 # The alias that the examples of a classify or regress request are fed to.
 EXAMPLES_INPUT = "inputs"
 

@@ -18,12 +18,10 @@ from google.protobuf import text_format
 from moxserve.errors import InvalidArgument, Unimplemented
 from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.execution.context import RequestContext
-from moxserve.serving.servable import DEFAULT_SIGNATURE, Servable
-from moxserve.types import dtype_of
+from moxserve.serving.servable import Servable
+from moxserve.types import CLASSIFY_METHOD, DEFAULT_SIGNATURE, REGRESS_METHOD, dtype_of
 
 __all__ = [
-    "CLASSIFY",
-    "REGRESS",
     "Classification",
     "Inferred",
     "ReadExamples",
@@ -34,8 +32,6 @@ __all__ = [
     "regress_on",
 ]
 
-CLASSIFY = "tensorflow/serving/classify"
-REGRESS = "tensorflow/serving/regress"
 _INPUT, _CLASSES, _SCORES, _VALUES = "inputs", "classes", "scores", "outputs"
 
 ReadExamples = Callable[[], np.ndarray]
@@ -96,7 +92,7 @@ class Task:
     Attributes:
         model: name of the model; all parts must name the same.
         signature: key of a signature; empty for `serving_default`.
-        method: `CLASSIFY` or `REGRESS`.
+        method: `CLASSIFY_METHOD` or `REGRESS_METHOD`.
     """
 
     model: str
@@ -125,7 +121,7 @@ async def classify_on(
         InvalidArgument: there is no such signature, it is none for this method, or its results do not fit.
         ServingError: the model failed.
     """
-    run = await _run_on(servable, Task(servable.name, signature_name, CLASSIFY), examples, context, check_method)
+    run = await _run_on(servable, Task(servable.name, signature_name, CLASSIFY_METHOD), examples, context, check_method)
     result = _read_classification(run.outputs, run.examples)
     return Inferred(servable.name, servable.version, run.signature, result, run.examples, run.run_s)
 
@@ -139,7 +135,7 @@ async def regress_on(
     check_method: bool = False,
 ) -> Inferred[Regression]:
     """Run a regress signature; see `classify_on`."""
-    run = await _run_on(servable, Task(servable.name, signature_name, REGRESS), examples, context, check_method)
+    run = await _run_on(servable, Task(servable.name, signature_name, REGRESS_METHOD), examples, context, check_method)
     result = _read_regression(run.outputs, run.examples)
     return Inferred(servable.name, servable.version, run.signature, result, run.examples, run.run_s)
 
@@ -232,21 +228,21 @@ def _check_task(servable: Servable, task: Task, model: str, before: Sequence[str
 
 def _check_signature(servable: Servable, call: CallSignature, method: str, check_method: bool) -> None:
     signature = call.signature
-    kind = "classification" if method == CLASSIFY else "regression"
+    kind = "classification" if method == CLASSIFY_METHOD else "regression"
     if check_method and signature.method != method:
         raise InvalidArgument(f"Expected {kind} signature method_name to be {method}. Was: {signature.method}")
     if len(signature.inputs) != 1:
         raise InvalidArgument("Expected one input Tensor.")
     count = len(signature.outputs)
-    if method == REGRESS and count != 1:
+    if method == REGRESS_METHOD and count != 1:
         raise InvalidArgument("Expected one output Tensor.")
-    if method == CLASSIFY and count not in (1, 2):
+    if method == CLASSIFY_METHOD and count not in (1, 2):
         raise InvalidArgument(f"Expected one or two output Tensors, found {count}")
     if _INPUT not in signature.inputs:
         raise InvalidArgument(f"No {kind} inputs found in SignatureDef: {_text(servable, signature.name)}")
-    if method == REGRESS and _VALUES not in signature.outputs:
+    if method == REGRESS_METHOD and _VALUES not in signature.outputs:
         raise InvalidArgument(f"No {kind} outputs found in SignatureDef: {_text(servable, signature.name)}")
-    if method == CLASSIFY and not {_CLASSES, _SCORES} & signature.outputs.keys():
+    if method == CLASSIFY_METHOD and not {_CLASSES, _SCORES} & signature.outputs.keys():
         raise InvalidArgument(
             f'Expected classification signature outputs to contain at least one of "{_CLASSES}" or "{_SCORES}". '
             f"Signature was: {_text(servable, signature.name)}"
@@ -298,8 +294,8 @@ def _read_regression(outputs: Mapping[str, np.ndarray], examples: int) -> Regres
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, np.ndarray], int], Classification | Regression]] = {
-    CLASSIFY: _read_classification,
-    REGRESS: _read_regression,
+    CLASSIFY_METHOD: _read_classification,
+    REGRESS_METHOD: _read_regression,
 }
 
 

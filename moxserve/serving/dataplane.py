@@ -18,8 +18,6 @@ from moxserve.protocol import messages
 from moxserve.protocol.status import ModelListing
 from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.classify import (
-    CLASSIFY,
-    REGRESS,
     Classification,
     Inferred,
     ReadExamples,
@@ -36,11 +34,11 @@ from moxserve.serving.observe import RequestRecord
 from moxserve.serving.observe.current import current_record
 from moxserve.serving.request_log import RequestLogs
 from moxserve.serving.servable import Servable
-from moxserve.types import ModelRef, Signature
+from moxserve.types import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD, ModelRef, Signature
 
 __all__ = ["DataPlane", "Decode", "Metadata", "Prediction"]
 
-_METHODS = ("tensorflow/serving/predict", CLASSIFY, REGRESS)
+_METHODS = (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD)
 
 Decode = Callable[[CallSignature], "Mapping[str, np.ndarray] | Awaitable[Mapping[str, np.ndarray]]"]
 

@@ -21,8 +21,7 @@ from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.dataplane import DataPlane, Metadata
 from moxserve.serving.execution import RequestContext
 from moxserve.serving.policy import State
-from moxserve.serving.servable import DEFAULT_SIGNATURE
-from moxserve.types import DType, ModelRef, Signature, TensorSpec, dtype_of
+from moxserve.types import DEFAULT_SIGNATURE, DType, ModelRef, Signature, TensorSpec, dtype_of
 
 __all__ = ["OpenInference"]
 

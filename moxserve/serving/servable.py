@@ -9,10 +9,9 @@ from moxserve.errors import FailedPrecondition
 from moxserve.serving.backends.base import Backend
 from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.execution.base import Runner
+from moxserve.types import DEFAULT_SIGNATURE
 
-__all__ = ["DEFAULT_SIGNATURE", "Servable", "SignatureNotFound"]
-
-DEFAULT_SIGNATURE = "serving_default"
+__all__ = ["Servable", "SignatureNotFound"]
 
 
 class SignatureNotFound(FailedPrecondition):

@@ -27,7 +27,8 @@ from moxserve.serving.classify import Task, classify_on, infer_together, regress
 from moxserve.serving.dataplane import predict_on
 from moxserve.serving.execution import RequestContext
 from moxserve.serving.metrics import ServingMetrics, status_of
-from moxserve.serving.servable import DEFAULT_SIGNATURE, Servable
+from moxserve.serving.servable import Servable
+from moxserve.types import DEFAULT_SIGNATURE
 
 __all__ = ["MAX_RECORDS", "WARMUP_FILE", "replay"]
 

@@ -19,13 +19,13 @@ from moxserve.protocol.examples import make_example
 from moxserve.protocol.tensors import from_proto
 from moxserve.protocol.tfrecord import read_records
 from moxserve.serving import request_log, warmup
-from moxserve.serving.classify import CLASSIFY, REGRESS, Task
+from moxserve.serving.classify import Task
 from moxserve.serving.dataplane import Prediction
 from moxserve.serving.main import Server
 from moxserve.serving.model_config import ModelConfig, RequestLogging, model_configs
 from moxserve.serving.reload import ReloadOptions
 from moxserve.serving.request_log import LogLimits, RequestLogs
-from moxserve.types import ModelRef
+from moxserve.types import CLASSIFY_METHOD, REGRESS_METHOD, ModelRef
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_a_log_is_a_warmup_file(testdata, tmp_path, options, caplog) -> None:
         ref, classify, regress = ModelRef("m"), "classify_x_to_y", "regress_x_to_y"
         server.call(server.dataplane.classify(ref, classify, lambda: examples))
         server.call(server.dataplane.regress(ref, regress, lambda: examples))
-        tasks = [Task("m", classify, CLASSIFY), Task("m", regress, REGRESS)]
+        tasks = [Task("m", classify, CLASSIFY_METHOD), Task("m", regress, REGRESS_METHOD)]
         server.call(server.dataplane.multi_inference(ref, tasks, lambda: examples))
     logged = read(folder)
     kinds = ["predict_log", "classify_log", "regress_log", "multi_inference_log"]

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from moxserve.errors import UsageError
 from moxserve.export.job import ExportJob, GraphJob, JobOptions, KerasJob, SavedModelJob
 from moxserve.export.op_libraries import copy_op_libraries, load_op_library
-from moxserve.export.sources.base import DEFAULT_SIGNATURE, OpenSource, StagedModel
+from moxserve.export.sources.base import OpenSource, StagedModel
+from moxserve.types import DEFAULT_SIGNATURE
 
 __all__ = ["OpenSource", "StagedModel", "open_source", "stage_model"]
 

@@ -10,12 +10,10 @@ import numpy as np
 
 from moxserve.errors import UsageError, did_you_mean
 from moxserve.export.manifest import Source, Verification
-from moxserve.types import Signature, TensorSpec
+from moxserve.types import DEFAULT_SIGNATURE, PREDICT_METHOD, Signature, TensorSpec
 
-__all__ = ["DEFAULT_SIGNATURE", "Gathered", "OpenSource", "StagedModel", "find_scores", "main_signature"]
+__all__ = ["Gathered", "OpenSource", "StagedModel", "find_scores", "main_signature"]
 
-DEFAULT_SIGNATURE = "serving_default"
-_PREDICT = "tensorflow/serving/predict"
 _SCORE_NAMES = ("scores", "probabilities", "logits")
 
 
@@ -156,7 +154,7 @@ def main_signature(signatures: Mapping[str, Signature], asked: str = "", *, any_
         return asked
     if DEFAULT_SIGNATURE in signatures:
         return DEFAULT_SIGNATURE
-    predicts = [key for key, s in signatures.items() if s.method in (_PREDICT, "")] or list(signatures)
+    predicts = [key for key, s in signatures.items() if s.method in (PREDICT_METHOD, "")] or list(signatures)
     if len(predicts) == 1 or any_will_do:
         return min(predicts)
     raise UsageError(

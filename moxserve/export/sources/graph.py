@@ -21,11 +21,12 @@ from moxserve.export.place import place
 from moxserve.export.savedmodel import channels_first_notes
 from moxserve.export.sources import protos
 from moxserve.export.sources.answers import Answers, Origin, collect, stage_answers
-from moxserve.export.sources.base import DEFAULT_SIGNATURE, StagedModel
+from moxserve.export.sources.base import StagedModel
 from moxserve.export.sources.samples import given_samples
 from moxserve.export.verify import Artifact
 from moxserve.protocol.metadata import signature_from_def
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.types import DEFAULT_SIGNATURE
 
 __all__ = ["GraphSource", "open_graph"]
 

@@ -27,9 +27,10 @@ from moxserve.export.place import place
 from moxserve.export.savedmodel import channels_first_notes
 from moxserve.export.sources import protos
 from moxserve.export.sources.answers import Answers, Case, Origin, no_samples, stage_answers
-from moxserve.export.sources.base import DEFAULT_SIGNATURE, StagedModel
+from moxserve.export.sources.base import StagedModel
 from moxserve.export.sources.keras_worker import KerasAnswer, KerasFailure, KerasTask
 from moxserve.export.sources.saved_model import copy_saved_model
+from moxserve.types import DEFAULT_SIGNATURE
 
 __all__ = ["KerasSource", "open_keras"]
 

@@ -23,12 +23,11 @@ from moxserve.export.children import die_with_parent
 from moxserve.export.job import KerasJob
 from moxserve.export.op_libraries import load_inherited
 from moxserve.export.sources.samples import Samples, chunk_rows, given_samples, made_up_inputs
-from moxserve.types import Signature, TensorSpec, dtype_by_name
+from moxserve.types import DEFAULT_SIGNATURE, Signature, TensorSpec, dtype_by_name
 
 __all__ = ["KerasAnswer", "KerasFailure", "KerasTask", "main"]
 
 Chunk = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
-_KEY = "serving_default"
 
 
 @dataclass(frozen=True)
@@ -130,14 +129,14 @@ class _Model:
             # Variables of Keras 3 that are not trained are found by its own exporter only.
             archive = importlib.import_module("keras").export.ExportArchive()
             archive.track(self.model)
-            archive.add_endpoint(_KEY, lambda *values: self.call(values), input_signature=specs)
+            archive.add_endpoint(DEFAULT_SIGNATURE, lambda *values: self.call(values), input_signature=specs)
             archive.write_out(folder, verbose=False)
             return
         function = tf.function(lambda *values: self.call(values), input_signature=specs)
         module = tf.Module()
         module.model = self.model
         module.serve = function
-        tf.saved_model.save(module, folder, signatures={_KEY: function.get_concrete_function()})
+        tf.saved_model.save(module, folder, signatures={DEFAULT_SIGNATURE: function.get_concrete_function()})
 
     def signature(self) -> Signature:
         """Return what the model takes, as the rest of moxserve knows it."""
@@ -145,7 +144,7 @@ class _Model:
             alias: TensorSpec(alias, dtype_by_name(spec.dtype.name), tuple(spec.shape.as_list()))
             for alias, spec in self.inputs.items()
         }
-        return Signature(_KEY, "", specs)
+        return Signature(DEFAULT_SIGNATURE, "", specs)
 
     def answer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the model on arrays by alias."""

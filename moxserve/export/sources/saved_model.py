@@ -26,9 +26,9 @@ from moxserve.export.sources.answers import Answers, Origin, Others, collect, st
 from moxserve.export.sources.base import StagedModel, main_signature
 from moxserve.export.sources.parsing import example_requests
 from moxserve.export.sources.samples import Samples, given_samples, read_requests, recorded_samples
-from moxserve.export.verify import INIT_SIGNATURES, open_artifact
+from moxserve.export.verify import open_artifact
 from moxserve.protocol.metadata import signature_from_def
-from moxserve.types import Signature
+from moxserve.types import INIT_SIGNATURES, Signature
 
 __all__ = ["SavedModelSource", "copy_saved_model", "open_saved_model"]
 

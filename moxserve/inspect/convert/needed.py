@@ -11,15 +11,15 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from moxserve.errors import UsageError, did_you_mean
-from moxserve.inspect.graphs import ancestors, node_name
+from moxserve.inspect.graphs import ancestors
 from moxserve.inspect.protos import read_graph_file
 from moxserve.protocol.tensors import from_proto
+from moxserve.types import INIT_SIGNATURE, node_name
 
 __all__ = ["needed_keys"]
 
 _ASSIGN = ("Assign", "AssignVariableOp")
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
-_INIT_OP = "__saved_model_init_op"
 
 
 def needed_keys(path: str, tags: Collection[str] = (), outputs: Mapping[str, str] | None = None) -> set[str]:
@@ -50,7 +50,7 @@ def needed_keys(path: str, tags: Collection[str] = (), outputs: Mapping[str, str
 
 def _signature_outputs(meta: Any) -> Iterator[str]:
     for key, definition in meta.signature_def.items():
-        if key == _INIT_OP:
+        if key == INIT_SIGNATURE:
             continue
         for info in definition.outputs.values():
             if info.WhichOneof("encoding") == "coo_sparse":

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from moxserve import file
 from moxserve.errors import CheckpointError, DataError, ExportError, UsageError, did_you_mean, first_line
-from moxserve.inspect.graphs import ancestors, known_operations, look_at, node_name
+from moxserve.inspect.graphs import ancestors, known_operations, look_at
 from moxserve.inspect.protos import read_graph_file
+from moxserve.types import node_name
 
 if TYPE_CHECKING:
     from moxserve.inspect.convert.run import Conversion

@@ -25,6 +25,7 @@ from moxserve.serving.backends.graph import DoesNotFitError
 from moxserve.serving.backends.measure import difference, runs_per_second
 from moxserve.serving.backends.samples import Sample, made_up, recorded, without_ones
 from moxserve.serving.backends.variants import VariantBackend
+from moxserve.types import DEFAULT_SIGNATURE
 
 __all__ = ["Candidate", "Candidates", "choose", "most_precise", "names_for"]
 
@@ -230,7 +231,7 @@ def _answer_samples(reference: _Reference, samples: list[Sample]) -> None:
                 continue
             _note(reference, sample, answer)
             break
-    main = "serving_default" if "serving_default" in backend.signatures else ""
+    main = DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in backend.signatures else ""
     first = next((s for s in reference.samples if s.signature == main), None)
     reference.timed = _one_row(backend, first or next(iter(reference.samples), None))
 

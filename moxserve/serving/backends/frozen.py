@@ -17,8 +17,7 @@ from moxserve.serving.backends.base import LoadOptions
 from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.backends.graph import DoesNotFitError
 from moxserve.serving.backends.savedmodel import SavedModelBackend
-from moxserve.serving.backends.variants import INIT_OP
-from moxserve.types import Signature, TensorSpec
+from moxserve.types import INIT_SIGNATURE, Signature, TensorSpec
 
 __all__ = ["FrozenBackend"]
 
@@ -54,7 +53,9 @@ class FrozenBackend(SavedModelBackend):
         """
         known = signatures_from_map(signature_map)
         own = self.signatures
-        wanted = [key for key in (declared or own) if key in known and key != INIT_OP and (keys is None or key in keys)]
+        wanted = [
+            key for key in (declared or own) if key in known and key != INIT_SIGNATURE and (keys is None or key in keys)
+        ]
         if not wanted:
             has, model = (", ".join(sorted(names)) or "none" for names in (own, known))
             raise DoesNotFitError(f"it serves no signature that is wanted; it has {has}, the model has {model}")

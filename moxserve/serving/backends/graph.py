@@ -18,12 +18,9 @@ from moxserve.export.manifest import TensorNames
 from moxserve.protocol import messages
 from moxserve.protocol.metadata import signatures_from_map
 from moxserve.serving.backends.calls import CallSignature, checked, find_call
-from moxserve.types import Signature, TensorSpec
+from moxserve.types import DEFAULT_SIGNATURE, PREDICT_METHOD, Signature, TensorSpec
 
 __all__ = ["DoesNotFitError", "Graph", "GraphBackend", "bind", "own_signature", "signature_map_of"]
-
-DEFAULT_SIGNATURE = "serving_default"
-PREDICT = "tensorflow/serving/predict"
 
 
 class DoesNotFitError(MoxserveError):
@@ -93,7 +90,7 @@ def _describe(info: Any, spec: TensorSpec) -> None:
 
 def own_signature(inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> Signature:
     """Return the signature of a model that tells of none: `serving_default`, aliases as keys."""
-    return Signature(DEFAULT_SIGNATURE, PREDICT, inputs, outputs)
+    return Signature(DEFAULT_SIGNATURE, PREDICT_METHOD, inputs, outputs)
 
 
 @dataclass(frozen=True, slots=True)

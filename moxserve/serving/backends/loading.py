@@ -18,8 +18,9 @@ from moxserve.serving.backends.choose import Candidate, Candidates, choose, most
 from moxserve.serving.backends.contents import FORMATS, SAVED_MODEL, Contents, look
 from moxserve.serving.backends.graph import DoesNotFitError, Graph, GraphBackend, bind, own_signature, signature_map_of
 from moxserve.serving.backends.saved_signatures import read_signature_map
-from moxserve.serving.backends.variants import INIT_OP, VariantBackend
+from moxserve.serving.backends.variants import VariantBackend
 from moxserve.serving.machine import machine
+from moxserve.types import INIT_SIGNATURE
 
 __all__ = ["find_variant", "load_variant", "load_version"]
 
@@ -179,7 +180,7 @@ def _load_variant(contents: Contents, variant: Variant, options: LoadOptions, ke
         return _load_alone(contents.path, variant, options)
     if variant.format == SAVED_MODEL:
         return _load_frozen(contents, variant, options, (signature_map, keys))
-    known = {key: s for key, s in signatures_from_map(signature_map).items() if key != INIT_OP}
+    known = {key: s for key, s in signatures_from_map(signature_map).items() if key != INIT_SIGNATURE}
     graph = _load_graph(contents.path, variant, options)
 
     def serve() -> Backend:
@@ -207,7 +208,7 @@ def _load_frozen(
 
 def _with_rest(contents: Contents, backend: Backend, options: LoadOptions, signature_map: Any) -> Backend:
     """Put the SavedModel behind a variant for the signatures that the variant does not serve, where it may serve."""
-    known = {key for key in signature_map.signature_def if key != INIT_OP}
+    known = {key for key in signature_map.signature_def if key != INIT_SIGNATURE}
     if not contents.graph or SAVED_MODEL not in _formats(options) or set(backend.signatures) == known:
         return backend
     return VariantBackend(backend, signature_map, lambda: _load_saved_model(contents.path, options))

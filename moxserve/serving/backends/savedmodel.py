@@ -36,13 +36,12 @@ from moxserve.serving.backends.freeze import frozen_graph
 from moxserve.serving.backends.op_libraries import explained, load_op_libraries
 from moxserve.serving.backends.saved_signatures import no_such_tags
 from moxserve.serving.cpus import cpus, shared
-from moxserve.types import Signature, TensorSpec
+from moxserve.types import INIT_SIGNATURE, Signature, TensorSpec
 
 __all__ = ["SavedModelBackend"]
 
 logger = logging.getLogger(__name__)
 
-_INIT_OP = "__saved_model_init_op"
 _MAX_PROGRAMS = 256
 # What RunOptions.inter_op_thread_pool means by it.
 _CALLING_THREAD = -1
@@ -104,7 +103,9 @@ class SavedModelBackend:
             raise
         self.frozen = options.freeze and self._freeze(config)
         self.signatures: Mapping[str, Signature] = {
-            name: signature for name, signature in signatures_from_map(self.signature_defs).items() if name != _INIT_OP
+            name: signature
+            for name, signature in signatures_from_map(self.signature_defs).items()
+            if name != INIT_SIGNATURE
         }
         definitions = self.signature_defs.signature_def
         self.calls: Mapping[str, CallSignature] = {
@@ -115,7 +116,7 @@ class SavedModelBackend:
 
     def _freeze(self, config: Any) -> bool:
         """Go over to a graph without variables, if there may be one; tell whether that was done."""
-        found = [s for name, s in signatures_from_map(self.signature_defs).items() if name != _INIT_OP]
+        found = [s for name, s in signatures_from_map(self.signature_defs).items() if name != INIT_SIGNATURE]
         outputs = {spec.tensor for signature in found for spec in signature.outputs.values()}
         inputs = {spec.tensor for signature in found for spec in signature.inputs.values()}
         try:

@@ -17,13 +17,11 @@ from moxserve.errors import FailedPrecondition, MoxserveError, ServingError
 from moxserve.protocol.metadata import signatures_from_map
 from moxserve.serving.backends.base import Backend
 from moxserve.serving.backends.calls import CallSignature
-from moxserve.types import Signature
+from moxserve.types import INIT_SIGNATURE, Signature
 
-__all__ = ["INIT_OP", "VariantBackend"]
+__all__ = ["VariantBackend"]
 
 logger = logging.getLogger(__name__)
-
-INIT_OP = "__saved_model_init_op"
 
 
 class VariantBackend:
@@ -44,7 +42,7 @@ class VariantBackend:
         self.variant = main.variant
         self.signature_defs = signature_map
         known = signatures_from_map(signature_map)
-        self.signatures: Mapping[str, Signature] = {key: s for key, s in known.items() if key != INIT_OP}
+        self.signatures: Mapping[str, Signature] = {key: s for key, s in known.items() if key != INIT_SIGNATURE}
         definitions = signature_map.signature_def
         self.calls: Mapping[str, CallSignature] = {
             key: main.calls.get(key) or CallSignature.from_def(s, definitions[key])

@@ -17,13 +17,13 @@ from moxserve.errors import InvalidArgument
 from moxserve.serving.backends.base import Backend
 from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.batching.execute import Model
-from moxserve.types import Signature, TensorSpec
+from moxserve.types import CLASSIFY_METHOD, REGRESS_METHOD, Signature, TensorSpec
 
 __all__ = ["Form", "Key", "common_rows", "form_of", "form_together"]
 
 Key = tuple[object, ...]
 
-_BY_EXAMPLE = ("tensorflow/serving/classify", "tensorflow/serving/regress")
+_BY_EXAMPLE = (CLASSIFY_METHOD, REGRESS_METHOD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,10 @@ from moxserve.serving.rest.exchange import RestAnswer, RestRequest
 from moxserve.serving.rest.page.figures import read_figures
 from moxserve.serving.rest.page.render import ModelView, PageView, VersionView, render
 from moxserve.serving.rest.page.sample import sample_request
-from moxserve.types import ModelRef
+from moxserve.types import DEFAULT_SIGNATURE, ModelRef
 
 __all__ = ["StatusPage"]
 
-_DEFAULT = "serving_default"
 _FILES = {"/ui/page.css": b"text/css; charset=utf-8", "/ui/page.js": b"text/javascript; charset=utf-8"}
 _HEADERS = (
     # Nothing from elsewhere, nothing inline: a name that got through unescaped could still run no script.
@@ -84,7 +83,7 @@ class StatusPage:
         except ServingError:
             return ModelView(listing.name, versions)
         # What is asked when no signature is named comes first.
-        names = sorted(current.signatures, key=lambda name: (name != _DEFAULT, name))
+        names = sorted(current.signatures, key=lambda name: (name != DEFAULT_SIGNATURE, name))
         signatures = {name: current.signatures[name] for name in names}
         return ModelView(
             listing.name,

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moxserve.types import Signature, TensorSpec
+from moxserve.types import DEFAULT_SIGNATURE, Signature, TensorSpec
 
 __all__ = ["Sample", "sample_request"]
 
-_DEFAULT = "serving_default"
 _MAX_WRITTEN = 64
 _FILL = "$fill"
 # What the REST API carries; float16, bfloat16, complex and so on are for gRPC alone.
@@ -48,7 +47,7 @@ def sample_request(signature: Signature) -> Sample:
         return Sample("", "This signature has no inputs: ask it over gRPC.")
     shapes = {spec.name: _shape(spec) for spec in inputs}
     rows = {shape[0] if shape else None for shape in shapes.values()}
-    body: dict[str, Any] = {} if signature.name == _DEFAULT else {"signature_name": signature.name}
+    body: dict[str, Any] = {} if signature.name == DEFAULT_SIGNATURE else {"signature_name": signature.name}
     if len(rows) == 1 and None not in rows:
         row: Any = {spec.name: _value(spec, shapes[spec.name][1:]) for spec in inputs}
         if len(row) == 1:
