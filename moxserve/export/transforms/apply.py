@@ -40,6 +40,7 @@ _QUANTIZED = (
     "QuantizeAndDequantizeV4",
     "Dequantize",
 )
+_VARIANT = 21  # DT_VARIANT
 # Later graphs must not have it.
 _LAST_WITH_TENSOR_ARRAY_V2 = 25
 _RENAMING = ("obfuscate_names", "rename_node")
@@ -122,7 +123,7 @@ def _native(tools: NativeTools, transform: Transform, request: Request, graph_de
             return graph_def
         graph_def = _without_colocation(graph_def)
     elif transform.name == "fold_constants":
-        arguments = _fold_arguments(transform)
+        arguments = _fold_arguments(transform, graph_def)
         # It refuses a node that is both, and such a node is not constant.
         outputs = [name for name in outputs if name not in request.inputs]
         if not outputs:
@@ -131,6 +132,8 @@ def _native(tools: NativeTools, transform: Transform, request: Request, graph_de
         graph_def = tables.quantize_placeholders(graph_def, request)
         arguments = [(key, value) for key, value in arguments if not key.startswith("input_")]
     changed = tools.transform(graph_def, request.inputs, outputs, _native_text(transform, arguments))
+    if transform.name == "quantize_weights":
+        tables.widen_empty_ranges(changed)
     if transform.name == "backport_tensor_array_v3" and any(node.op == "TensorArrayV2" for node in changed.node):
         changed.versions.CopyFrom(graph_def.versions)
         changed.versions.producer = min(changed.versions.producer, _LAST_WITH_TENSOR_ARRAY_V2)
@@ -155,11 +158,26 @@ def _native_text(transform: Transform, arguments: Sequence[tuple[str, str]]) -> 
     return f"{transform.name}({', '.join(parts)})" if parts else transform.name
 
 
-def _fold_arguments(transform: Transform) -> list[tuple[str, str]]:
+def _fold_arguments(transform: Transform, graph_def: Any) -> list[tuple[str, str]]:
     arguments = [(key, value) for key, value in transform.arguments if key != "fold_quantized"]
-    if not parse_bool(transform.get("fold_quantized")):
-        arguments.extend(("exclude_op", op) for op in _QUANTIZED)
-    return arguments
+    excluded = [] if parse_bool(transform.get("fold_quantized")) else list(_QUANTIZED)
+    excluded += sorted(_making_variants(graph_def))
+    return [*arguments, *(("exclude_op", op) for op in excluded)]
+
+
+def _making_variants(graph_def: Any) -> set[str]:
+    """Return the types of operations that make variants, such as the empty lists of a loop.
+
+    TensorFlow would make constants of them; no converter reads these.
+    """
+    from tensorflow.python.framework import op_def_registry
+
+    definitions = {op: op_def_registry.get(op) for op in {node.op for node in graph_def.node}}
+    return {
+        op
+        for op, definition in definitions.items()
+        if definition is not None and any(output.type == _VARIANT for output in definition.output_arg)
+    }
 
 
 def _may_rename(transform: Transform, request: Request, graph_def: Any) -> bool:

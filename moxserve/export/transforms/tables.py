@@ -1,4 +1,4 @@
-"""Lookups in tables: sparsify_gather; and inputs in a known range: quantize_placeholders."""
+"""Lookups in tables: sparsify_gather; inputs in a known range: quantize_placeholders; and ranges of weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from moxserve.export.transforms.graph import (
     with_nodes,
 )
 
-__all__ = ["quantize_placeholders", "sparsify_gather"]
+__all__ = ["quantize_placeholders", "sparsify_gather", "widen_empty_ranges"]
+
+# TensorFlow's tool gives constants of nothing but zeros the range up to float32's smallest number, and dividing by it
+# makes them NaN.
+_EMPTY = 1e-30
 
 
 def sparsify_gather(graph_def: Any, request: Request) -> Any:
@@ -148,3 +152,19 @@ def _quantized(node_type: Any, name: str, low: np.ndarray, high: np.ndarray) -> 
         if node.name in (quantized, restored):
             node.attr["mode"].s = b"MIN_FIRST"
     return build.nodes
+
+
+def widen_empty_ranges(graph_def: Any) -> None:
+    """Give weights in eight bits that are all the same, zero, a range that they can be restored with, in place.
+
+    Args:
+        graph_def: as TensorFlow's quantize_weights leaves it.
+    """
+    index = GraphIndex(graph_def)
+    for node in graph_def.node:
+        if node.op != "Dequantize":
+            continue
+        low, high = index.constant(node.input[1]), index.constant(node.input[2])
+        if low is not None and high is not None and low.ndim == 0 and 0 <= high - low < _EMPTY:
+            end = index.node(node.input[2])
+            constant(end, end.name, np.asarray(low + 1, np.float32))

@@ -230,3 +230,34 @@ def test_a_tensorflow_without_the_tool(layer: Any, monkeypatch: pytest.MonkeyPat
 def test_custom_operations_need_their_library(layer: Any) -> None:
     with pytest.raises(ExportError, match=r"merge_duplicate_nodes failed: .*no_such_library.so"):
         layer.apply("merge_duplicate_nodes", libraries=["/no_such_library.so"])
+
+
+def test_lists_of_loops_are_no_constants(net: Any) -> None:
+    def through_a_list(x: Any) -> Any:
+        import tensorflow as tf
+
+        ops, shape, size = tf.raw_ops, tf.constant([3]), tf.add(tf.constant(1), 0)
+        empty = ops.TensorListReserve(element_shape=shape, num_elements=size, element_dtype=tf.float32)
+        filled = ops.TensorListSetItem(input_handle=empty, index=0, item=tf.reduce_sum(x, 0))
+        return ops.TensorListStack(input_handle=filled, element_shape=shape, element_dtype=tf.float32)
+
+    made = net(through_a_list, np.ones((2, 3), np.float32))
+    result = made.checked("fold_constants strip_unused_nodes")
+    nodes = {node.op: node for node in result.graph_def.node}
+    assert "TensorListReserve" in nodes  # TensorFlow would make a constant of it, which no converter reads
+    assert "AddV2" not in nodes
+    assert made.error(result.graph_def) == 0
+
+
+def test_weights_of_nothing_but_zeros_can_be_quantized(net: Any) -> None:
+    def dense(x: Any) -> Any:
+        import tensorflow as tf
+
+        weights = np.random.default_rng(3).normal(size=(8, 32)).astype(np.float32)
+        return tf.nn.bias_add(tf.matmul(x, tf.constant(weights)), tf.constant(np.zeros(32, np.float32)))
+
+    made = net(dense, np.random.default_rng(4).normal(size=(5, 8)).astype(np.float32))
+    result = made.checked("quantize_weights(minimum_size=16)")
+    assert result.steps[0].outcome == "applied"
+    assert sum(node.op == "Dequantize" for node in result.graph_def.node) == 2
+    assert 0 < made.error(result.graph_def) < 0.02
