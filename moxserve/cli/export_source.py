@@ -86,14 +86,15 @@ def _no_source(folder: str) -> UsageError:
 
 def _saved_model(source: str) -> str:
     """Return the directory of the SavedModel that SOURCE names, the newest version of a base; empty when it is none."""
-    from moxserve.export.publish import list_versions
+    from moxserve.export.versions import parse_version
 
     if os.path.basename(source) in _SAVED_MODEL and os.path.isfile(source):
         return os.path.dirname(source) or "."
     if any(os.path.isfile(os.path.join(source, name)) for name in _SAVED_MODEL):
         return source
-    versions = list_versions(source) if os.path.isdir(source) else []
-    newest = os.path.join(source, str(versions[-1])) if versions else ""
+    # By name, not by number: `00000123` is a version, too.
+    names = [name for name in os.listdir(source) if parse_version(name) is not None] if os.path.isdir(source) else []
+    newest = os.path.join(source, max(names, key=lambda name: parse_version(name) or 0)) if names else ""
     return newest if any(os.path.isfile(os.path.join(newest, name)) for name in _SAVED_MODEL) else ""
 
 

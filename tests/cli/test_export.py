@@ -155,6 +155,14 @@ def test_a_dry_run_writes_nothing(moxserve: Any, trained: Path, tmp_path: Path) 
     assert json.loads(out)["warmup_batches"] == [1, 8, 32]
 
 
+def test_the_newest_version_of_a_base_is_found_by_its_name(moxserve: Any, tmp_path: Path) -> None:
+    for name in ("00000123", "7", "notes"):
+        (tmp_path / "base" / name).mkdir(parents=True)
+        (tmp_path / "base" / name / "saved_model.pb").touch()
+    code, out, _ = moxserve("export", "base", "--tf-serving", "m", "--dry-run", "--json")
+    assert (code, json.loads(out)["source"]) == (0, os.path.join("base", "00000123"))
+
+
 def test_a_difference_fails_with_exit_code_5_and_publishes_nothing(moxserve: Any, trained: Path) -> None:
     code, out, err = moxserve("export", trained / "shifted", "--tf-serving", "m")
     assert code == 5

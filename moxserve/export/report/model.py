@@ -145,7 +145,7 @@ class VariantReport(_Part):
         size_bytes: of its files.
         digest: SHA-256 of its files, as in the manifest.
         build_s: that making it took.
-        figures: against the SavedModel; None when it did not answer.
+        figures: against the SavedModel; None when it did not answer, or there were no rows to ask it.
         measured: None when it was not measured.
         notes: what the user should know, one sentence each.
         details: facts of the converter, such as `opset`, operations by type, and what stayed in floating point.

@@ -198,9 +198,14 @@ class _Making:
         with self._phase("try"):
             return probe(self._directory, variant, self._model.main, self._rows.evaluation, options)
 
-    def _figures(self, result: ProbeResult) -> Figures:
-        """Compare what has a row for each input row with the source's answers, the rest with the SavedModel's."""
+    def _figures(self, result: ProbeResult) -> Figures | None:
+        """Compare what has a row for each input row with the source's answers, the rest with the SavedModel's.
+
+        None without rows: that nothing is known is another thing than that nothing is wrong.
+        """
         rows = self._rows.evaluation
+        if not rows.count:
+            return None
         expected = rows.load_outputs()
         found = figures(result.outputs, {**self._whole, **expected}, rows.load_labels(), rows.scores)
         found = found.model_copy(update={"rows": rows.count})
@@ -262,17 +267,17 @@ class _Making:
         self, report: VariantReport, result: ProbeResult, entry: Variant, precision: str
     ) -> tuple[VariantReport, Variant]:
         found = self._figures(result)
-        reasons = judge(found, precision, max_drop=self._options.calibration.max_drop)
+        reasons = judge(found, precision, max_drop=self._options.calibration.max_drop) if found is not None else ()
         verdict = "dropped" if reasons else "published"
         report = report.model_copy(update={"figures": found, "reasons": reasons, "verdict": verdict})
         tolerance = tolerance_for(precision)
         verification = Verification(
-            mode="samples" if found.rows else "loaded",
-            rows=found.rows,
+            mode="samples" if found is not None else "loaded",
+            rows=found.rows if found is not None else 0,
             references=("source model",),
             atol=tolerance.atol or 0.0,
             rtol=tolerance.rtol or 0.0,
-            max_abs_error=found.max_abs_error,
+            max_abs_error=found.max_abs_error if found is not None else 0.0,
         )
         update: dict[str, Any] = {"figures": found, "measured": result.measured, "verification": verification}
         if precision != report.precision:

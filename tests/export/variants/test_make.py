@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from moxserve.errors import VerificationError
 from moxserve.export.job import GraphJob
 from moxserve.export.manifest import Source, Verification
 from moxserve.export.sources.base import StagedModel
@@ -61,6 +63,25 @@ def test_options_without_effect_are_told() -> None:
     assert VariantOptions().without_effect() == ()
     only = VariantOptions(targets=(Target("onnx"),), calibration=Calibration(exclude=("a*",)))
     assert only.without_effect() == ("calibration has no effect: no int8 variant is made",)
+
+
+@pytest.mark.slow
+def test_without_rows_nothing_is_known_and_no_condition_holds(tmp_path: Path, export: Any) -> None:
+    from moxserve.tensorflow.executor.env import tf, tf1
+
+    with tf.Graph().as_default() as graph:
+        tf.nn.softmax(tf1.placeholder(tf.float32, [None, 3], "x"), name="scores")
+        (tmp_path / "net.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    options = VariantOptions(
+        targets=(Target("frozen"),), measure=False, limits=("frozen.size_mb<=1",), require=("frozen.rel_l2<=1",)
+    )
+    job = GraphJob(str(tmp_path / "net.pb"), base_dir=str(tmp_path / "models"), variants=options)
+    with pytest.raises(VerificationError, match="frozen: rel_l2 of frozen is not known"):
+        export(job)
+    result = export(dataclasses.replace(job, variants=dataclasses.replace(options, require=("frozen",))))
+    frozen = result.report.variant("frozen")
+    assert (frozen.verdict, frozen.figures) == ("published", None)
+    assert "no real rows: it was only loaded" in frozen.notes
 
 
 @pytest.mark.slow
