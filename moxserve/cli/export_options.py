@@ -73,6 +73,10 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     for text in value:
         if "=" not in text or text.startswith("="):
             raise click.BadParameter(f"{text!r}: expected NAME=…", ctx, param)
+    names = [text.partition("=")[0].strip() for text in value]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise click.BadParameter(f"{twice!r} is given twice", ctx, param)
     return value
 
 
@@ -133,7 +137,8 @@ _GROUPS: Mapping[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
         (("--grappler",), {
             "callback": _words, "metavar": "PASS,…",
             "help": "Passes of TensorFlow's graph optimizer to run on the graph."}),
-        (("--xla/--no-xla",), {"default": None, "help": "Have XLA compile the frozen variants when they are served."}),
+        (("--xla/--no-xla",), {
+            "default": None, "help": "Have XLA compile the frozen float32 variant when it is served."}),
         (("--opset",), {"type": click.IntRange(min=7), "help": "Opset of ONNX models. Default: 17."}),
     ],
     "Quantization": [

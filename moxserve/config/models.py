@@ -189,7 +189,7 @@ class ExportStage(StrictModel):
         default=None, description="Graph transforms before the conversion, in order; safe ones by default, '' for none."
     )
     grappler: list[str] = Field(default=[], description="Passes of TensorFlow's graph optimizer to run on the graph.")
-    xla: bool = Field(default=False, description="Have XLA compile the frozen variants when they are served.")
+    xla: bool = Field(default=False, description="Have XLA compile the frozen float32 variant when it is served.")
     opset: int = Field(default=17, ge=7, description="Opset of ONNX models.")
     calibration: Literal["minmax", "entropy", "percentile"] = Field(
         default="minmax", description="How the ranges of int8 are found."

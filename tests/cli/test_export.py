@@ -247,6 +247,7 @@ def test_mistakes_are_one_line_and_a_hint(
             ["--tf-serving", "m", "--frozen", "--grappler", "prune"],
             "unknown Grappler pass 'prune'; did you mean 'pruning'?",
         ),
+        (["--tf-serving", "m", "--input", "a=x", "--input", "a=y"], "'a' is given twice"),
         (["--calibration", "max"], "'max' is not one of 'minmax', 'entropy', 'percentile'"),
     ],
 )

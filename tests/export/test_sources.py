@@ -435,6 +435,8 @@ def test_strings_of_rank_two_are_rows_again(stage: Any, tmp_path: Path) -> None:
     write_records(str(tmp_path / "model/assets.extra/tf_serving_warmup_requests"), [log.SerializeToString()])
     model, _ = stage(SavedModelJob, tmp_path / "model")
     assert model.rows["s"].tolist() == words[:2].tolist()
+    model, _ = stage(SavedModelJob, tmp_path / "model", sample_limit=1)
+    assert model.rows["s"].tolist() == words[:1].tolist()
 
 
 @pytest.fixture

@@ -151,8 +151,14 @@ def read_requests(directory: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]
         yield from ((request.signature, dict(request.inputs)) for request in requests)
 
 
-def recorded_samples(directory: str, signature: Signature) -> Samples:
-    """Make rows of the warmup records of a signature, none twice; empty when there are none that can be used."""
+def recorded_samples(directory: str, signature: Signature, limit: int | None = None) -> Samples:
+    """Make rows of the warmup records of a signature, none twice; empty when there are none that can be used.
+
+    Args:
+        directory: the version.
+        signature: of the model there.
+        limit: only the first rows; None takes all.
+    """
     chunks: list[Mapping[str, np.ndarray]] = []
     seen: set[bytes] = set()
     try:
@@ -163,7 +169,7 @@ def recorded_samples(directory: str, signature: Signature) -> Samples:
         # Records of somebody else's making: they help where they are good, and are no reason to fail.
         return Samples()
     first = {alias: a.shape for alias, a in chunks[0].items()} if chunks else {}
-    chunks = [c for c in chunks if {alias: a.shape for alias, a in c.items()} == first]
+    chunks = [c for c in chunks if {alias: a.shape for alias, a in c.items()} == first][:limit]
     return Samples({alias: np.stack([c[alias] for c in chunks]) for alias in first})
 
 

@@ -98,7 +98,7 @@ class SavedModelSource:
             wanted = {old: original.signatures[old] for old in self.keys.values()}
             samples = given_samples(self.job, wanted[key], _class_names(self.job.path))
             if not samples:
-                samples = recorded_samples(self.job.path, wanted[key])
+                samples = recorded_samples(self.job.path, wanted[key], self.job.sample_limit)
             with place("running the source"):
                 return collect(original, wanted, key, samples, self._others(wanted, samples))
 
