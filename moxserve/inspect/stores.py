@@ -28,6 +28,7 @@ from moxserve.inspect.graphs import dtype_name, shape_of
 from moxserve.inspect.protos import read_graph_file
 from moxserve.protocol import messages
 from moxserve.protocol.tensors import from_proto
+from moxserve.serving.backends.contents import GRAPH_FILES
 from moxserve.types import DTYPES, dtype_of
 
 __all__ = [
@@ -47,7 +48,6 @@ __all__ = [
 VALUES: tuple[Kind, ...] = ("version", "checkpoint", "run", "npz", "graphdef")
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _ITEM_BYTES = {dtype.name: 0 if dtype.name == "string" else dtype.numpy.itemsize for dtype in DTYPES}
-_GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def graph_path(version_dir: str) -> str:
     Raises:
         UsageError: the version holds no SavedModel.
     """
-    for name in _GRAPHS:
+    for name in GRAPH_FILES:
         if os.path.isfile(path := os.path.join(version_dir, name)):
             return path
     raise UsageError(f"{version_dir} holds no SavedModel (saved_model.pb), only models in other formats")

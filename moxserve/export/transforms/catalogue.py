@@ -139,7 +139,8 @@ TRANSFORMS: Mapping[str, TransformInfo] = {
         ),
         note=(
             "Learned ranges (FakeQuant operations) of weights and weights in eight bits stay, unlike in the original "
-            "tool: folded, they would be plain floats again."
+            "tool: folded, they would be plain floats again. So do the empty lists of loops, which no converter reads "
+            "as constants."
         ),
     ),
     "fold_old_batch_norms": _FOLDED,
@@ -230,6 +231,7 @@ TRANSFORMS: Mapping[str, TransformInfo] = {
         "8-bit weights",
         (Argument("minimum_size", "int", "constants with so many elements or more", "1024", minimum=2),),
         QUANTIZED_LIMIT,
+        note="Constants of nothing but zeros, which TensorFlow's own pass restores as NaN, stay zeros.",
     ),
     "remove_attribute": TransformInfo(
         "Delete an attribute.",
