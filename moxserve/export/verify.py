@@ -23,7 +23,7 @@ from moxserve.export.job import ExportJob
 from moxserve.export.manifest import Verification
 from moxserve.export.signatures import Planned, class_names, main_key, plan_signatures
 from moxserve.export.sources.base import Gathered
-from moxserve.export.sources.samples import fixed_batches
+from moxserve.export.sources.samples import chunk_rows
 from moxserve.protocol.examples import make_example
 from moxserve.protocol.metadata import signature_from_def
 from moxserve.tensorflow.executor.env import tf, tf1
@@ -38,7 +38,6 @@ __all__ = [
     "verify",
 ]
 
-_CHUNK_ROWS = 64
 _precision_lock = threading.Lock()
 _EVAL_HINT = (
     "model_fn computes something else in mode EXPORT than in mode EVAL; look for what depends on the mode "
@@ -136,14 +135,10 @@ def _chunks(job: ExportJob) -> _Rows:
     rows = job.sample_rows
     if not rows:
         return _Rows((), 0, "no samples: one row of zeros was compared, and no warmup records were written")
-    fixed = fixed_batches(job.inputs)
-    if len(fixed) > 1 or 0 in fixed:
-        return _Rows((), 0, "the inputs have no common batch dimension: samples were not compared")
-    size = fixed.pop() if fixed else None
-    usable = rows if size is None else rows - rows % size
-    if not usable:
-        return _Rows((), 0, f"{rows} samples do not fill the fixed batch of {size}: they were not compared")
-    starts = range(0, usable, size or _CHUNK_ROWS)
+    size, usable, why = chunk_rows(job.inputs, rows)
+    if why:
+        return _Rows((), 0, why)
+    starts = range(0, usable, size)
     stops = (min(start + starts.step, usable) for start in starts)
     chunks = [(start, [a[start:stop] for a in job.samples]) for start, stop in zip(starts, stops, strict=True)]
     return _Rows(chunks, usable)

@@ -16,6 +16,7 @@ import pytest
 from moxserve.errors import DataError, ExportError, MoxserveError, UsageError
 from moxserve.export.job import ExportJob, GraphJob, SavedModelJob
 from moxserve.export.targets import Target, VariantOptions
+from moxserve.types import TensorSpec, dtype_by_name
 
 
 @pytest.fixture
@@ -419,6 +420,37 @@ def test_labels_find_their_scores_or_are_told_to_be_of_no_use(
     model, _ = stage(SavedModelJob, tmp_path / "model", **fields)
     assert model.scores == ("logit" if len(outputs) == 1 else "")
     assert any("labels of the rows are of no use" in note for note in model.notes) == (len(outputs) > 1)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "rows", "expected"),
+    [
+        ([(None, 6)], 100, (64, 100)),
+        ([(64, 6)], 100, (64, 64)),
+        ([(8, 6), (8,)], 20, (8, 16)),
+        ([(8, 6), (None, 2)], 20, (8, 16)),
+        ([None], 3, (64, 3)),
+    ],
+)
+def test_rows_are_cut_as_the_model_takes_them(shapes: list[Any], rows: int, expected: Any) -> None:
+    from moxserve.export.sources.samples import chunk_rows
+
+    inputs = [TensorSpec(f"x{i}", dtype_by_name("float32"), shape) for i, shape in enumerate(shapes)]
+    assert chunk_rows(inputs, rows) == (*expected, "")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "why"),
+    [([(8, 6)], "7 samples do not fill the fixed batch of 8"), ([()], "no common"), ([(2,), (3,)], "no common")],
+)
+def test_rows_that_make_no_batch_are_told(shapes: list[Any], why: str) -> None:
+    from moxserve.export.sources.samples import chunk_rows
+
+    _, usable, told = chunk_rows(
+        [TensorSpec(f"x{i}", dtype_by_name("float32"), shape) for i, shape in enumerate(shapes)], 7
+    )
+    assert usable == 0
+    assert why in told
 
 
 def test_strings_of_rank_two_are_rows_again(stage: Any, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def collect(
 
 def _run_main(model: Runnable, signature: Signature, samples: Samples, answers: Answers) -> None:
     main = signature.name
-    size, usable, why = chunk_rows(signature, len(samples))
+    size, usable, why = chunk_rows(signature.inputs.values(), len(samples))
     if why:
         answers.notes.append(why)
     if not usable:
@@ -184,7 +184,7 @@ def _run_other(
 def _same_inputs(signature: Signature, samples: Samples) -> Mapping[str, np.ndarray] | None:
     if not len(samples) or signature.inputs.keys() != samples.inputs.keys():
         return None
-    size, usable, _ = chunk_rows(signature, len(samples))
+    size, usable, _ = chunk_rows(signature.inputs.values(), len(samples))
     return {alias: values[: min(size, usable)] for alias, values in samples.inputs.items()} if usable else None
 
 

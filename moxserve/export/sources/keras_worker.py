@@ -184,7 +184,7 @@ def _run(task: KerasTask, folder: str) -> KerasAnswer:
     chunks = _answers(model, samples)
     if chunks:
         return KerasAnswer(chunks, True, samples.labels, version)
-    note = chunk_rows(model.signature(), len(samples))[2]
+    note = chunk_rows(model.signature().inputs.values(), len(samples))[2]
     for zeros in made_up_inputs(model.signature()):
         try:
             return KerasAnswer([(zeros, model.answer(zeros))], version=version, note=note)
@@ -197,7 +197,7 @@ def _answers(model: _Model, samples: Samples) -> Sequence[Chunk]:
     import tensorflow as tf
 
     chunks = []
-    size, usable, _ = chunk_rows(model.signature(), len(samples))
+    size, usable, _ = chunk_rows(model.signature().inputs.values(), len(samples))
     for first in range(0, usable, size):
         inputs = {alias: values[first : min(first + size, usable)] for alias, values in samples.inputs.items()}
         try:

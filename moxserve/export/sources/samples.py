@@ -190,17 +190,17 @@ def fixed_batches(inputs: Iterable[TensorSpec]) -> set[int]:
     return {(shape[0] if shape else 0) for shape in shapes if not shape or shape[0] is not None}  # type: ignore[misc]
 
 
-def chunk_rows(signature: Signature, rows: int) -> tuple[int, int, str]:
-    """Tell in which chunks a signature takes rows.
+def chunk_rows(inputs: Iterable[TensorSpec], rows: int) -> tuple[int, int, str]:
+    """Tell in which chunks a model takes rows.
 
     Args:
-        signature: what is to be run.
+        inputs: of what is to be run.
         rows: how many there are.
 
     Returns:
         Rows a chunk, how many of the rows fill chunks, and why none do; empty when some do or there are none.
     """
-    fixed = fixed_batches(signature.inputs.values())
+    fixed = fixed_batches(inputs)
     if not rows or not fixed:
         return _CHUNK_ROWS, rows, ""
     if len(fixed) > 1 or 0 in fixed:

@@ -229,6 +229,7 @@ class _Making:
             figures=self._figures(result) if not result.error else None,
             measured=result.measured,
             notes=result.notes,
+            log=result.log if result.error else "",
         )
 
     def _make(self, target: Target, prepared: Prepared, workshop: Workshop) -> tuple[VariantReport, Variant | None]:
@@ -256,7 +257,8 @@ class _Making:
             details=dict(built.details),
         )
         if result.error:
-            return report.model_copy(update={"verdict": "failed", "reasons": (result.error,), "path": ""}), None
+            gone = {"verdict": "failed", "reasons": (result.error,), "path": "", "log": result.log}
+            return report.model_copy(update=gone), None
         # A graph that was made less precise on purpose is held to what that allows, in whatever form it is then. One
         # with learned ranges rounds after each layer, where the last bit of a float decides on which side.
         rounded = prepared.quantized or prepared.graph.learned
