@@ -14,8 +14,8 @@ __all__ = ["export"]
 @click.command(
     cls=GroupedCommand,
     epilog="\b\nExamples:\n  moxserve export runs/digits --tf-serving models/digits\n"
-    "  moxserve export runs/digits --tf-serving models/digits --frozen --onnx fp32,int8\n"
-    "  moxserve export saved_model --tf-serving models/x --openvino bf16 --rows rows.npz\n"
+    "  moxserve export runs/digits --frozen --onnx fp32,int8 --tflite int8\n"
+    "  moxserve export saved_model --tf-serving models/x --openvino --rows x.npz\n"
     '  moxserve export runs/digits --onnx int8 --require "int8.accuracy_drop<=0.005"',
 )
 @click.argument("source", type=click.Path())
