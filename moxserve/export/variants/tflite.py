@@ -40,6 +40,7 @@ _WEIGHTED = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3
 _FUSED = frozenset(("Identity", "Reshape", "Squeeze", "BiasAdd", "Add", "AddV2", "Relu", "Relu6"))
 _PRODUCTS = ("Conv", "DepthwiseConv", "MatMul", "BatchMatMul", "Einsum")
 _CASTS = frozenset(("QUANTIZE", "DEQUANTIZE"))
+_LISTS = "Lowering tensor list ops is failed"
 _UNSUPPORTED = re.compile(r"'tf\.(\w+)' op is neither a custom op nor a flex op")
 # In the list of details: the operation, and the element type that it begins with.
 _FIRST_TYPE = re.compile(r"tf\.(\w+)\(tensor<(?:[\d?*]+x)*(\w+)>")
@@ -113,6 +114,11 @@ def _run(converter: Any) -> bytes:
     try:
         return bytes(converter.convert())
     except ConverterError as error:
+        if _LISTS in str(error):
+            raise ExportError(
+                "TFLite has no loops over lists of a length that varies, such as LSTM and GRU over any number of steps",
+                hint="give the model a fixed number of steps, or take ONNX, OpenVINO or a frozen graph",
+            ) from error
         missing = _missing(str(error))
         if not missing:
             raise ExportError(f"TensorFlow cannot convert the graph to TFLite: {first_line(error)}") from error

@@ -268,3 +268,20 @@ def test_parsing_of_examples_stays_in_the_model(freeze_net: Any, served: Any, tm
     rows = [make_example({"x": np.float32([i, 1])}).SerializeToString() for i in range(3)]
     got = served(str(tmp_path / "v"), {"examples": np.array(rows, object)})
     assert got["y"].tolist() == [[10.0], [11.0], [12.0]]
+
+
+def test_a_loop_over_a_list_is_refused_in_plain_words(freeze_net: Any, tmp_path: Path) -> None:
+    def build() -> Any:
+        from moxserve.tensorflow.executor.env import tf, tf1
+
+        x = tf1.placeholder(tf.float32, [None, None, 2], "x")
+        ops, shape = tf.raw_ops, tf.constant([-1, 2])
+        steps = tf.transpose(x, [1, 0, 2])
+        rows = ops.TensorListFromTensor(tensor=steps, element_shape=shape)
+        stacked = ops.TensorListConcatV2(
+            input_handle=rows, element_dtype=tf.float32, element_shape=shape, leading_dims=tf.zeros([0], tf.int64)
+        )
+        return {"x": x}, {"y": tf.identity(stacked[0], "y_out")}
+
+    with pytest.raises(ExportError, match="TFLite has no loops over lists"):
+        convert(freeze_net(tmp_path / "net", build).work(tmp_path / "v", Target("tflite")))
