@@ -288,6 +288,12 @@ def _telling(url: str) -> Iterator[None]:
         raise UsageError(f"{url}: {first_line(error)}") from error
     except exceptions.BotoCoreError as error:
         raise DataError(f"{url}: {first_line(error)}") from error
+    except RecursionError:
+        # botocore asks where the bucket is when it is sent on, and follows that answer the same way.
+        raise DataError(
+            f"{url}: the store sends every request on to somewhere else",
+            hint="look at AWS_ENDPOINT_URL and AWS_DEFAULT_REGION",
+        ) from None
 
 
 def _refused(url: str, error: Any) -> DataError:
