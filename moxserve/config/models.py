@@ -253,8 +253,11 @@ class ExportStage(StrictModel):
     def _known_transforms(cls, value: str | None) -> str | None:
         from moxserve.export.transforms.language import parse_transforms
 
-        if value is not None:
-            parse_transforms(value)
+        try:
+            parse_transforms(value or "")
+        except UsageError as error:
+            # The key says what it is about.
+            raise ValueError(error.message.removeprefix("transforms, ")) from None
         return value
 
     @field_validator("grappler")

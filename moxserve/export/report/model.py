@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-Verdict = Literal["source", "published", "dropped", "failed"]
+Verdict = Literal["source", "published", "passed", "dropped", "failed"]
 
 
 class _Part(BaseModel):
@@ -139,7 +139,8 @@ class VariantReport(_Part):
         format: `saved_model`, `onnx`, `openvino` or `tflite`.
         precision: of its arithmetic.
         path: in the version directory; empty when it was not made.
-        verdict: `source` for the SavedModel that the others are held against; `published`; `dropped` when it is over a
+        verdict: `source` for the SavedModel that the others are held against; `published`; `passed` when it is good
+            enough, but nothing of the export was published; `dropped` when it is over a
             limit; `failed` when it could not be made or run.
         reasons: why it was dropped or failed, one sentence each.
         size_bytes: of its files.

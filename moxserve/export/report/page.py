@@ -74,12 +74,13 @@ def render_page(report: Report) -> str:
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
     """Return what to see first: heading, figure, what it is of."""
     source = report.source_variant
-    published = [v for v in report.variants if v.verdict == "published"]
+    published = [v for v in report.variants if v.verdict in ("published", "passed")]
     tried = [v for v in report.variants if v.verdict != "source"]
     tiles = []
     if tried:
         left = len(tried) - len(published)
-        tiles.append(("variants published", f"{len(published)} of {len(tried)}", f"{left} left out" if left else "all"))
+        title = "variants good enough" if report.failure else "variants published"
+        tiles.append((title, f"{len(published)} of {len(tried)}", f"{left} left out" if left else "all"))
     for batch, what in ((1, "one row"), (32, "32 rows")):
         best = max(((s, v.name) for v in published if (s := speedup(v, source, batch)) is not None), default=None)
         if best is not None:
@@ -114,7 +115,7 @@ def _measured(report: Report) -> list[VariantReport]:
 
 
 def _pale(variant: VariantReport) -> bool:
-    return variant.verdict not in ("source", "published")
+    return variant.verdict not in ("source", "published", "passed")
 
 
 def _latency(variant: VariantReport, batch: int) -> Bar:

@@ -311,6 +311,10 @@ class _Making:
         required = check_requirements(conditions.required, made.reports)
         made.requirements = (*limits, *required)
         made.failure = _failure(made.reports, required, conditions.demanded)
+        if made.failure:
+            made.reports = tuple(
+                r.model_copy(update={"verdict": "passed"}) if r.verdict == "published" else r for r in made.reports
+            )
         published = {report.name for report in made.reports if report.verdict in ("published", "source")}
         made.variants = tuple(entry for name, entry in entries.items() if name in published)
         for report in made.reports:
