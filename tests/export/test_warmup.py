@@ -107,5 +107,3 @@ def test_a_record_that_fails_keeps_the_version_from_being_published(
     with pytest.raises(ExportError, match="writing warmup records: InvalidArgumentError"):
         export(half_job, model_fn=model_fn, warmup_batches=[8, 3])
     assert os.listdir(tmp_path / "half") == []
-
-
