@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +169,22 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "digits"
     write_digits(out)
     return out
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Whatever libraries do to logging in a test ends with it, and is told: other tests read the log."""
+    root, before = logging.getLogger(), (logging.root.manager.disable, logging.getLogger().level)
+    yield
+    ours = [v for k, v in logging.root.manager.loggerDict.items() if k.startswith("moxserve")]
+    changed = [log for log in ours if isinstance(log, logging.Logger) and (log.disabled or not log.propagate)]
+    for log in changed:
+        log.disabled, log.propagate = False, True
+    if changed or before != (logging.root.manager.disable, root.level):
+        told = f"{changed[:3]}, {before} -> {(logging.root.manager.disable, root.level)}"
+        warnings.warn(f"logging was changed: {told}", stacklevel=1)
+        logging.disable(before[0])
+        root.setLevel(before[1])
 
 
 @pytest.fixture

@@ -62,7 +62,8 @@ def test_training_for_int8_costs_no_accuracy(work: Path) -> None:
     model = Path(str(result.export.path if result.export else "")) / "variants" / "tflite_int8" / "model.tflite"
     runner = Interpreter(model_path=str(model)).get_signature_runner()
     correct = np.mean(runner(images=images)["logits"].argmax(1) == labels)
-    assert correct >= result.evaluate["accuracy"] - 0.2 / 100
+    # One image may fall on the other side of the fence.
+    assert correct >= result.evaluate["accuracy"] - 0.2 / 100 - 1 / 360
 
 
 @pytest.mark.slow

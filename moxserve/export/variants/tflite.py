@@ -164,17 +164,23 @@ def _int8(work: Work) -> _Made:
         **{labels[name]: f"excluded by {pattern!r}" for name, pattern in excluded.items()},
         **dict.fromkeys(chosen.kept, "costs accuracy"),
     }
-    details: dict[str, Any] = {
-        "calibration": {"method": "minmax", "rows": work.calibration.count, "per_channel": work.settings.per_channel},
-        "quantized": [label for label, o in left.items() if o.kind in _WEIGHTED and label not in chosen.kept],
-        "float": [{"operation": label, "reason": reason} for label, reason in reasons.items()],
-    }
-    if chosen.details:
-        details["search"] = chosen.details
+    weighted = [label for label, o in left.items() if o.kind in _WEIGHTED and label not in chosen.kept]
+    details = _int8_details(work, weighted, reasons, chosen.details)
     notes = list(chosen.notes)
     if work.settings.method != "minmax":
         notes.append(f"TFLite's ranges are the extremes: it has no calibration by {work.settings.method}")
     return _Made(chosen.model, details, notes)
+
+
+def _int8_details(
+    work: Work, quantized: Sequence[str], in_float: Mapping[str, str], search: Mapping[str, Any]
+) -> dict[str, Any]:
+    details: dict[str, Any] = {
+        "calibration": {"method": "minmax", "rows": work.calibration.count, "per_channel": work.settings.per_channel},
+        "quantized": list(quantized),
+        "float": [{"operation": label, "reason": reason} for label, reason in in_float.items()],
+    }
+    return {**details, "search": search} if search else details
 
 
 def _names(operations: Sequence[Operation], graph_def: Any) -> dict[str, list[str]]:

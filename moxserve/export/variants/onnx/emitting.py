@@ -40,11 +40,8 @@ def merge_biases(model: Any) -> None:
     made_by, results = producers(model), {value.name for value in model.graph.output}
     gone = set()
     for node in model.graph.node:
-        if node.op_type != "Add" or len(node.input) != 2:
-            continue
-        bias = next((name for name in node.input if name in constants and len(constants[name].dims) == 1), None)
-        product = made_by.get(next((name for name in node.input if name != bias), ""))
-        if bias is None or product is None or product.op_type != "MatMul" or product.input[1] not in constants:
+        bias, product = _bias_and_product(node, constants, made_by)
+        if product is None:
             continue
         alone = len(readers[product.output[0]]) == 1 and product.output[0] not in results
         fits = list(constants[product.input[1]].dims)[1:] == list(constants[bias].dims)
@@ -53,6 +50,17 @@ def merge_biases(model: Any) -> None:
             node.op_type, node.name = "Gemm", product.name
             node.input[:] = [product.input[0], product.input[1], bias]
     replace_nodes(model, [n for n in model.graph.node if n.op_type == "Gemm" or n.name not in gone])
+
+
+def _bias_and_product(node: Any, constants: Mapping[str, Any], made_by: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the bias of an Add and the matrix product that it is added to; no product where it is something else."""
+    if node.op_type != "Add" or len(node.input) != 2:
+        return "", None
+    bias = next((name for name in node.input if name in constants and len(constants[name].dims) == 1), "")
+    product = made_by.get(next((name for name in node.input if name != bias), ""))
+    if not bias or product is None or product.op_type != "MatMul" or product.input[1] not in constants:
+        return "", None
+    return bias, product
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from moxserve.export.variants.onnx.model import nodes_of
@@ -50,16 +50,20 @@ def names_of_operations(
         starts += [_NUMBERED.sub("", name) for name in (*inner, node.name)]
         starts = [name for name in starts if name in tf_edges]
         found[node.name] = (*inner, *_between(tf_edges, starts, kept_tf.difference(starts)))
+    _name_after_readers(model, found, tf_edges.keys())
+    return found
+
+
+def _name_after_readers(model: Any, found: dict[str, tuple[str, ...]], original: Collection[str]) -> None:
+    """Give what a rewriter has made anew, and bears no old name, the names that lie before its only reader."""
     readers: dict[str, set[str]] = {}
     for node in model.graph.node:
         for tensor in node.input:
             readers.setdefault(tensor, set()).add(node.name)
     for node in model.graph.node:
-        # What a rewriter has made anew bears no old name; what was there is found before its reader then.
         after = set().union(*(readers.get(tensor, ()) for tensor in node.output))
-        if len(after) == 1 and tf_edges.keys().isdisjoint(found[node.name]):
+        if len(after) == 1 and not any(name in original for name in found[node.name]):
             found[node.name] += found[after.pop()]
-    return found
 
 
 def labels_of(names: Mapping[str, Sequence[str]], graph_def: Any) -> dict[str, str]:
