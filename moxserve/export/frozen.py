@@ -25,6 +25,7 @@ __all__ = ["FrozenGraph", "freeze"]
 
 _FAKE_QUANT = "FakeQuantWithMinMaxVars"
 _PLACEHOLDER = "Placeholder"
+_IDLE = ("Const", "Identity", "NoOp")
 _LOWERED = "_lower_using_switch_merge"
 _WRITERS = ("Assign", "Scatter", "ResourceScatter", "ResourceApply", "ResourceSparseApply", "Apply", "CountUpTo")
 _STATE_HINT = "the SavedModel serves this signature; --signature KEY converts another one"
@@ -150,6 +151,7 @@ def freeze(directory: str, key: str, tags: Sequence[str] = ("serve",)) -> Frozen
         graph_def = tf1.graph_util.extract_sub_graph(graph_def, sorted({*outputs, *_inputs(signature)}))
         graph_def = tf1.graph_util.convert_variables_to_constants(session, graph_def, sorted(set(outputs)))
     graph_def = _inline(graph_def, signature)
+    _drop_idle_waits(graph_def)
     graph_def = tf1.graph_util.extract_sub_graph(graph_def, sorted({*outputs, *_inputs(signature)}))
     for node in graph_def.node:
         node.device = ""
@@ -264,6 +266,28 @@ def _inline(graph_def: Any, signature: Signature) -> Any:
     options.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
     options.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
     return tf_optimizer.OptimizeGraph(config, meta)
+
+
+def _drop_idle_waits(graph_def: Any) -> None:
+    """Let no node wait for constants: what TensorFlow 2 writes waits for the reads of all its variables at the end.
+
+    They have become constants, and a constant that something waits for stays in the graph even when a transform has
+    folded it into another. What can fail or has an effect, such as an assertion, is still waited for.
+    """
+    nodes = {node.name: node for node in graph_def.node}
+    idle: dict[str, bool] = {}
+
+    def is_idle(name: str) -> bool:
+        if name not in idle:
+            idle[name] = False  # a loop waits for itself
+            node = nodes.get(name)
+            idle[name] = node is not None and node.op in _IDLE and all(is_idle(node_name(i)) for i in node.input)
+        return idle[name]
+
+    for node in graph_def.node:
+        kept = [text for text in node.input if not text.startswith("^") or not is_idle(node_name(text))]
+        if len(kept) < len(node.input):
+            node.input[:] = kept
 
 
 def _check_state(graph_def: Any, key: str) -> None:
