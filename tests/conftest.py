@@ -172,19 +172,23 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """Whatever libraries do to logging in a test ends with it, and is told: other tests read the log."""
-    root, before = logging.getLogger(), (logging.root.manager.disable, logging.getLogger().level)
-    yield
-    ours = [v for k, v in logging.root.manager.loggerDict.items() if k.startswith("moxserve")]
-    changed = [log for log in ours if isinstance(log, logging.Logger) and (log.disabled or not log.propagate)]
-    for log in changed:
+def logging_as_it_should_be() -> None:
+    """Each test finds logging as a fresh process has it, whatever libraries did to it in tests and fixtures before."""
+    root = logging.getLogger()
+    found = [v for k, v in logging.root.manager.loggerDict.items() if k.partition(".")[0] == "moxserve"]
+    ours = [log for log in found if isinstance(log, logging.Logger)]
+    odd = [log.name for log in ours if log.disabled or not log.propagate or log.level or log.filters]
+    if odd or logging.root.manager.disable or root.level != logging.WARNING or root.disabled or root.filters:
+        state = (odd, logging.root.manager.disable, root.level, root.disabled, root.filters)
+        warnings.warn(f"something before this test changed logging: {state}", stacklevel=1)
+    logging.disable(logging.NOTSET)
+    root.setLevel(logging.WARNING)
+    root.disabled = False
+    root.filters.clear()
+    for log in ours:
         log.disabled, log.propagate = False, True
-    if changed or before != (logging.root.manager.disable, root.level):
-        told = f"{changed[:3]}, {before} -> {(logging.root.manager.disable, root.level)}"
-        warnings.warn(f"logging was changed: {told}", stacklevel=1)
-        logging.disable(before[0])
-        root.setLevel(before[1])
+        log.setLevel(logging.NOTSET)
+        log.filters.clear()
 
 
 @pytest.fixture
