@@ -83,6 +83,7 @@ class ToyServer:
 def toy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Base directory of a model with one version and a signature for each thing that clients trip over."""
     import tensorflow as tf
+    from tensorflow.python.eager import context
 
     spec = tf.TensorSpec
 
@@ -137,7 +138,9 @@ def toy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("toy")
     names = ("echo", "positive", "total", "half", "fixed", "inverse", "sizes", "mean")
     signatures = {"serving_default": toy.shade, **{name: getattr(toy, name) for name in names}}
-    tf.saved_model.save(toy, str(base / "1"), signatures=signatures)
+    # Another test of this process may have turned eager execution off.
+    with context.eager_mode():
+        tf.saved_model.save(toy, str(base / "1"), signatures=signatures)
     return base
 
 
