@@ -15,11 +15,10 @@ from datetime import datetime, timezone
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from moxserve import file
-from moxserve.errors import DataError
+from moxserve.export.document import Document, read_document, write_document
 from moxserve.export.facts import Figures, Measured, OutputCheck, Tolerance, Verification
 from moxserve.types import Signature, TensorSpec, dtype_by_name
 
@@ -214,7 +213,7 @@ class Variant(_Entry):
         return _inside(value)
 
 
-class Manifest(_Entry):
+class Manifest(_Entry, Document):
     """The whole of `moxserve.json`.
 
     Attributes:
@@ -328,13 +327,7 @@ def write_manifest(version_dir: str, manifest: Manifest) -> Manifest:
     files = list_files(version_dir)
     variants = tuple(v.model_copy(update=_stock(v, files)) for v in manifest.variants)
     complete = manifest.model_copy(update={"files": files, "variants": variants})
-    file.make_dirs(os.path.join(version_dir, os.path.dirname(MANIFEST_PATH)))
-    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-    try:
-        text = orjson.dumps(complete.model_dump(), option=options)
-    except TypeError as error:
-        raise DataError(f"metadata: expected JSON values, NumPy numbers and dates: {error}") from error
-    file.write(os.path.join(version_dir, MANIFEST_PATH), text, binary=True)
+    write_document(os.path.join(version_dir, MANIFEST_PATH), complete, "metadata")
     return complete
 
 
@@ -350,20 +343,7 @@ def read_manifest(version_dir: str) -> Manifest | None:
     path = os.path.join(version_dir, MANIFEST_PATH)
     if not file.exists(path):
         return None
-    try:
-        manifest = Manifest.model_validate_json(file.read(path, binary=True))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        raise DataError(
-            f"{path}: {place + ': ' if place else ''}{first['msg']}; expected a moxserve manifest"
-        ) from None
-    if manifest.schema_version > SCHEMA_VERSION:
-        raise DataError(
-            f"{path}: schema version {manifest.schema_version}; this moxserve knows up to {SCHEMA_VERSION}",
-            hint="upgrade moxserve",
-        )
-    return manifest
+    return read_document(path, Manifest, SCHEMA_VERSION, "a moxserve manifest")
 
 
 def check_files(version_dir: str, *, digests: bool = True) -> list[str]:

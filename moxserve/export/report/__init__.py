@@ -8,11 +8,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-import orjson
-from pydantic import ValidationError
-
 from moxserve import file
-from moxserve.errors import DataError
+from moxserve.export.document import read_document, write_document
 from moxserve.export.report.model import SCHEMA_VERSION, Report
 
 __all__ = ["JSON_FILE", "PAGE_FILE", "Report", "SummaryTable", "read_report", "render_summary", "write_report"]
@@ -48,14 +45,8 @@ def write_report(directory: str, report: Report, *, page: bool = True) -> list[s
         MissingExtraError: jinja2 is not installed, and the page is wanted; `report.json` is written.
         DataError: something in the report cannot be written as JSON.
     """
-    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-    try:
-        text = orjson.dumps(report.model_dump(), option=options)
-    except TypeError as error:
-        raise DataError(f"report: expected JSON values, NumPy numbers and dates: {error}") from error
-    file.make_dirs(directory)
     paths = [os.path.join(directory, JSON_FILE)]
-    file.write(paths[0], text, binary=True)
+    write_document(paths[0], report, "report")
     if page:
         from moxserve.export.report.page import render_page
 
@@ -75,20 +66,7 @@ def read_report(path: str) -> Report:
     """
     if file.is_directory(path):
         path = os.path.join(path, JSON_FILE)
-    try:
-        report = Report.model_validate_json(file.read(path, binary=True))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        raise DataError(
-            f"{path}: {place + ': ' if place else ''}{first['msg']}; expected the report of an export"
-        ) from None
-    if report.schema_version > SCHEMA_VERSION:
-        raise DataError(
-            f"{path}: schema version {report.schema_version}; this moxserve knows up to {SCHEMA_VERSION}",
-            hint="upgrade moxserve",
-        )
-    return report
+    return read_document(path, Report, SCHEMA_VERSION, "the report of an export")
 
 
 def render_summary(report: Report) -> SummaryTable:

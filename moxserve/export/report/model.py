@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from moxserve.export.document import Document
 from moxserve.export.facts import Figures, Machine, Measured
 
 __all__ = [
@@ -169,7 +170,7 @@ class VariantReport(_Part):
     log: str = ""
 
 
-class Report(_Part):
+class Report(_Part, Document):
     """The whole of `report.json`.
 
     Attributes:

@@ -26,7 +26,7 @@ from moxserve.export.sources.samples import given_samples
 from moxserve.export.verify import Artifact
 from moxserve.protocol.metadata import signature_from_def
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.types import DEFAULT_SIGNATURE
+from moxserve.types import DEFAULT_SIGNATURE, node_name
 
 __all__ = ["GraphSource", "open_graph"]
 
@@ -191,7 +191,7 @@ def _inputs(job: GraphJob, graph_def: Any, tensors: Mapping[str, int]) -> tuple[
 def _outputs(job: GraphJob, graph_def: Any, tensors: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
     if job.outputs:
         return _check_names(job.outputs, tensors, "output", job.path), []
-    used = {text.lstrip("^").partition(":")[0] for node in graph_def.node for text in node.input}
+    used = {node_name(text) for node in graph_def.node for text in node.input}
     sinks = [node for node in graph_def.node if node.name not in used and _is_output(node, tensors)]
     found = {node.name: f"{node.name}:0" for node in sinks}
     if not found:

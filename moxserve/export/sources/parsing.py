@@ -14,7 +14,7 @@ import numpy as np
 from moxserve.errors import InvalidArgument
 from moxserve.export.sources.samples import Samples
 from moxserve.protocol.examples import make_example
-from moxserve.types import DType, Signature, dtype_by_enum
+from moxserve.types import DType, Signature, dtype_by_enum, node_name
 
 __all__ = ["Feature", "example_requests", "parsed_features"]
 
@@ -43,7 +43,7 @@ def parsed_features(graph_def: Any, tensor: str) -> Iterator[dict[str, Feature]]
         tensor: name of the tensor with the serialized examples.
     """
     bodies = [graph_def.node, *(function.node_def for function in graph_def.library.function)]
-    wanted = tensor.partition(":")[0]
+    wanted = node_name(tensor)
     found = [
         (_source(node.input[0], nodes) != wanted, node, nodes)
         for body, nodes in ((body, {node.name: node for node in body}) for body in bodies)
@@ -58,9 +58,9 @@ def parsed_features(graph_def: Any, tensor: str) -> Iterator[dict[str, Feature]]
 
 def _source(name: str, nodes: Mapping[str, Any]) -> str:
     """Follow identities back to where a tensor comes from."""
-    node = nodes.get(name.partition(":")[0])
+    node = nodes.get(node_name(name))
     while node is not None and node.op == "Identity" and node.input:
-        node = nodes.get(node.input[0].partition(":")[0])
+        node = nodes.get(node_name(node.input[0]))
     return node.name if node is not None else name
 
 

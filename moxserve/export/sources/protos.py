@@ -12,7 +12,7 @@ from typing import Any
 
 from moxserve import file
 from moxserve.errors import ExportError, UsageError, did_you_mean
-from moxserve.types import Signature
+from moxserve.types import Signature, node_name
 
 __all__ = [
     "check_operations",
@@ -161,7 +161,7 @@ def check_signatures(graph_def: Any, signatures: Iterable[Signature], path: str)
     for signature in signatures:
         for side, specs in (("input", signature.inputs), ("output", signature.outputs)):
             for alias, spec in specs.items():
-                node = spec.tensor.partition(":")[0]
+                node = node_name(spec.tensor)
                 if node not in names:
                     raise ExportError(
                         f"{path}: signature {signature.name!r}, {side} {alias!r}: the graph has no tensor "

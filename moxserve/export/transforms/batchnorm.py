@@ -18,9 +18,8 @@ from moxserve.export.transforms.graph import (
     Request,
     attribute,
     constant,
+    replaced,
     split_input,
-    unused_dropped,
-    with_nodes,
 )
 
 __all__ = ["fold_batch_norms"]
@@ -86,13 +85,7 @@ def fold_batch_norms(graph_def: Any, request: Request) -> Any:
     chains = [chain for node in graph_def.node if (chain := _chain(index, node, request.kept))]
     made = {chain.nodes[-1].name: _fold(chain, index.nodes) for chain in chains}
     gone = {node.name for chain in chains for node in (chain.product, *chain.nodes[:-1])}
-    nodes: list[Any] = []
-    for node in graph_def.node:
-        if node.name in made:
-            nodes.extend(made[node.name])
-        elif node.name not in gone:
-            nodes.append(node)
-    return with_nodes(graph_def, unused_dropped(nodes, index, request.kept))
+    return replaced(graph_def, index, made, gone, request)
 
 
 def _chain(index: GraphIndex, product: Any, kept: frozenset[str]) -> _Chain | None:

@@ -17,9 +17,8 @@ from moxserve.export.transforms.graph import (
     Request,
     attribute,
     constant,
+    replaced,
     split_input,
-    unused_dropped,
-    with_nodes,
 )
 
 __all__ = ["flatten_atrous_conv", "fuse_convolutions", "fuse_pad_and_conv", "fuse_resize_and_conv"]
@@ -47,7 +46,7 @@ def flatten_atrous_conv(graph_def: Any, request: Request) -> Any:
             first, convolution, block, pads = parts
             made[last.name] = _dilated(index, convolution, last.name, first.input[0], (block, pads))
             gone |= {first.name, convolution.name}
-    return _replaced(graph_def, index, made, gone, request)
+    return replaced(graph_def, index, made, gone, request)
 
 
 def _atrous(index: GraphIndex, last: Any, kept: frozenset[str]) -> tuple[Any, Any, list[int], _Pads] | None:
@@ -172,7 +171,7 @@ def fuse_pad_and_conv(graph_def: Any, request: Request) -> Any:
         _set_padding(new, pads, weights.shape[:2])
         made[node.name] = [new]
         gone.add(pad.name)
-    return _replaced(graph_def, index, made, gone, request)
+    return replaced(graph_def, index, made, gone, request)
 
 
 def _padded(index: GraphIndex, node: Any, pad: Any) -> _Pads | None:
@@ -224,7 +223,7 @@ def fuse_resize_and_conv(graph_def: Any, request: Request, *, padded: bool = Fal
         if _grows(index, chain[-1], shapes[chain[-1].input[0]]):
             made[chain[0].name] = _swapped(chain)
             gone |= {node.name for node in chain[1:]}
-    return _replaced(graph_def, index, made, gone, request)
+    return replaced(graph_def, index, made, gone, request)
 
 
 def _resized(index: GraphIndex, node: Any, kept: frozenset[str], *, padded: bool) -> list[Any] | None:
@@ -297,13 +296,3 @@ def fuse_convolutions(graph_def: Any, request: Request) -> Any:
     graph_def = fuse_resize_and_conv(graph_def, request, padded=True)
     graph_def = fuse_resize_and_conv(graph_def, request)
     return fuse_pad_and_conv(graph_def, request)
-
-
-def _replaced(graph_def: Any, index: GraphIndex, made: dict[str, list[Any]], gone: set[str], request: Request) -> Any:
-    nodes: list[Any] = []
-    for node in graph_def.node:
-        if node.name in made:
-            nodes.extend(made[node.name])
-        elif node.name not in gone:
-            nodes.append(node)
-    return with_nodes(graph_def, unused_dropped(nodes, index, request.kept))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "input_name",
     "problem_of",
     "reachable",
+    "replaced",
     "split_input",
     "unused_dropped",
     "with_nodes",
@@ -160,6 +161,27 @@ def unused_dropped(nodes: Sequence[Any], before: GraphIndex, kept: Iterable[str]
         if len(found) == len(left):
             return left
         left = found
+
+
+def replaced(
+    graph_def: Any, index: GraphIndex, made: Mapping[str, Sequence[Any]], gone: Container[str], request: Request
+) -> Any:
+    """Return a graph with other nodes in the place of some.
+
+    Args:
+        graph_def: the graph.
+        index: of it.
+        made: name of a node -> what stands in its place.
+        gone: names of nodes with nothing in their place; constants that only these used go, too.
+        request: names what must stay.
+    """
+    nodes: list[Any] = []
+    for node in graph_def.node:
+        if node.name in made:
+            nodes.extend(made[node.name])
+        elif node.name not in gone:
+            nodes.append(node)
+    return with_nodes(graph_def, unused_dropped(nodes, index, request.kept))
 
 
 def digests(graph_def: Any) -> list[bytes]:

@@ -21,7 +21,7 @@ from moxserve.errors import ExportError, first_line
 from moxserve.export.manifest import TensorNames
 from moxserve.export.variants.learned import read_frozen
 from moxserve.export.variants.work import Built, Work
-from moxserve.types import Signature
+from moxserve.types import Signature, node_name
 
 __all__ = ["convert"]
 
@@ -92,7 +92,7 @@ def _in_bfloat16(graph_def: Any, signature: Signature) -> Any:
         meta = tf1.train.export_meta_graph(graph=graph)
     tensors = [spec.tensor for side in (signature.inputs, signature.outputs) for spec in side.values()]
     # What is listed here is not touched, neither name nor type.
-    meta.collection_def["train_op"].node_list.value.extend({name.partition(":")[0] for name in tensors})
+    meta.collection_def["train_op"].node_list.value.extend({node_name(name) for name in tensors})
     config = tf1.ConfigProto()
     options = config.graph_options.rewrite_options
     options.min_graph_nodes = -1

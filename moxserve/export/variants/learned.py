@@ -15,7 +15,7 @@ from moxserve import file
 from moxserve.errors import ExportError
 from moxserve.export.variants.quality import matching
 from moxserve.export.variants.work import FROZEN_GRAPH, Work
-from moxserve.types import Signature
+from moxserve.types import Signature, node_name
 
 __all__ = ["ranged_operations", "read_frozen", "refuse_floating", "spell_out_softmax", "with_ranges", "without_ranges"]
 
@@ -99,10 +99,6 @@ def without_ranges(graph_def: Any, operations: Collection[str]) -> None:
                 node.input[i] = _copied_without(graph_def, nodes, text)
 
 
-def _name(text: str) -> str:
-    return text.partition(":")[0]
-
-
 def _ranged(node: Any) -> bool:
     return node.op.startswith(_FAKE_QUANT)
 
@@ -110,13 +106,13 @@ def _ranged(node: Any) -> bool:
 def _range_before(nodes: Mapping[str, Any], text: str) -> bool:
     if text.startswith("^"):
         return False
-    node = nodes[_name(text)]
+    node = nodes[node_name(text)]
     return _ranged(node) or (node.op in _PASSING and _range_before(nodes, node.input[0]))
 
 
 def _copied_without(graph_def: Any, nodes: dict[str, Any], text: str) -> str:
     """Return a tensor with the value of another without its fake quantization; what passes it on is copied."""
-    node = nodes[_name(text)]
+    node = nodes[node_name(text)]
     if _ranged(node):
         return str(node.input[0])
     source = _copied_without(graph_def, nodes, node.input[0])
@@ -145,9 +141,9 @@ def _ends(nodes: Mapping[str, Any], signature: Signature) -> Iterator[Any]:
     """Yield the nodes that compute the outputs, each once."""
     seen = set()
     for spec in signature.outputs.values():
-        node = nodes[_name(spec.tensor)]
+        node = nodes[node_name(spec.tensor)]
         while node.op in _PASSING:
-            node = nodes[_name(node.input[0])]
+            node = nodes[node_name(node.input[0])]
         if node.name not in seen:
             seen.add(node.name)
             yield node

@@ -19,7 +19,7 @@ import numpy as np
 from moxserve import file
 from moxserve.errors import ExportError
 from moxserve.export.variants.work import FROZEN_GRAPH
-from moxserve.types import Signature, TensorSpec
+from moxserve.types import Signature, TensorSpec, node_name
 
 __all__ = ["Doubtful", "has_attention", "known_names", "quantized_operations", "read_graph"]
 
@@ -185,9 +185,9 @@ def _original_weights(path: str) -> Iterator[tuple[str, np.ndarray]]:
         if not node.op.startswith(("Conv", "DepthwiseConv", "MatMul", "BatchMatMul", "Einsum")):
             continue
         for text in node.input:
-            at = nodes[text.partition(":")[0].lstrip("^")]
+            at = nodes[node_name(text)]
             while at.op in ("Identity", "Reshape", "Transpose") or at.op.startswith("FakeQuant"):
-                at = nodes[at.input[0].partition(":")[0]]
+                at = nodes[node_name(at.input[0])]
             if at.op == "Const" and len(at.attr["value"].tensor.tensor_shape.dim) >= 2:
                 yield node.name, tf.make_ndarray(at.attr["value"].tensor)
 

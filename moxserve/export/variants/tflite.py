@@ -27,6 +27,7 @@ from moxserve.export.variants.quality import matching
 from moxserve.export.variants.tflite_model import Operation, final_operations, read_operations, with_signature
 from moxserve.export.variants.trial import try_out
 from moxserve.export.variants.work import Built, Work
+from moxserve.types import node_name
 
 __all__ = ["convert"]
 
@@ -209,7 +210,7 @@ def _fused_before(nodes: Mapping[str, Any], name: str) -> list[str]:
     while name in nodes and nodes[name].op in _FUSED:
         node = nodes[name]
         found.append(name)
-        sources = {text.partition(":")[0] for text in node.input}
+        sources = {node_name(text) for text in node.input if not text.startswith("^")}
         varying = [source for source in sources if source in nodes and nodes[source].op != "Const"]
         if len(varying) != 1:
             return []

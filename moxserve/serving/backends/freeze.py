@@ -11,6 +11,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from moxserve.types import node_name
+
 __all__ = ["frozen_graph"]
 
 logger = logging.getLogger(__name__)
@@ -36,8 +38,8 @@ def frozen_graph(tf: Any, session: Any, outputs: Iterable[str], inputs: Iterable
     from tensorflow.python.util import deprecation
 
     graph_def = session.graph.as_graph_def()
-    fed = {name.partition(":")[0] for name in inputs}
-    names = sorted({name.partition(":")[0] for name in outputs})
+    fed = {node_name(name) for name in inputs}
+    names = sorted({node_name(name) for name in outputs})
     reached = _reached(graph_def, names, fed)
     functions = {f.signature.name: f for f in graph_def.library.function}
     reason = _state(reached, functions)
@@ -65,7 +67,7 @@ def _reached(graph_def: Any, names: Iterable[str], fed: Iterable[str]) -> list[A
         if node.name in stop:
             continue
         for text in node.input:
-            name = text.lstrip("^").partition(":")[0]
+            name = node_name(text)
             if name not in seen:
                 seen.add(name)
                 left.append(name)

@@ -1,0 +1,31 @@
+"""Data flows: iterables of datapoints that are read, mapped, augmented, batched and prefetched in Python, with
+tensorpack's names. No TensorFlow.
+
+`base` has the rules, `seeds` the random numbers, `order` the order of rows. Names resolve on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# One line a module; its names.
+_MODULES = {
+    "base": ("DataFlow", "DataFlowTerminated", "ProxyDataFlow", "RNGDataFlow"),
+    "seeds": ("fix_rng_seed",),
+}
+_LAZY = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_LAZY)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,98 @@
+"""What all data sets share: rows in an order, items by name, tensors or a `tf.data.Dataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from moxserve.dataflow.order import EpochOrder
+from moxserve.errors import UsageError, did_you_mean
+from moxserve.tensorflow.executor.env import tf, tf1
+
+__all__ = ["INPUT_POSITIONS", "BaseDataset", "ordered_rows"]
+
+# Collection of scalars `int64` that a run which goes on feeds when it starts its input: how many rows this worker has
+# been given before. They default to 0.
+INPUT_POSITIONS = "moxserve/input_positions"
+_FOR_EVER = 1 << 62
+
+
+def ordered_rows(order: EpochOrder, epochs: int | None) -> Any:
+    """Return a `tf.data.Dataset` of row numbers, `int64` scalars, in the current graph.
+
+    A run that goes on starts it where it was: the position is in the collection `INPUT_POSITIONS`.
+
+    Args:
+        order: which rows, in which order.
+        epochs: how often; None for no end.
+    """
+    rows = max(order.rows, 1)
+    if tf1.executing_eagerly():
+        position = tf.constant(0, tf.int64)
+    else:
+        position = tf1.placeholder_with_default(tf.constant(0, tf.int64), [], "input_position")
+        tf1.add_to_collection(INPUT_POSITIONS, position)
+    first, start = position // rows, position % rows
+
+    def epoch(number: Any) -> Any:
+        numbers = tf.numpy_function(lambda n: order.epoch(int(n)), [number], tf.int64, stateful=False)
+        numbers.set_shape([None])
+        return tf.data.Dataset.from_tensor_slices(numbers[tf.where(tf.equal(number, first), start, 0) :])
+
+    last = tf.constant(_FOR_EVER if epochs is None else epochs, tf.int64)
+    numbers = tf.data.Dataset.range(first, tf.maximum(first, last)).flat_map(epoch)
+    if epochs is None:
+        return numbers.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    left = tf.maximum(tf.constant(epochs * order.rows, tf.int64) - position, 0)
+    return numbers.apply(tf.data.experimental.assert_cardinality(left))
+
+
+class BaseDataset:
+    """Items by name over a `tf.data.Dataset`.
+
+    Args:
+        dataset: of dicts name -> tensor; one sample each, or one batch.
+        finish: what is still computed on the tensors of an element, outside the input pipeline and so on the device
+            that the model is on; takes and returns a dict.
+    """
+
+    def __init__(self, dataset: Any, finish: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None) -> None:
+        self._dataset = dataset
+        self._finish = finish
+        self._element: Mapping[str, Any] | None = None
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        """The names that `get` knows."""
+        return tuple(self._dataset.element_spec)
+
+    def get(self, items: Sequence[str]) -> list[Any]:
+        """Return the tensors of the next sample, or batch; all calls share one iterator.
+
+        Args:
+            items: names, such as `image` and `label`.
+
+        Raises:
+            UsageError: an item is unknown, or `items` is one name instead of a list.
+        """
+        self._check(items)
+        if self._element is None:
+            element = tf1.data.make_one_shot_iterator(self._dataset).get_next()
+            self._element = self._finish(element) if self._finish else element
+        return [self._element[item] for item in items]
+
+    def to_tf_data(self, items: Sequence[str] | None = None) -> Any:
+        """Return a `tf.data.Dataset` of dicts, or of tuples in the order of `items`."""
+        dataset = self._dataset.map(self._finish) if self._finish else self._dataset
+        if items is None:
+            return dataset
+        self._check(items)
+        return dataset.map(lambda element: tuple(element[item] for item in items))
+
+    def _check(self, items: Sequence[str]) -> None:
+        if isinstance(items, str):
+            raise UsageError(f"get({items!r}): expected a list of names", hint=f"get([{items!r}])")
+        known = self.items
+        for item in items:
+            if item not in known:
+                raise UsageError(f"no item {item!r} in this data set; {did_you_mean(item, known)}")
