@@ -12,13 +12,13 @@ are left out. Training and evaluation must agree on the labels.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moxserve.errors import DataError, did_you_mean
-from moxserve.file import File, exists, scan_dir
+from moxserve.errors import DataError
+from moxserve.file import exists, scan_dir
+from moxserve.file.labels import LABELS_FILE, check_folders, read_labels
 from moxserve_plugins.image_folder.header import image_shape
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Folder", "Index", "index_folders", "read_labels"]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg")
-LABELS_FILE = "labels.txt"
-_LINE = re.compile(r"(\d+)\s*:\s*(.*\S)\s*")
 
 
 @dataclass(frozen=True)
@@ -133,49 +131,8 @@ def _labels(path: str, folders: Sequence[str]) -> tuple[str, ...]:
     if not exists(file):
         return tuple(folders)
     labels = read_labels(file)
-    missing = sorted(set(folders) - set(labels))
-    absent = sorted(set(labels) - set(folders))
-    if absent:
-        raise DataError(
-            f"{file} names the class {absent[0]!r}, which has no folder; {did_you_mean(absent[0], missing)}"
-        )
-    if missing:
-        raise DataError(f"class folder {os.path.join(path, missing[0])!r} is missing in {file}")
+    check_folders(labels, folders, path, file)
     return labels
-
-
-def read_labels(file: str) -> tuple[str, ...]:
-    """Read a labels.txt: `index: label`, one line a class, in any order; blank lines are skipped.
-
-    Returns:
-        Class names by index.
-
-    Raises:
-        DataError: a line has another form, an index or a label is given twice, or an index is missing; with the line.
-    """
-    labels: dict[int, str] = {}
-    lines: dict[str, int] = {}
-    with File(file, encoding="utf-8") as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            match = _LINE.fullmatch(line.strip())
-            if match is None:
-                raise DataError(f"{file}:{number}: expected `index: label`, such as `0: cat`, got {line.strip()!r}")
-            index, label = int(match[1]), match[2]
-            if index in labels:
-                raise DataError(f"{file}:{number}: index {index} is given twice, first for {labels[index]!r}")
-            if label in lines:
-                raise DataError(f"{file}:{number}: label {label!r} is given twice, first on line {lines[label]}")
-            labels[index], lines[label] = label, number
-    if not labels:
-        raise DataError(f"{file} is empty; expected `index: label`, one line a class")
-    gaps = sorted(set(range(len(labels))) - set(labels))
-    if gaps:
-        raise DataError(
-            f"{file}: index {gaps[0]} is missing; {len(labels)} labels need the indices 0 to {len(labels) - 1}"
-        )
-    return tuple(labels[index] for index in range(len(labels)))
 
 
 def _disagreement(train: Folder, evaluation: Folder) -> str:
