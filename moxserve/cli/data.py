@@ -11,7 +11,9 @@ from moxserve.cli.main import LazyGroup
 __all__ = ["data"]
 
 
-@click.group(cls=LazyGroup, lazy={})
+@click.group(
+    cls=LazyGroup, lazy={"table": ("moxserve.cli.data_table:table", "Write a survey as CSV, Parquet and TFRecord.")}
+)
 def data() -> None:
     """Write sample data sets."""
 

@@ -21,10 +21,7 @@ or not at all.
 from __future__ import annotations
 
 import io
-import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +29,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moxserve.errors import DataError, MissingExtraError, UsageError, did_you_mean
-from moxserve.file import publish_directory, staging_directory
-from moxserve.file.atomic import TEMP_PREFIX
+from moxserve.data.folder import check_formats, labels_text, publish_data_set, write_bytes
+from moxserve.errors import MissingExtraError
 from moxserve.file.idx import encode_idx
 
 __all__ = [
@@ -52,7 +48,6 @@ FORMATS = ("images", "idx", "tfrecord")
 LABELS = tuple(str(digit) for digit in range(10))
 IMAGE_SIZE = 28
 EVAL_SAMPLES = 360
-MANIFEST = "dataset.json"
 _SPLIT_SEED = 0
 _IDX_PREFIX = {"train": "train", "eval": "t10k"}
 
@@ -152,99 +147,46 @@ def write_digits(
         DataError: `out` is taken.
         MissingExtraError: scikit-learn or Pillow is not installed.
     """
-    _check_formats(formats)
-    target = os.path.abspath(out)
-    _check_target(target, force)
-    digits = load_digits()
-    manifest = {
-        "name": "digits",
-        "source": "sklearn.datasets.load_digits (UCI optical recognition of handwritten digits)",
-        "licence": "CC BY 4.0",
-        "samples": {name: len(split) for name, split in digits.splits().items()},
-        "image": {"height": IMAGE_SIZE, "width": IMAGE_SIZE, "channels": 1, "dtype": "uint8"},
-        "labels": list(LABELS),
-        "formats": [name for name in FORMATS if name in formats],
-    }
-    with staging_directory(os.path.dirname(target)) as staged:
+    check_formats(formats, FORMATS)
+
+    def make(folder: str) -> Mapping[str, Any]:
+        digits = load_digits()
         for name in FORMATS:
             if name in formats:
-                _WRITERS[name](digits, os.path.join(staged, name))
-        _write(os.path.join(staged, MANIFEST), json.dumps(manifest, indent=2).encode() + b"\n")
-        _replace(staged, target)
-    return manifest
+                _WRITERS[name](digits, os.path.join(folder, name))
+        return {
+            "name": "digits",
+            "source": "sklearn.datasets.load_digits (UCI optical recognition of handwritten digits)",
+            "licence": "CC BY 4.0",
+            "samples": {name: len(split) for name, split in digits.splits().items()},
+            "image": {"height": IMAGE_SIZE, "width": IMAGE_SIZE, "channels": 1, "dtype": "uint8"},
+            "labels": list(LABELS),
+            "formats": [name for name in FORMATS if name in formats],
+        }
 
-
-def _check_formats(formats: Sequence[str]) -> None:
-    if not formats:
-        raise UsageError(f"no format given; choose from {', '.join(FORMATS)}")
-    for name in formats:
-        if name not in FORMATS:
-            raise UsageError(f"unknown format {name!r}; {did_you_mean(name, FORMATS)}")
-
-
-def _check_target(target: str, force: bool) -> None:
-    if not os.path.lexists(target):
-        return
-    if not os.path.isdir(target):
-        raise DataError(f"{target!r} is a file; expected a directory, or nothing, there")
-    if not os.listdir(target):
-        return
-    if not force:
-        raise DataError(f"{target!r} exists and is not empty", hint="give --force to replace a data set there")
-    if not os.path.isfile(os.path.join(target, MANIFEST)):
-        raise DataError(
-            f"{target!r} holds no {MANIFEST}: it is no data set of ours, so --force does not replace it",
-            hint="choose another directory",
-        )
-
-
-def _replace(staged: str, target: str) -> None:
-    """Publish the staged directory, with any earlier one moved away first and removed last."""
-    old = ""
-    if os.path.isdir(target):
-        old = os.path.join(os.path.dirname(target), f"{TEMP_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:12]}")
-        os.rename(target, old)
-    try:
-        publish_directory(staged, target)
-    except BaseException:
-        if old:
-            os.rename(old, target)
-        raise
-    if old:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _write(path: str, data: bytes) -> None:
-    # Plain writes: the staging directory is flushed and renamed as a whole.
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as f:
-        f.write(data)
-
-
-def _labels_txt() -> bytes:
-    return "".join(f"{index}: {label}\n" for index, label in enumerate(LABELS)).encode()
+    return publish_data_set(out, make, force=force)
 
 
 def _write_images(digits: Digits, folder: str) -> None:
     for name, split in digits.splits().items():
-        _write(os.path.join(folder, name, "labels.txt"), _labels_txt())
+        write_bytes(os.path.join(folder, name, "labels.txt"), labels_text(LABELS))
         for row, label, png in zip(split.indices, split.labels, split.encoded, strict=True):
-            _write(os.path.join(folder, name, LABELS[label], f"{row:04d}.png"), png)
+            write_bytes(os.path.join(folder, name, LABELS[label], f"{row:04d}.png"), png)
 
 
 def _write_idx(digits: Digits, folder: str) -> None:
     for name, split in digits.splits().items():
         prefix = _IDX_PREFIX[name]
         labels = split.labels.astype(np.uint8)
-        _write(os.path.join(folder, f"{prefix}-images-idx3-ubyte.gz"), encode_idx(split.images))
-        _write(os.path.join(folder, f"{prefix}-labels-idx1-ubyte.gz"), encode_idx(labels))
+        write_bytes(os.path.join(folder, f"{prefix}-images-idx3-ubyte.gz"), encode_idx(split.images))
+        write_bytes(os.path.join(folder, f"{prefix}-labels-idx1-ubyte.gz"), encode_idx(labels))
 
 
 def _write_tfrecord(digits: Digits, folder: str) -> None:
     from moxserve.protocol.examples import make_example
     from moxserve.protocol.tfrecord import write_records
 
-    _write(os.path.join(folder, "labels.txt"), _labels_txt())
+    write_bytes(os.path.join(folder, "labels.txt"), labels_text(LABELS))
     for name, split in digits.splits().items():
         records = (
             make_example(

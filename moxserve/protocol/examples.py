@@ -6,7 +6,9 @@ text and bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -15,8 +17,16 @@ import numpy as np
 from moxserve.errors import DataError, InvalidArgument
 from moxserve.protocol import messages
 from moxserve.protocol.tensors import to_array
+from moxserve.protocol.tfrecord import read_records, write_records
 
-__all__ = ["make_example", "parse_example", "serialized_examples", "with_context"]
+__all__ = [
+    "make_example",
+    "parse_example",
+    "read_examples",
+    "serialized_examples",
+    "with_context",
+    "write_examples",
+]
 
 _INT64_MAX = 2**63 - 1
 
@@ -79,6 +89,43 @@ def parse_example(serialized: bytes) -> dict[str, np.ndarray]:
         else:
             found[name] = np.array(feature.float_list.value if kind else [], dtype=np.float32)
     return found
+
+
+def write_examples(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write a TFRecord file of tf.Examples, all or nothing. The same rows give the same bytes.
+
+    Args:
+        path: the file.
+        rows: one mapping a row, as `make_example` takes it.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        DataError: a value cannot be a feature; names the row.
+    """
+    return write_records(path, map(_serialized, itertools.count(), rows))
+
+
+def _serialized(number: int, row: Mapping[str, Any]) -> bytes:
+    try:
+        serialized: bytes = make_example(row).SerializeToString(deterministic=True)
+    except DataError as error:
+        raise DataError(f"row {number}: {error.message}") from None
+    return serialized
+
+
+def read_examples(path: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the rows of a TFRecord file of tf.Examples, as `parse_example` gives them.
+
+    Raises:
+        DataError: the file is damaged, or a record is no tf.Example; names the record.
+    """
+    for number, payload in enumerate(read_records(path)):
+        try:
+            yield parse_example(payload)
+        except DataError as error:
+            raise DataError(f"{os.fspath(path)}: record {number}: {error.message}") from None
 
 
 def serialized_examples(message: Any) -> np.ndarray:
