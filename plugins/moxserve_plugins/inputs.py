@@ -46,7 +46,8 @@ def batch_rows(config: BatchedInput, mode: str, rows: int, fetch: Callable[[Any]
     """Make the batches of one mode from row numbers.
 
     TRAIN: endless; each epoch is an exact permutation of all rows (not a shuffle buffer), and batches run on across
-    epochs, so all have the same size. EVAL and PREDICT: once, in order, the last batch as small as it comes.
+    epochs, so all have the same size. A run that goes on reads on where it was; with a seed it reads what it would have
+    read without the interruption. EVAL and PREDICT: once, in order, the last batch as small as it comes.
 
     Args:
         config: batch sizes, shuffling and seed.
@@ -57,14 +58,13 @@ def batch_rows(config: BatchedInput, mode: str, rows: int, fetch: Callable[[Any]
     Returns:
         The tensors of the next batch.
     """
-    import tensorflow as tf
+    from moxserve.dataflow.order import EpochOrder
+    from moxserve.tensorflow.datasets.base import ordered_rows
 
-    numbers = tf.data.Dataset.range(rows)
-    if mode == "TRAIN":
-        if config.shuffle:
-            numbers = numbers.shuffle(rows, seed=config.seed, reshuffle_each_iteration=True)
-        numbers = numbers.repeat()
-    batches = numbers.batch(config.rows_per_step(mode), drop_remainder=mode == "TRAIN")
+    training = mode == "TRAIN"
+    order = EpochOrder(rows, shuffle=training and config.shuffle, seed=config.seed)
+    numbers = ordered_rows(order, None if training else 1)
+    batches = numbers.batch(config.rows_per_step(mode), drop_remainder=training)
     return finish(fetch(batches))
 
 

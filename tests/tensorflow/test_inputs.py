@@ -10,7 +10,7 @@ import pytest
 
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.tensorflow.executor.inputs import InputSource, build_inputs, collect_samples
+from moxserve.tensorflow.executor.inputs import ModeInput, build_inputs, collect_samples
 
 X = np.arange(20, dtype=np.float32).reshape(10, 2)
 Y = np.arange(10)
@@ -33,7 +33,7 @@ class Opened:
     ) -> None:
         with tf1.Graph().as_default():
             tf1.set_random_seed(5)
-            self.source: InputSource = build_inputs(input_fn, mode, batch_size, auto_batch)
+            self.source: ModeInput = build_inputs(input_fn, mode, batch_size, auto_batch)
             initial = [tf1.global_variables_initializer(), tf1.tables_initializer()]
             self.session = tf1.Session()
             self.session.run(initial)

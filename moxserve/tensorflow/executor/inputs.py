@@ -16,18 +16,19 @@ from typing import Any
 import numpy as np
 
 from moxserve.errors import DataError, ModelSpecError
+from moxserve.tensorflow.datasets.base import INPUT_POSITIONS
 from moxserve.tensorflow.executor.calls import call_with_mode, check_callable
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.lift import lift_to_dataset
 from moxserve.tensorflow.executor.spec import ModeKeys
 
-__all__ = ["InputSource", "build_inputs", "collect_samples", "explain", "first_rows", "start_queues"]
+__all__ = ["ModeInput", "build_inputs", "collect_samples", "explain", "first_rows", "start_queues"]
 
 _EXAMPLE = "def input_fn(mode, **kwargs): ... return image, label"
 
 
 @dataclass
-class InputSource:
+class ModeInput:
     """The input of one mode, built into the current graph.
 
     Attributes:
@@ -35,17 +36,35 @@ class InputSource:
         initializers: operations that start, or restart, the input; run in order.
         auto_batch: whether the batches are made here.
         endless: True when it is known that the input never ends.
+        positions: scalars of the graph that say how many rows were given before (see `datasets.base`).
+        started_with_tables: operations that start iterators and that the initialisation of tables runs, too.
     """
 
     tensors: list[Any]
     initializers: list[Any] = field(default_factory=list)
     auto_batch: bool = True
     endless: bool = False
+    positions: list[Any] = field(default_factory=list)
+    started_with_tables: list[Any] = field(default_factory=list)
 
-    def start(self, session: Any) -> None:
-        """Start the input, or start it again from the beginning."""
-        for initializer in self.initializers:
-            session.run(initializer)
+    def start(self, session: Any, position: int = 0) -> None:
+        """Start the input, or start it again: from the beginning, or after the rows that were given before.
+
+        Args:
+            session: whose input it is.
+            position: how many rows were given; only inputs that say where they stand start later than at the beginning.
+        """
+        feed = dict.fromkeys(self.positions, position)
+        # Tables are initialised without a position, and before each restart nobody initialises them again.
+        tables = self.started_with_tables if position and self.positions else []
+        for initializer in (*tables, *self.initializers):
+            session.run(initializer, feed)
+
+    def rows_per_step(self, batch_size: int) -> int:
+        """How many rows a step takes: as the tensors say where batches are not made here, else `batch_size`."""
+        first = self.tensors[0].shape
+        rows = first[0] if not self.auto_batch and first.rank else None
+        return batch_size if rows is None else int(rows)
 
     def export_shape(self, tensor: Any) -> tuple[int | None, ...] | None:
         """The shape that an exported model takes: as in training, but any number of rows when batches are made here."""
@@ -87,7 +106,7 @@ class _Recorder:
                 owner._make_one_shot_iterator = original
 
 
-def build_inputs(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_batch: bool) -> InputSource:
+def build_inputs(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_batch: bool) -> ModeInput:
     """Call `input_fn` in the current graph and make what `model_fn` gets of its result.
 
     Args:
@@ -103,6 +122,15 @@ def build_inputs(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_
         ModelSpecError: `input_fn` returned something else, or cannot be batched.
     """
     check_callable(input_fn, "input_fn", _EXAMPLE)
+    known = {key: len(tf1.get_collection(key)) for key in (INPUT_POSITIONS, tf1.GraphKeys.TABLE_INITIALIZERS)}
+    source = _build(input_fn, mode, batch_size, auto_batch)
+    source.positions = tf1.get_collection(INPUT_POSITIONS)[known[INPUT_POSITIONS] :]
+    started = tf1.get_collection(tf1.GraphKeys.TABLE_INITIALIZERS)[known[tf1.GraphKeys.TABLE_INITIALIZERS] :]
+    source.started_with_tables = [op for op in started if op.type == "MakeIterator"]
+    return source
+
+
+def _build(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_batch: bool) -> ModeInput:
     recorder = _Recorder()
     with recorder.recording():
         result = call_with_mode(input_fn, (), mode, "input_fn")
@@ -111,7 +139,7 @@ def build_inputs(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_
             result = tf.nest.flatten(result)
     tensors = _check_tensors(result)
     if not auto_batch:
-        return InputSource(tensors, list(recorder.initializers.values()), auto_batch=False)
+        return ModeInput(tensors, list(recorder.initializers.values()), auto_batch=False)
     dataset, captured = lift_to_dataset(tensors, recorder.datasets)
     pulled = [op for name, op in recorder.initializers.items() if name in captured]
     return _batched(dataset, pulled, mode, batch_size)
@@ -135,7 +163,7 @@ def _check_tensors(result: Any) -> list[Any]:
     return [tf.convert_to_tensor(item) for item in items]
 
 
-def _batched(dataset: Any, pulled: Sequence[Any], mode: str, batch_size: int) -> InputSource:
+def _batched(dataset: Any, pulled: Sequence[Any], mode: str, batch_size: int) -> ModeInput:
     endless, length_known = _length(dataset)
     # A fixed batch dimension is what training code expects ([32, 224, 224, 3]). It is promised where no smaller last
     # batch can come: endless input, and generators in TRAIN, whose length nobody knows; their last, smaller batch is
@@ -145,7 +173,7 @@ def _batched(dataset: Any, pulled: Sequence[Any], mode: str, batch_size: int) ->
     iterator = tf1.data.make_initializable_iterator(dataset)
     tensors = list(iterator.get_next())
     # Iterators that the map function pulls must be started before the batched one.
-    return InputSource(tensors, [*pulled, iterator.initializer], auto_batch=True, endless=endless)
+    return ModeInput(tensors, [*pulled, iterator.initializer], auto_batch=True, endless=endless)
 
 
 def _length(dataset: Any) -> tuple[bool, bool]:

@@ -17,7 +17,7 @@ from moxserve.errors import DataError, ModelSpecError, UsageError
 from moxserve.tensorflow.executor.branch import Branch, build_branch, check_scalars
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.hooks import runs_inter_mode
-from moxserve.tensorflow.executor.inputs import InputSource, build_inputs
+from moxserve.tensorflow.executor.inputs import ModeInput, build_inputs
 from moxserve.tensorflow.executor.loop import Loop
 from moxserve.tensorflow.executor.participants import NEVER, Clock, InterStopped, Participant
 from moxserve.tensorflow.executor.reporters import EvalMeans, add_scalars
@@ -93,12 +93,10 @@ def build_inter(
 
 def _build(functions: Functions, settings: Settings, devices: Sequence[str], train: Branch) -> InterBranch:
     mode = str(settings.inter_mode)
-    known = len(tf1.get_collection(tf1.GraphKeys.TABLE_INITIALIZERS))
     with tf.device("/cpu:0"), tf1.name_scope(f"{mode.lower()}_input"):
         source = build_inputs(functions.input_fn, mode, settings.batch_size, settings.auto_batch)
     # Iterators that input_fn asked to be started with the tables must be started again for each evaluation, too.
-    started = tf1.get_collection(tf1.GraphKeys.TABLE_INITIALIZERS)[known:]
-    source.initializers[:0] = [op for op in started if op.type == "MakeIterator"]
+    source.initializers[:0] = source.started_with_tables
     branch = build_branch(functions.model_fn, mode, [list(source.tensors)], devices, after=train)
     writes = settings.log_dir is not None and settings.summary_every is not None
     folder = os.path.join(str(settings.log_dir), mode.lower()) if writes else None
@@ -141,7 +139,7 @@ class InterBranch(Participant):
         stopped: asked between the steps of an evaluation; True breaks it off.
     """
 
-    def __init__(self, branch: Branch, source: InputSource, batch_size: int, folder: str | None) -> None:
+    def __init__(self, branch: Branch, source: ModeInput, batch_size: int, folder: str | None) -> None:
         self.branch = branch
         self.clock = Clock()
         self.stopped: Callable[[], bool] = lambda: False

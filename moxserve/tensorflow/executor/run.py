@@ -21,11 +21,12 @@ from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.exporting import export_run, sample_rows
 from moxserve.tensorflow.executor.flags import store
 from moxserve.tensorflow.executor.hooks import runs_inter_mode
-from moxserve.tensorflow.executor.inputs import InputSource, build_inputs, explain, start_queues
+from moxserve.tensorflow.executor.inputs import ModeInput, build_inputs, explain, start_queues
 from moxserve.tensorflow.executor.inter import build_inter
 from moxserve.tensorflow.executor.loop import Loop
 from moxserve.tensorflow.executor.participants import NEVER, Clock, HookParticipant, Participant
 from moxserve.tensorflow.executor.phases import run_phases
+from moxserve.tensorflow.executor.position import PositionLog
 from moxserve.tensorflow.executor.settings import Functions, RunArguments, Settings
 from moxserve.tensorflow.executor.signals import SignalGuard
 from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
@@ -184,7 +185,7 @@ class _Job:
         settings = self.settings
         with tf.device("/cpu:0"):
             self.global_step = tf1.train.get_or_create_global_step()
-            self.source: InputSource = build_inputs(
+            self.source: ModeInput = build_inputs(
                 self.functions.input_fn, settings.mode, settings.batch_size, settings.auto_batch
             )
         if self.source.endless and not settings.max_steps:
@@ -252,7 +253,16 @@ class _Job:
         if self.writer is not None and self.resume is not None:
             self.writer.restored(self.resume, self.clock.global_step)
         self.start_step = self.clock.global_step
-        self.source.start(session)
+        self.source.start(session, self._position())
+
+    def _position(self) -> int:
+        """How many rows this worker has been given by the runs that this one goes on from."""
+        settings = self.settings
+        if not self.training or settings.log_dir is None or not self.source.positions:
+            return 0
+        known = PositionLog(settings.log_dir, self.topology.index)
+        begin = known.restart if self.resume is None else known.resume
+        return begin(self.clock.global_step, self.source.rows_per_step(settings.batch_size))
 
     def _restore(self, session: Any, variables: list[Any]) -> None:
         """Restore from `log_dir` exactly, from `checkpoint_path` what fits and the flags allow."""
