@@ -1,12 +1,14 @@
 """TFRecord files, read and written without TensorFlow.
 
 Each record: length (uint64 little-endian), masked CRC-32C of the length (uint32), the payload, masked CRC-32C of the
-payload. The mask rotates the checksum right by 15 bits and adds 0xa282ead8, modulo 2**32.
+payload. The mask rotates the checksum right by 15 bits and adds 0xa282ead8, modulo 2**32. A file may be compressed as a
+whole, as a gzip or zlib stream.
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import struct
 import zlib
@@ -16,13 +18,16 @@ from typing import Any
 from moxserve.errors import DataError
 from moxserve.file import File, atomic_open
 
-__all__ = ["encode_record", "header_fits", "read_records", "write_records"]
+__all__ = ["compression_of", "encode_record", "header_fits", "masked_crc", "read_records", "write_records"]
 
 _MASK_DELTA = 0xA282EAD8
 _GZIP = b"\x1f\x8b"
+_ZLIB_METHOD = 8  # deflate, in the low half of a zlib stream's first byte
+_CHUNK_BYTES = 1 << 18
 
 
-def _masked_crc(data: bytes) -> int:
+def masked_crc(data: bytes) -> int:
+    """Return the checksum of bytes as records have it."""
     import google_crc32c
 
     crc = google_crc32c.value(data)
@@ -32,12 +37,44 @@ def _masked_crc(data: bytes) -> int:
 def encode_record(payload: bytes) -> bytes:
     """Frame one payload as a record."""
     length = struct.pack("<Q", len(payload))
-    return b"".join((length, struct.pack("<I", _masked_crc(length)), payload, struct.pack("<I", _masked_crc(payload))))
+    return b"".join((length, struct.pack("<I", masked_crc(length)), payload, struct.pack("<I", masked_crc(payload))))
 
 
 def header_fits(head: bytes) -> bool:
     """Tell whether a file's first 12 bytes are the header of a record: its length with the right checksum."""
-    return len(head) >= 12 and _masked_crc(head[:8]) == struct.unpack_from("<I", head, 8)[0]
+    return len(head) >= 12 and masked_crc(head[:8]) == struct.unpack_from("<I", head, 8)[0]
+
+
+def compression_of(head: bytes) -> str:
+    """Tell from a file's first 12 bytes how the whole of it is compressed: `GZIP`, `ZLIB`, or not at all: empty."""
+    if header_fits(head):
+        return ""
+    if head.startswith(_GZIP):
+        return "GZIP"
+    # RFC 1950: the method, a window of at most 32 KiB, and the first two bytes as a multiple of 31.
+    first = int.from_bytes(head[:2], "big")
+    return "ZLIB" if len(head) >= 2 and head[0] & 15 == _ZLIB_METHOD and head[0] < 0x80 and not first % 31 else ""
+
+
+class _ZlibStream(io.RawIOBase):
+    """The content of a zlib stream."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self._inflate = zlib.decompressobj()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data and not self._inflate.eof:
+            compressed = self._inflate.unconsumed_tail or self._source.read(_CHUNK_BYTES)
+            data = self._inflate.decompress(compressed, len(buffer))
+            if not compressed and not data:
+                raise EOFError("the stream ends before its end mark")
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def write_records(path: str | os.PathLike[str], payloads: Iterable[bytes]) -> int:
@@ -62,7 +99,7 @@ def _read_exactly(stream: Any, size: int, path: str, index: int) -> bytes:
 
 
 def read_records(path: str | os.PathLike[str], damaged: Callable[[str], None] | None = None) -> Iterator[bytes]:
-    """Yield the payloads of a record file, each checked against its checksums; gzip-compressed ones, too.
+    """Yield the payloads of a record file, each checked against its checksums; of compressed files, too.
 
     Args:
         path: the file.
@@ -77,9 +114,11 @@ def read_records(path: str | os.PathLike[str], damaged: Callable[[str], None] | 
     with File(name, "rb") as f:
         stream: Any = f
         head = f.read(12)
-        if head.startswith(_GZIP) and not header_fits(head):
+        if compression := compression_of(head):
             f.seek(0)
-            stream = gzip.GzipFile(fileobj=f)
+            stream = (
+                gzip.GzipFile(fileobj=f) if compression == "GZIP" else io.BufferedReader(_ZlibStream(f), _CHUNK_BYTES)
+            )
             head = b""
         try:
             yield from _payloads(stream, head, name, damaged)
@@ -109,7 +148,7 @@ def _payloads(stream: Any, head: bytes, name: str, damaged: Callable[[str], None
         (length,) = struct.unpack_from("<Q", head)
         payload = _read_exactly(stream, length, name, index)
         (crc,) = struct.unpack("<I", _read_exactly(stream, 4, name, index))
-        if _masked_crc(payload) == crc:
+        if masked_crc(payload) == crc:
             yield payload
         else:
             _tell(f"{name}: record {index} is damaged: its checksum differs", damaged)
