@@ -11,7 +11,14 @@ from typing import Any
 
 # One line a module; its names.
 _MODULES = {
-    "base": ("DataFlow", "DataFlowTerminated", "ProxyDataFlow", "RNGDataFlow"),
+    "base": (
+        "DataFlow",
+        "DataFlowReentrantGuard",
+        "DataFlowResetStateNotCalledError",
+        "DataFlowTerminated",
+        "ProxyDataFlow",
+        "RNGDataFlow",
+    ),
     "seeds": ("fix_rng_seed",),
 }
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
