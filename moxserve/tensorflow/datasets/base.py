@@ -9,12 +9,35 @@ from moxserve.dataflow.order import EpochOrder
 from moxserve.errors import UsageError, did_you_mean
 from moxserve.tensorflow.executor.env import tf, tf1
 
-__all__ = ["INPUT_POSITIONS", "BaseDataset", "ordered_rows"]
+__all__ = ["INPUT_POSITIONS", "BaseDataset", "input_position", "numbered_rows", "ordered_rows"]
 
 # Collection of scalars `int64` that a run which goes on feeds when it starts its input: how many rows this worker has
 # been given before. They default to 0.
 INPUT_POSITIONS = "moxserve/input_positions"
 _FOR_EVER = 1 << 62
+
+
+def input_position() -> Any:
+    """Return a scalar `int64` of the current graph: how many rows this worker has been given before; see above."""
+    if tf1.executing_eagerly():
+        return tf.constant(0, tf.int64)
+    position = tf1.placeholder_with_default(tf.constant(0, tf.int64), [], "input_position")
+    tf1.add_to_collection(INPUT_POSITIONS, position)
+    return position
+
+
+def numbered_rows(order: EpochOrder, epochs: int | None) -> Any:
+    """Return a `tf.data.Dataset` of pairs `(position, row)`, `int64` scalars, in the current graph.
+
+    The position counts the rows that this worker is given over all epochs, from 0: with a seed, it names what is drawn
+    for a row of an epoch, also after a run went on.
+
+    Args:
+        order: which rows, in which order.
+        epochs: how often; None for no end.
+    """
+    position = input_position()
+    return tf.data.Dataset.zip((tf.data.Dataset.counter(start=position), _rows_from(position, order, epochs)))
 
 
 def ordered_rows(order: EpochOrder, epochs: int | None) -> Any:
@@ -26,12 +49,11 @@ def ordered_rows(order: EpochOrder, epochs: int | None) -> Any:
         order: which rows, in which order.
         epochs: how often; None for no end.
     """
+    return _rows_from(input_position(), order, epochs)
+
+
+def _rows_from(position: Any, order: EpochOrder, epochs: int | None) -> Any:
     rows = max(order.rows, 1)
-    if tf1.executing_eagerly():
-        position = tf.constant(0, tf.int64)
-    else:
-        position = tf1.placeholder_with_default(tf.constant(0, tf.int64), [], "input_position")
-        tf1.add_to_collection(INPUT_POSITIONS, position)
     first, start = position // rows, position % rows
 
     def epoch(number: Any) -> Any:
