@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,26 +170,6 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "digits"
     write_digits(out)
     return out
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_should_be() -> None:
-    """Each test finds logging as a fresh process has it, whatever libraries did to it in tests and fixtures before."""
-    root = logging.getLogger()
-    found = [v for k, v in logging.root.manager.loggerDict.items() if k.partition(".")[0] == "moxserve"]
-    ours = [log for log in found if isinstance(log, logging.Logger)]
-    odd = [log.name for log in ours if log.disabled or not log.propagate or log.level or log.filters]
-    if odd or logging.root.manager.disable or root.level != logging.WARNING or root.disabled or root.filters:
-        state = (odd, logging.root.manager.disable, root.level, root.disabled, root.filters)
-        warnings.warn(f"something before this test changed logging: {state}", stacklevel=1)
-    logging.disable(logging.NOTSET)
-    root.setLevel(logging.WARNING)
-    root.disabled = False
-    root.filters.clear()
-    for log in ours:
-        log.disabled, log.propagate = False, True
-        log.setLevel(logging.NOTSET)
-        log.filters.clear()
 
 
 @pytest.fixture

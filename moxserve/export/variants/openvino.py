@@ -129,6 +129,7 @@ def _save(made: _Made, work: Work) -> None:
 def _import_nncf() -> Any:
     import logging
 
+    kind = logging.getLoggerClass()
     try:
         with reports_withheld():
             import nncf
@@ -136,7 +137,10 @@ def _import_nncf() -> Any:
         if error.name != "nncf":
             raise
         raise MissingExtraError("nncf", "export", "OpenVINO in int8") from None
-    nncf.set_log_level(logging.ERROR)
+    finally:
+        logging.setLoggerClass(kind)  # NNCF would have every logger of the process be one of its own
+    # Its own `set_log_level` also changes handlers that are not its own.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf
 
 
