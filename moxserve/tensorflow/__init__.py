@@ -25,6 +25,7 @@ from moxserve.tensorflow.executor import (
     var_scope,
 )
 from moxserve.tensorflow.optimizer import get_optimizer_fn
+from moxserve.tensorflow.preprocessing import PreprocessingKeys, get_data_augmentation_fn
 from moxserve.tensorflow.pruning import Pruning, prune_model_fn
 from moxserve.tensorflow.quantization import Quantization, quantize_model_fn
 
@@ -37,12 +38,14 @@ __all__ = [
     "LogEvaluationMetricHook",
     "ModeKeys",
     "ModelSpec",
+    "PreprocessingKeys",
     "Pruning",
     "Quantization",
     "RunResult",
     "SignatureSpec",
     "file",
     "get_collection",
+    "get_data_augmentation_fn",
     "get_flag",
     "get_optimizer_fn",
     "load_op_library",

@@ -67,6 +67,26 @@ def test_code_after_get_next_runs_once_per_sample() -> None:
     assert np.concatenate([b[2] for b in batches]).tolist() == [str(i).encode() for i in Y]
 
 
+def test_loops_over_tensors_are_part_of_a_sample() -> None:
+    def input_fn(mode: str) -> Any:
+        x, _ = one_shot(rows())
+        return tf.map_fn(lambda value: value * 2, x)
+
+    np.testing.assert_array_equal(np.concatenate([b[0] for b in Opened(input_fn).batches()]), X * 2)
+
+
+def test_summaries_of_single_samples_are_left_out() -> None:
+    def input_fn(mode: str) -> Any:
+        x, _ = one_shot(rows())
+        tf1.summary.scalar("of_one_sample", x[0])
+        return x
+
+    with tf1.Graph().as_default():
+        tf1.summary.scalar("before", 1.0)
+        build_inputs(input_fn, "TRAIN", 4, auto_batch=True)
+        assert [t.op.name for t in tf1.get_collection(tf1.GraphKeys.SUMMARIES)] == ["before"]
+
+
 def test_the_input_starts_again_from_the_beginning() -> None:
     opened = Opened(lambda mode: [t + 0 for t in one_shot(rows())])
     for _ in range(3):

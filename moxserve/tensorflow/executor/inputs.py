@@ -132,6 +132,8 @@ def build_inputs(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_
 
 def _build(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_batch: bool) -> ModeInput:
     recorder = _Recorder()
+    summaries = tf1.get_collection_ref(tf1.GraphKeys.SUMMARIES)
+    before = list(summaries)
     with recorder.recording():
         result = call_with_mode(input_fn, (), mode, "input_fn")
         if isinstance(result, tf.data.Dataset):
@@ -141,6 +143,8 @@ def _build(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_batch:
     if not auto_batch:
         return ModeInput(tensors, list(recorder.initializers.values()), auto_batch=False)
     dataset, captured = lift_to_dataset(tensors, recorder.datasets)
+    # They tell of the sample that was cut out of the graph, and would ask for another one of an input that never starts.
+    summaries[:] = before
     pulled = [op for name, op in recorder.initializers.items() if name in captured]
     return _batched(dataset, pulled, mode, batch_size)
 

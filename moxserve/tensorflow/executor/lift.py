@@ -106,7 +106,7 @@ def _cut(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> _Cut:
         cut.operations.append(op)
         pending.extend(op.control_inputs)
         for tensor in op.inputs:
-            if tensor.dtype in (tf.resource, tf.variant):
+            if tensor.dtype == tf.resource:  # variants are lists of tensors, which belong to the sample
                 captured[tensor.name] = tensor
             else:
                 pending.append(tensor.op)
