@@ -55,6 +55,11 @@ class EpochOrder:
         object.__setattr__(self, "_seed", secrets.randbits(63) if self.seed is None else self.seed)
 
     @property
+    def base_seed(self) -> int:
+        """The seed that is used: `seed`, or what was drawn in its place."""
+        return self._seed
+
+    @property
     def rows(self) -> int:
         """How many rows an epoch has for this worker."""
         index, workers = self.shard

@@ -76,8 +76,12 @@ def parse_url(url: str) -> tuple[str, str]:
     return bucket, prefix.strip("/")
 
 
-def connect(bucket: str) -> Bucket:
+def connect(bucket: str, connections: int = 10) -> Bucket:
     """Give a bucket, with the credentials and the endpoint of the environment. Sends nothing yet.
+
+    Args:
+        bucket: its name.
+        connections: how many threads may talk to the store at once without opening a connection each time.
 
     Raises:
         MissingExtraError: boto3 is not installed.
@@ -92,7 +96,12 @@ def connect(bucket: str) -> Bucket:
     retries: dict[str, Any] = {"mode": "standard"}
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["total_max_attempts"] = _ATTEMPTS
-    config = Config(retries=retries, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S)
+    config = Config(
+        retries=retries,
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=_READ_TIMEOUT_S,
+        max_pool_connections=connections,
+    )
     with _telling(f"s3://{bucket}"):
         core = botocore.session.Session()
         session = boto3.session.Session(botocore_session=core)

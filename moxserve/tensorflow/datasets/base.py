@@ -17,16 +17,21 @@ INPUT_POSITIONS = "moxserve/input_positions"
 _FOR_EVER = 1 << 62
 
 
-def input_position() -> Any:
-    """Return a scalar `int64` of the current graph: how many rows this worker has been given before; see above."""
+def input_position(default: int = 0) -> Any:
+    """Return a scalar `int64` of the current graph: how many rows this worker has been given before; see above.
+
+    Args:
+        default: the value where nobody feeds another.
+    """
+    value = tf.constant(default, tf.int64)
     if tf1.executing_eagerly():
-        return tf.constant(0, tf.int64)
-    position = tf1.placeholder_with_default(tf.constant(0, tf.int64), [], "input_position")
+        return value
+    position = tf1.placeholder_with_default(value, [], "input_position")
     tf1.add_to_collection(INPUT_POSITIONS, position)
     return position
 
 
-def numbered_rows(order: EpochOrder, epochs: int | None) -> Any:
+def numbered_rows(order: EpochOrder, epochs: int | None, start: int = 0) -> Any:
     """Return a `tf.data.Dataset` of pairs `(position, row)`, `int64` scalars, in the current graph.
 
     The position counts the rows that this worker is given over all epochs, from 0: with a seed, it names what is drawn
@@ -35,8 +40,9 @@ def numbered_rows(order: EpochOrder, epochs: int | None) -> Any:
     Args:
         order: which rows, in which order.
         epochs: how often; None for no end.
+        start: the position to start at where nobody feeds another.
     """
-    position = input_position()
+    position = input_position(start)
     return tf.data.Dataset.zip((tf.data.Dataset.counter(start=position), _rows_from(position, order, epochs)))
 
 

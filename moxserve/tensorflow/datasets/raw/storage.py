@@ -1,0 +1,173 @@
+"""Where raw data lies: listing folders and reading whole files, on the local file system and in buckets.
+
+`s3://` and `obs://` mean the same store. Only listing and reading; writing is local.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+from moxserve.errors import DataError
+from moxserve.file import MoxFileNotExistsException, is_directory, scan_dir
+from moxserve.file.s3 import connect, is_s3, parse_url
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "Tree",
+    "is_image",
+    "is_remote",
+    "join",
+    "list_tree",
+    "plain_url",
+    "read_all",
+    "read_file",
+]
+
+# What a file's name ends in to be taken for an image; what is inside decides how it is decoded.
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+_CONNECTIONS = 64
+_LATENCY_THREADS = 32
+
+
+class Tree:
+    """The files directly in a folder, and directly in its folders; what starts with a dot is left out.
+
+    Attributes:
+        base: the folder.
+        folders: names of its folders, sorted.
+        files: paths relative to the folder, with `/`, sorted.
+    """
+
+    def __init__(self, base: str, folders: Iterable[str], sizes: dict[str, int | None]) -> None:
+        self.base = base
+        self.folders = sorted(folders)
+        self.files = sorted(sizes)
+        self._sizes = sizes
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sizes
+
+    def size(self, name: str) -> int:
+        """Size of a file in bytes; -1 if it has vanished."""
+        known = self._sizes[name]
+        if known is None:
+            try:
+                known = os.path.getsize(join(self.base, name))
+            except OSError:
+                known = -1
+        return known
+
+
+def plain_url(url: str | os.PathLike[str]) -> str:
+    """Return a path or URL as this package writes it: `obs://` as `s3://`, no `file://`, no slash at the end."""
+    path = os.fsdecode(url)
+    if path.startswith("obs://"):
+        path = "s3://" + path[len("obs://") :]
+    path = path.removeprefix("file://")
+    return path.rstrip("/") or path
+
+
+def is_remote(path: str) -> bool:
+    """Tell whether a path leads to a bucket."""
+    return is_s3(path)
+
+
+def join(base: str, name: str) -> str:
+    """Return the path of something in a folder."""
+    return f"{base.rstrip('/')}/{name}" if name else base
+
+
+def is_image(name: str) -> bool:
+    """Tell whether a file is taken for an image by its name."""
+    return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+@cache
+def _bucket(name: str) -> Any:
+    return connect(name, connections=_CONNECTIONS)
+
+
+def list_tree(base: str) -> Tree:
+    """List a folder and the folders in it.
+
+    Args:
+        base: as `plain_url` gives it.
+
+    Raises:
+        MoxFileNotExistsException: there is no such folder.
+        DataError: the bucket cannot be read.
+    """
+    if is_remote(base):
+        return _list_bucket(base)
+    if not is_directory(base):
+        raise MoxFileNotExistsException(f"no such folder: {base!r}")
+    folders: list[str] = []
+    sizes: dict[str, int | None] = {}
+    for entry in _visible(base):
+        if not entry.is_dir():
+            sizes[entry.name] = None
+            continue
+        folders.append(entry.name)
+        sizes.update((f"{entry.name}/{inner.name}", None) for inner in _visible(entry.path) if not inner.is_dir())
+    return Tree(base, folders, sizes)
+
+
+def _visible(folder: str) -> list[os.DirEntry[str]]:
+    return [entry for entry in scan_dir(folder) if not entry.name.startswith(".")]
+
+
+def _list_bucket(base: str) -> Tree:
+    name, prefix = parse_url(base)
+    start = f"{prefix}/" if prefix else ""
+    folders: set[str] = set()
+    sizes: dict[str, int | None] = {}
+    for found in _bucket(name).objects(start):
+        parts = found.key[len(start) :].split("/")
+        if any(part.startswith(".") for part in parts):
+            continue
+        if len(parts) > 1:
+            folders.add(parts[0])
+        # Consoles make objects with a slash at the end of the key to stand for folders.
+        if len(parts) <= 2 and parts[-1]:
+            sizes["/".join(parts)] = found.size_bytes
+    if not sizes and not folders:
+        raise MoxFileNotExistsException(f"no such folder: {base!r}")
+    return Tree(base, folders, sizes)
+
+
+def read_file(path: str) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        MoxFileNotExistsException: it is not there.
+        OSError: it cannot be read.
+        DataError: the bucket cannot be read.
+    """
+    if is_remote(path):
+        name, key = parse_url(path)
+        data: bytes = _bucket(name).read(key)[0]
+        return data
+    try:
+        with open(path, "rb", buffering=0) as f:
+            return f.read()
+    except FileNotFoundError:
+        raise MoxFileNotExistsException(f"no such file: {path!r}") from None
+
+
+def read_all(paths: Sequence[str]) -> list[bytes]:
+    """Return the contents of many small files, in order; those in a bucket are fetched by many threads.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    try:
+        if not any(map(is_remote, paths)):
+            return [read_file(path) for path in paths]
+        with ThreadPoolExecutor(_LATENCY_THREADS) as pool:
+            return list(pool.map(read_file, paths))
+    except OSError as error:
+        raise DataError(f"a file cannot be read: {error}") from error
