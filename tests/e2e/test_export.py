@@ -192,10 +192,8 @@ def test_each_is_as_right_as_its_precision_allows(exported: tuple[Path, dict[str
         lost = figures["source_accuracy"] - figures["accuracy"]
         # Half a point for LeNet on digits. The others are trained for a moment: many rows lie on the fence, and of the
         # 232 that did not calibrate two are nearly a point already.
-        assert lost <= (0.005 if exported[0].parent.parent.name.startswith("digits0") else 0.015), (
-            variant["name"],
-            lost,
-        )
+        allowed = 0.005 if exported[0].parent.parent.name.startswith("digits0") else 0.015
+        assert lost <= allowed, (variant["name"], lost)
 
 
 @contextlib.contextmanager
