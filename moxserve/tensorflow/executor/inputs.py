@@ -143,7 +143,7 @@ def _build(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_batch:
     if not auto_batch:
         return ModeInput(tensors, list(recorder.initializers.values()), auto_batch=False)
     dataset, captured = lift_to_dataset(tensors, recorder.datasets)
-    # They tell of the sample that was cut out of the graph, and would ask for another one of an input that never starts.
+    # They tell of the sample that was cut out of the graph, and would ask for one more of an input that never starts.
     summaries[:] = before
     pulled = [op for name, op in recorder.initializers.items() if name in captured]
     return _batched(dataset, pulled, mode, batch_size)

@@ -10,7 +10,7 @@ from typing import Any
 
 from moxserve.errors import UsageError
 from moxserve.images.crops import RandomResizedCrop, StretchAndFlip
-from moxserve.tensorflow.executor.env import tf
+from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.preprocessing import colors
 from moxserve.tensorflow.preprocessing.base import Augmentation, Output, check_flag, resize, summarize
 
@@ -131,9 +131,13 @@ class InceptionPreprocessing(Augmentation):
         if self.options.bbox is not None:
             boxes = tf.convert_to_tensor(self.options.bbox, tf.float32)
         self._summarize_boxes("image_with_bounding_boxes", image, boxes)
-        begin, size, chosen = tf.image.sample_distorted_bounding_box(
+        # The operation does not take the graph's seed by itself, as others do.
+        seed, seed2 = tf1.get_seed(None)
+        begin, size, chosen = tf1.image.sample_distorted_bounding_box(
             tf.shape(image),
             boxes,
+            seed=seed,
+            seed2=seed2,
             min_object_covered=_OBJECT_COVERED,
             aspect_ratio_range=_ASPECT_RATIOS,
             area_range=_AREAS,
