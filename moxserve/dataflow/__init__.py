@@ -19,7 +19,21 @@ _MODULES = {
         "ProxyDataFlow",
         "RNGDataFlow",
     ),
+    "batch": ("BatchData", "BatchDataByShape", "aggregate_batch"),
+    "common": (
+        "CacheData",
+        "FixedSizeData",
+        "LocallyShuffleData",
+        "MapData",
+        "MapDataComponent",
+        "RepeatedData",
+        "RepeatedDataPoint",
+        "SelectComponent",
+    ),
+    "mix": ("ConcatData", "JoinData", "RandomChooseData", "RandomMixData"),
+    "raw": ("DataFromGenerator", "DataFromIterable", "DataFromList", "DataFromQueue", "FakeData"),
     "seeds": ("fix_rng_seed",),
+    "speed": ("PrintData", "TestDataSpeed"),
 }
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 
