@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from moxserve.config.tree import Node, Place, format_value
 from moxserve.errors import ConfigProblem, did_you_mean
 
-__all__ = ["expectation", "explain", "is_near", "type_name"]
+__all__ = ["expectation", "explain", "is_near", "model_at", "type_name"]
 
 _Context = Mapping[str, Any]
 
@@ -60,14 +60,14 @@ def expectation(error: ErrorDetails) -> str:
     return "expected " + (found if isinstance(found, str) else found(context))
 
 
-def explain(error: ValidationError, model: type[BaseModel], node: Node, stage: str) -> list[ConfigProblem]:
+def explain(error: ValidationError, model: Any, node: Node, stage: str) -> list[ConfigProblem]:
     """Turn all errors of one stage into problems.
 
     Args:
         error: what pydantic raised on `node.data()`.
-        model: the class that was to be filled.
+        model: the class that was to be filled, or a type such as a mapping to one.
         node: the stage's mapping.
-        stage: its key.
+        stage: its key; empty when the whole file is one.
     """
     found: dict[tuple[Place, str], list[str]] = {}
     errors = error.errors(include_url=False)
@@ -102,32 +102,86 @@ def _joined(messages: list[str]) -> str:
     return f"expected {' or '.join(heads)}, got {tail}"
 
 
-def _explain_one(details: ErrorDetails, model: type[BaseModel], node: Node, stage: str) -> tuple[Place, str, str]:
+def _explain_one(details: ErrorDetails, model: Any, node: Node, stage: str) -> tuple[Place, str, str]:
     location = details["loc"]
     target, keys = _walk(node, location)
+    key = ".".join([stage, *keys] if stage else keys)
     kind = details["type"]
     if kind == "extra_forbidden":
         name = str(location[-1])
         place = target.key_place or target.place
-        return place, ".".join([stage, *keys]), f"unknown key {name!r}; {did_you_mean(name, _fields(model), 20)}"
+        fields = _fields(model_at(model, location[:-1]))
+        return place, key, f"unknown key {name!r}; {did_you_mean(name, fields, 20)}"
     if kind == "missing":
         name = str(location[-1])
         place = target.key_place or target.place
-        field = model.model_fields.get(name) if len(location) == 1 else None
+        found = model_at(model, location[:-1])
+        field = found.model_fields.get(name) if found is not None else None
         meaning = f": {field.description}" if field is not None and field.description else ""
-        return place, ".".join([stage, *keys]), f"missing key {name!r}{meaning}"
+        return place, key, f"missing key {name!r}{meaning}"
+    if kind.startswith("union_tag_"):
+        return _explain_tag(details, target, key)
     message = expectation(details)
     if location:
         message += f", got {format_value(target.data())}"
         if kind == "literal_error" and isinstance(target.value, str):
-            names = str(details.get("ctx", {}).get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
-            near = did_you_mean(target.value, names)
+            near = did_you_mean(target.value, _names(details.get("ctx", {}).get("expected", "")))
             message += f"; {near}" if near.startswith("did you mean") else ""
-    return target.place, ".".join([stage, *keys]), message
+    return target.place, key, message
 
 
-def _fields(model: type[BaseModel]) -> list[str]:
-    return [name for name in model.model_fields if name != "plugin"]
+def _explain_tag(details: ErrorDetails, target: Node, key: str) -> tuple[Place, str, str]:
+    """Explain a mapping whose kind says which keys it has, and is missing or none of those that there are."""
+    context = details.get("ctx", {})
+    name = str(context.get("discriminator", "")).strip("'").removesuffix("()")
+    tag = target.child(name)
+    if tag is None:
+        got = "" if isinstance(target.value, dict) else f", got {format_value(target.data())}"
+        return target.key_place or target.place, key, f"expected a mapping with the key {name!r}{got}"
+    near = did_you_mean(str(tag.data()), _names(context.get("expected_tags", "")), 20)
+    return tag.place, f"{key}.{name}".lstrip("."), f"no {name} {format_value(tag.data())}; {near}"
+
+
+def _names(listed: Any) -> list[str]:
+    """Take names out of pydantic's list of them: `'a', 'b' or 'c'`."""
+    return str(listed).replace("'", "").replace(" or ", ", ").split(", ")
+
+
+def model_at(annotation: Any, location: Sequence[int | str]) -> type[BaseModel] | None:
+    """Follow pydantic's location through a type; None where it does not lead to a model.
+
+    Args:
+        annotation: a model, or a type that holds models.
+        location: names of fields, keys of mappings, places in lists, and tags or names of union branches.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return model_at(arguments[0], location)
+    if origin in (typing.Union, types.UnionType):
+        return _branch_at([a for a in arguments if a is not type(None)], location)
+    if origin in (dict, list, tuple):
+        return model_at(arguments[-1 if origin is dict else 0], location[1:]) if location else None
+    if not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
+        return None
+    if not location:
+        return annotation
+    field = annotation.model_fields.get(str(location[0]))
+    return model_at(field.annotation, location[1:]) if field is not None else None
+
+
+def _branch_at(branches: Sequence[Any], location: Sequence[int | str]) -> type[BaseModel] | None:
+    if len(branches) == 1:
+        return model_at(branches[0], location)
+    for branch in branches if location else ():
+        fields = getattr(branch, "model_fields", {}).values()
+        tags = {tag for field in fields for tag in typing.get_args(field.annotation)}
+        if location[0] in tags or location[0] == getattr(branch, "__name__", None):
+            return model_at(branch, location[1:])
+    return None
+
+
+def _fields(model: type[BaseModel] | None) -> list[str]:
+    return [name for name in model.model_fields if name != "plugin"] if model is not None else []
 
 
 def _walk(node: Node, location: tuple[int | str, ...]) -> tuple[Node, list[str]]:

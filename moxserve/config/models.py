@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,7 +13,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
@@ -35,6 +37,7 @@ __all__ = [
     "QuantizationStage",
     "StrictModel",
     "path_role",
+    "told_apart_by",
 ]
 
 
@@ -78,6 +81,24 @@ class StrictModel(BaseModel):
             if kinds & {int, float} and bool not in kinds:
                 raise ValueError("expected a number")
         return value
+
+
+def told_apart_by(key: str, models: Sequence[type[BaseModel]]) -> Any:
+    """Return the type of a mapping that is one of several models; one of its keys says which.
+
+    Args:
+        key: the key. In each model its field is a `Literal` of what it may say there.
+        models: the models.
+    """
+
+    # Not pydantic's own discriminator by field, which does not go with a validator of all fields.
+    def which(value: Any) -> Any:
+        found = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
+        return found if isinstance(found, str) else None
+
+    which.__name__ = key  # pydantic's error names it
+    tagged = [Annotated[m, Tag(typing.get_args(m.model_fields[key].annotation)[0])] for m in models]
+    return Annotated[typing.Union[tuple(tagged)], Discriminator(which)]  # noqa: UP007 - made of a list
 
 
 def _as_words(value: Any) -> Any:

@@ -6,6 +6,7 @@ Importing it imports TensorFlow and switches the process to graph mode (see `exe
 
 from moxserve import file
 from moxserve.export.op_libraries import load_op_library
+from moxserve.protocol.examples import make_example, parse_example, read_examples, write_examples
 from moxserve.tensorflow.executor import (
     AggregativeSessionRunHook,
     EarlyStoppingHook,
@@ -24,6 +25,7 @@ from moxserve.tensorflow.executor import (
     set_flag,
     var_scope,
 )
+from moxserve.tensorflow.feature_columns import FeatureColumns, Features, feature_columns
 from moxserve.tensorflow.optimizer import get_optimizer_fn
 from moxserve.tensorflow.preprocessing import PreprocessingKeys, get_data_augmentation_fn
 from moxserve.tensorflow.pruning import Pruning, prune_model_fn
@@ -34,6 +36,8 @@ __all__ = [
     "EarlyStoppingHook",
     "ExportKeys",
     "ExportSpec",
+    "FeatureColumns",
+    "Features",
     "FeedSessionRunHook",
     "LogEvaluationMetricHook",
     "ModeKeys",
@@ -43,15 +47,20 @@ __all__ = [
     "Quantization",
     "RunResult",
     "SignatureSpec",
+    "feature_columns",
     "file",
     "get_collection",
     "get_data_augmentation_fn",
     "get_flag",
     "get_optimizer_fn",
     "load_op_library",
+    "make_example",
+    "parse_example",
     "prune_model_fn",
     "quantize_model_fn",
+    "read_examples",
     "run",
     "set_flag",
     "var_scope",
+    "write_examples",
 ]

@@ -1,0 +1,3 @@
+"""Tables without TensorFlow: `columns` says how columns become features, `schema` what a table's columns are, the other
+modules read CSV, Parquet and tf.Examples.
+"""
