@@ -18,7 +18,15 @@ from typing import Any
 from moxserve.errors import DataError
 from moxserve.file import File, atomic_open
 
-__all__ = ["compression_of", "encode_record", "header_fits", "masked_crc", "read_records", "write_records"]
+__all__ = [
+    "compression_of",
+    "encode_record",
+    "header_fits",
+    "masked_crc",
+    "read_records",
+    "records_of",
+    "write_records",
+]
 
 _MASK_DELTA = 0xA282EAD8
 _GZIP = b"\x1f\x8b"
@@ -112,20 +120,29 @@ def read_records(path: str | os.PathLike[str], damaged: Callable[[str], None] | 
     """
     name = os.fspath(path)
     with File(name, "rb") as f:
-        stream: Any = f
-        head = f.read(12)
-        if compression := compression_of(head):
-            f.seek(0)
-            stream = (
-                gzip.GzipFile(fileobj=f) if compression == "GZIP" else io.BufferedReader(_ZlibStream(f), _CHUNK_BYTES)
-            )
-            head = b""
-        try:
-            yield from _payloads(stream, head, name, damaged)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            _tell(f"{name}: its compressed data is damaged or cut off: {error}", damaged)
-        except _CutError as error:
-            _tell(error.message, damaged)
+        yield from records_of(f, name, damaged)
+
+
+def records_of(file: Any, name: str, damaged: Callable[[str], None] | None = None) -> Iterator[bytes]:
+    """Yield the payloads of an open file, which can seek; otherwise as `read_records`.
+
+    Args:
+        file: at its beginning, open for reading bytes.
+        name: of the file, for messages.
+        damaged: as `read_records`.
+    """
+    stream: Any = file
+    head = file.read(12)
+    if compression := compression_of(head):
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if compression == "GZIP" else io.BufferedReader(_ZlibStream(file))
+        head = b""
+    try:
+        yield from _payloads(stream, head, name, damaged)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        _tell(f"{name}: its compressed data is damaged or cut off: {error}", damaged)
+    except _CutError as error:
+        _tell(error.message, damaged)
 
 
 class _CutError(DataError):

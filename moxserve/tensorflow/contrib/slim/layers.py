@@ -1,4 +1,4 @@
-"""The few `tf.contrib.slim` functions that the documents' scripts use, with slim's variable names and defaults."""
+"""The few layers of `tf.contrib.slim` that the documents' scripts use, with slim's variable names and defaults."""
 
 from __future__ import annotations
 
