@@ -1,0 +1,76 @@
+"""The threads that images are decoded in: one pool a process, as many as there are cores, however many ask for more.
+
+Decoding is bound by the processor, so a thread more than cores only takes caches and time slices from the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+__all__ = ["available_cores", "each"]
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+
+
+def available_cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def each(count: int, work: Callable[[int], None], threads: int | None = None) -> None:
+    """Call `work(0)` to `work(count - 1)`, several at once, and wait for all.
+
+    Args:
+        count: how many calls.
+        work: called in threads of the pool, in no certain order; for one thread, in that of the caller.
+        threads: at most so many at once, and never more than there are cores; None: as many as there are cores.
+
+    Raises:
+        Exception: what `work` raised; the one with the lowest number of those that ran. No further call is begun then.
+    """
+    cores = available_cores()
+    at_once = min(threads or cores, cores, count)
+    numbers = itertools.count()
+    errors: list[tuple[int, BaseException]] = []
+
+    def run() -> None:
+        # `next` on a counter is atomic: each number goes to one thread.
+        while not errors and (number := next(numbers)) < count:
+            try:
+                work(number)
+            except BaseException as error:  # noqa: BLE001 - raised again by the caller
+                errors.append((number, error))
+
+    if at_once <= 1:
+        run()
+    else:
+        pool = _shared(cores)
+        futures: list[Future[None]] = [pool.submit(run) for _ in range(at_once)]
+        wait(futures)
+    if errors:
+        raise min(errors, key=lambda pair: pair[0])[1]
+
+
+def _shared(cores: int) -> ThreadPoolExecutor:
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(cores, "moxserve-images")
+        return _pool
+
+
+def _forget() -> None:
+    # The threads stayed in the parent, perhaps with the lock in their hands.
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
