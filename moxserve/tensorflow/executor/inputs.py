@@ -7,20 +7,29 @@ there (see `lift`).
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from moxserve.errors import DataError, ModelSpecError
+from moxserve.dataflow.base import DataFlow
+from moxserve.errors import DataError
 from moxserve.tensorflow.datasets.base import INPUT_POSITIONS
+from moxserve.tensorflow.executor.batching import IteratorRecorder, check_tensors, lift_batches
 from moxserve.tensorflow.executor.calls import call_with_mode, check_callable
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.tensorflow.executor.lift import lift_to_dataset
-from moxserve.tensorflow.executor.spec import ModeKeys
+from moxserve.tensorflow.executor.participants import (
+    Clock,
+    HookParticipant,
+    InputEnded,
+    Participant,
+    StepContext,
+    is_end_of_input,
+)
+from moxserve.tensorflow.input_source.base import InputSource
+from moxserve.tensorflow.input_source.queue import QueueInput
 
 __all__ = ["ModeInput", "build_inputs", "collect_samples", "explain", "first_rows", "start_queues"]
 
@@ -38,6 +47,8 @@ class ModeInput:
         endless: True when it is known that the input never ends.
         positions: scalars of the graph that say how many rows were given before (see `datasets.base`).
         started_with_tables: operations that start iterators and that the initialisation of tables runs, too.
+        participants: who keeps the tensors supplied, in each loop that takes them.
+        source: what the tensors are from; None where it is only the graph.
     """
 
     tensors: list[Any]
@@ -46,6 +57,8 @@ class ModeInput:
     endless: bool = False
     positions: list[Any] = field(default_factory=list)
     started_with_tables: list[Any] = field(default_factory=list)
+    participants: list[Participant] = field(default_factory=list)
+    source: InputSource | None = None
 
     def start(self, session: Any, position: int = 0) -> None:
         """Start the input, or start it again: from the beginning, or after the rows that were given before.
@@ -59,6 +72,44 @@ class ModeInput:
         tables = self.started_with_tables if position and self.positions else []
         for initializer in (*tables, *self.initializers):
             session.run(initializer, feed)
+        if self.source is not None:
+            with session.as_default():
+                self.source.reset_state(feed)
+
+    def close(self) -> None:
+        """End the threads and processes of the input, while the session is open."""
+        if self.source is not None:
+            self.source.close()
+
+    @property
+    def steps(self) -> int:
+        """How many steps make one pass where the tensors themselves never end; 0 where that is not known."""
+        if self.source is None:
+            return 0
+        with suppress(NotImplementedError):
+            return self.source.size()
+        return 0
+
+    def fetch(self, session: Any) -> list[np.ndarray]:
+        """Take one batch outside of a loop.
+
+        Raises:
+            InputEnded: there is none any more.
+        """
+        context = StepContext(session, Clock(counts_globally=False))
+        feed: dict[Any, Any] = {}
+        for participant in self.participants:
+            participant.ready(context.clock)
+        for participant in self.participants:
+            args = participant.step_args(context)
+            feed.update((args.feed_dict or {}) if args is not None else {})
+        try:
+            batch: list[np.ndarray] = session.run(self.tensors, feed)
+        except tf.errors.OutOfRangeError as error:
+            if is_end_of_input(error):
+                raise InputEnded from None
+            raise
+        return batch
 
     def rows_per_step(self, batch_size: int) -> int:
         """How many rows a step takes: as the tensors say where batches are not made here, else `batch_size`."""
@@ -74,43 +125,12 @@ class ModeInput:
         return (None, *shape[1:]) if self.auto_batch else shape
 
 
-class _Recorder:
-    """Collects the iterators that are made while `input_fn` runs."""
-
-    _lock = threading.RLock()
-
-    def __init__(self) -> None:
-        self.initializers: dict[str, Any] = {}
-        self.datasets: dict[str, Any] = {}
-
-    def make_iterator(self, dataset: Any) -> Any:
-        """Stand in for `Dataset.make_one_shot_iterator`."""
-        iterator = tf1.data.make_initializable_iterator(dataset)
-        name = iterator._iterator_resource.name
-        self.initializers[name] = iterator.initializer
-        self.datasets[name] = dataset
-        return iterator
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Replace the making of one-shot iterators: the method and the module function both end there."""
-        from tensorflow.python.data.ops import dataset_ops
-
-        owner = dataset_ops.DatasetV1
-        with self._lock:
-            original = owner._make_one_shot_iterator
-            owner._make_one_shot_iterator = lambda dataset: self.make_iterator(dataset)
-            try:
-                yield
-            finally:
-                owner._make_one_shot_iterator = original
-
-
 def build_inputs(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_batch: bool) -> ModeInput:
     """Call `input_fn` in the current graph and make what `model_fn` gets of its result.
 
     Args:
-        input_fn: the user's function; returns a tensor, a list or tuple of tensors, or a `tf.data.Dataset`.
+        input_fn: the user's function; returns a tensor, a list or tuple of tensors, a `tf.data.Dataset`, an
+            InputSource or a DataFlow.
         mode: TRAIN, EVAL or PREDICT.
         batch_size: rows of a batch.
         auto_batch: True: the tensors are one sample, batches are made here. False: they are batches already.
@@ -131,65 +151,40 @@ def build_inputs(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_
 
 
 def _build(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_batch: bool) -> ModeInput:
-    recorder = _Recorder()
-    summaries = tf1.get_collection_ref(tf1.GraphKeys.SUMMARIES)
-    before = list(summaries)
+    recorder = IteratorRecorder()
     with recorder.recording():
         result = call_with_mode(input_fn, (), mode, "input_fn")
         if isinstance(result, tf.data.Dataset):
             result = recorder.make_iterator(result).get_next()
             result = tf.nest.flatten(result)
-    tensors = _check_tensors(result)
+    if isinstance(result, (DataFlow, InputSource)):
+        return _from_source(result, recorder, mode, batch_size if auto_batch else 0)
+    tensors = check_tensors(result, "input_fn")
     if not auto_batch:
         return ModeInput(tensors, list(recorder.initializers.values()), auto_batch=False)
-    dataset, captured = lift_to_dataset(tensors, recorder.datasets)
-    # They tell of the sample that was cut out of the graph, and would ask for one more of an input that never starts.
-    summaries[:] = before
-    pulled = [op for name, op in recorder.initializers.items() if name in captured]
-    return _batched(dataset, pulled, mode, batch_size)
+    tensors, initializers, endless = lift_batches(tensors, recorder, mode, batch_size)
+    return ModeInput(tensors, initializers, auto_batch=True, endless=endless)
 
 
-def _check_tensors(result: Any) -> list[Any]:
-    items = list(result) if isinstance(result, (list, tuple)) else [result]
-    if not items or result is None:
-        raise ModelSpecError("input_fn returned nothing", hint=_EXAMPLE)
-    for position, item in enumerate(items):
-        if not tf1.is_tensor(item) or isinstance(item, (tf1.SparseTensor, tf.RaggedTensor)):
-            raise ModelSpecError(
-                f"input_fn returned {type(item).__name__} at position {position}; every input must be a tf.Tensor",
-                hint="wrap NumPy data: tf.data.Dataset.from_tensor_slices(data).make_one_shot_iterator().get_next()",
-            )
-        if item.graph is not tf1.get_default_graph():
-            raise ModelSpecError(
-                f"input_fn returned the tensor {item.name!r}, which was made outside of it",
-                hint="make all tensors inside of input_fn: each run has its own graph",
-            )
-    return [tf.convert_to_tensor(item) for item in items]
-
-
-def _batched(dataset: Any, pulled: Sequence[Any], mode: str, batch_size: int) -> ModeInput:
-    endless, length_known = _length(dataset)
-    # A fixed batch dimension is what training code expects ([32, 224, 224, 3]). It is promised where no smaller last
-    # batch can come: endless input, and generators in TRAIN, whose length nobody knows; their last, smaller batch is
-    # left out.
-    full = endless or (mode == ModeKeys.TRAIN and not length_known)
-    dataset = dataset.batch(batch_size, drop_remainder=full).prefetch(2)
-    iterator = tf1.data.make_initializable_iterator(dataset)
-    tensors = list(iterator.get_next())
-    # Iterators that the map function pulls must be started before the batched one.
-    return ModeInput(tensors, [*pulled, iterator.initializer], auto_batch=True, endless=endless)
-
-
-def _length(dataset: Any) -> tuple[bool, bool]:
-    """Tell whether a dataset is endless, and whether its length is known."""
-    cardinality = tf.data.experimental.cardinality(dataset)
+def _from_source(given: DataFlow | InputSource, recorder: IteratorRecorder, mode: str, batch_size: int) -> ModeInput:
+    """Set a source up, and take its tensors; a data flow is read ahead into a queue."""
+    source = QueueInput(given) if isinstance(given, DataFlow) else given
     try:
-        with tf1.Session(config=tf1.ConfigProto(device_count={"GPU": 0})) as session:
-            value = int(session.run(cardinality))
-    except tf.errors.OpError:  # it depends on something that is not initialised yet
-        return False, False
-    endless = value == tf.data.experimental.INFINITE_CARDINALITY or value >= 1 << 61
-    return endless, endless or value >= 0
+        if batch_size:
+            source.make_batches(batch_size)
+        participants = source.setup(None, mode)
+        tensors = source.get_input_tensors()
+    except BaseException:
+        source.close()
+        raise
+    return ModeInput(
+        tensors,
+        list(recorder.initializers.values()),
+        auto_batch=bool(batch_size) or source.gives_batches,
+        endless=source.endless,
+        participants=[p if isinstance(p, Participant) else HookParticipant(p) for p in participants],
+        source=source,
+    )
 
 
 def collect_samples(
@@ -221,7 +216,10 @@ def collect_samples(
             source.start(session)
             coordinator = tf1.train.Coordinator()
             threads = start_queues(session, coordinator)
-            batches = _first_batches(session, source.tensors, count)
+            try:
+                batches = _first_batches(session, source, count)
+            finally:
+                source.close()
             coordinator.request_stop()
             session.close()
             coordinator.join(threads, stop_grace_period_secs=5, ignore_live_threads=True)
@@ -250,14 +248,13 @@ def start_queues(session: Any, coordinator: Any) -> list[Any]:
     return threads
 
 
-def _first_batches(session: Any, tensors: Sequence[Any], count: int) -> list[list[np.ndarray]]:
+def _first_batches(session: Any, source: ModeInput, count: int) -> list[list[np.ndarray]]:
     batches: list[list[np.ndarray]] = []
     rows = 0
-    fetch = session.make_callable(list(tensors))
     while rows < count:
         try:
-            batch = fetch()
-        except tf.errors.OutOfRangeError:
+            batch = source.fetch(session)
+        except InputEnded:
             break
         batches.append(batch)
         if len(batch[0]) == 0:

@@ -147,6 +147,7 @@ class InterBranch(Participant):
         self._batch_size = batch_size
         self._folder = folder
         self._writer: Any = None
+        self._fed = {tensor.op.name for tensor in source.tensors} if source.participants else set()
         self._step_op = tf.group(*branch.inputs, name=f"{branch.mode.lower()}_step")
         first = branch.inputs[0]
         self._rows = None if first.shape.rank in (0, None) else tf.shape(first)[0]
@@ -175,7 +176,7 @@ class InterBranch(Participant):
         for position, (hook, counterpart) in enumerate(zip(hooks, counterparts, strict=True)):
             info = self._info(hook, counterpart, f"{expected[position]}.monitor_info")
             for name, tensor in info.items():
-                _check_harmless(tensor, f"{expected[position]}.monitor_info[{name!r}]", forbidden)
+                _check_harmless(tensor, f"{expected[position]}.monitor_info[{name!r}]", forbidden, self._fed)
             hook.bind_inter(lambda n_steps, info=info: self.run(info, n_steps))
             self._warn_batch_size(hook)
 
@@ -210,13 +211,21 @@ class InterBranch(Participant):
         """Never: training steps are none of its business."""
         return NEVER
 
+    def begin(self) -> None:
+        """The same for the input's participants."""
+        for participant in self._source.participants:
+            participant.begin()
+
     def session_ready(self, session: Any, coordinator: Any) -> None:
         """Remember where to run."""
+        for participant in self._source.participants:
+            participant.session_ready(session, coordinator)
         self._session = session
         self._stepper = Stepper(session, self._step_op, Clock(counts_globally=False))
 
     def close(self) -> None:
-        """Flush and close the event file; not at `finish`, because a hook may evaluate in its `end`."""
+        """End the input, and flush the event file; not at `finish`, because a hook may evaluate in its `end`."""
+        self._source.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -242,6 +251,8 @@ class InterBranch(Participant):
             raise ModelSpecError(
                 "run_inter() was called before the session was there", hint="call it in after_run or end"
             )
+        if n_steps == 0 and self._source.endless:
+            n_steps = self._source.steps
         if n_steps < 0 or (n_steps == 0 and self._source.endless):
             raise UsageError(
                 f"run_inter(n_steps={n_steps!r}): expected a number of steps, or 0 for an input that ends",
@@ -263,7 +274,8 @@ class InterBranch(Participant):
         means = EvalMeans(info, self._rows)
         self._source.start(self._session)
         clock = self._stepper.clock = Clock(counts_globally=False, steps_per_epoch=n_steps)
-        if Loop(self._stepper, [means], clock, self.stopped).run() == "signal":
+        takers = [*self._source.participants, means]
+        if Loop(self._stepper, takers, clock, self.stopped).run() == "signal":
             tf1.logging.warning("a signal came: the evaluation is broken off after %d steps", clock.run_step)
             raise InterStopped
         if not clock.run_step:
@@ -274,8 +286,8 @@ class InterBranch(Participant):
         return means.means
 
 
-def _check_harmless(tensor: Any, what: str, forbidden: set[str]) -> None:
-    """Check that a tensor can be computed without a feed and without an effect on training.
+def _check_harmless(tensor: Any, what: str, forbidden: set[str], fed: set[str]) -> None:
+    """Check that a tensor can be computed without an effect on training, and without a feed that is not its input's.
 
     Raises:
         ModelSpecError: computing it changes a variable, pulls TRAIN's input or needs a placeholder.
@@ -291,6 +303,8 @@ def _check_harmless(tensor: Any, what: str, forbidden: set[str]) -> None:
                 f"{what} is computed from the input of TRAIN",
                 hint="make the hook inside of model_fn, from the tensors of that call",
             )
+        if op.name in fed:
+            continue
         if op.type in ("Placeholder", "PlaceholderV2"):
             raise ModelSpecError(
                 f"{what} depends on the placeholder {op.name!r}, which nobody feeds in the intermediate mode",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moxserve.tensorflow.executor.env import tf
-from moxserve.tensorflow.executor.participants import NEVER, Clock, Participant
+from moxserve.tensorflow.executor.participants import NEVER, Clock, InputEnded, Participant, RunStopped, is_end_of_input
 from moxserve.tensorflow.executor.stepper import Stepper
 
 __all__ = ["Loop", "LoopTiming"]
@@ -62,7 +62,9 @@ class Loop:
         self._stepper = stepper
         self._participants = list(participants)
         self._clock = clock
-        self._stopped = stopped
+        self._stopped = clock.stopped = stopped
+        # Steps are made without a look at those who do not wait for anything.
+        self._ready = [p.ready for p in participants if type(p).ready is not Participant.ready]
         self._mark: tuple[int, float, float] | None = None
         self.timing = LoopTiming()
 
@@ -130,17 +132,30 @@ class Loop:
                     return "signal"
                 if self._quiet_steps(end):
                     continue
+                for ready in self._ready:
+                    ready(clock)
                 clock.local_step += 1
                 stop = self._stepper.step(self._active())
                 if self._mark is None:
                     self._first_step_done()
                 if stop:
                     return "request_stop"
-        except tf.errors.OutOfRangeError as error:
-            if not _is_end_of_input(error):
+        except InputEnded:
+            return "end_of_input"
+        except RunStopped:
+            return "signal"
+        except tf.errors.OpError as error:
+            self._raise_cause(error)
+            if not isinstance(error, tf.errors.OutOfRangeError) or not is_end_of_input(error):
                 raise
             return "end_of_input"
         return None
+
+    def _raise_cause(self, error: Any) -> None:
+        for participant in self._participants:
+            cause = participant.cause(error)
+            if cause is not None:
+                raise cause from None
 
     def _active(self) -> list[Participant]:
         step, now = self._clock.run_step, time.monotonic()
@@ -149,6 +164,7 @@ class Loop:
     def _quiet_steps(self, end: int) -> int:
         """Run the steps up to the next one that somebody wants; tells how many there were."""
         clock, stopped, now, quiet = self._clock, self._stopped, time.monotonic, self._stepper.quiet
+        readies = self._ready
         until = min((p.next_step(clock) for p in self._participants), default=NEVER)
         deadline = min((p.next_time() for p in self._participants), default=math.inf)
         # The first step is made alone, so that it can be left out of the timing.
@@ -158,6 +174,8 @@ class Loop:
         done = 0
         try:
             while done < steps and not stopped() and now() < deadline:
+                for ready in readies:
+                    ready(clock)
                 quiet()
                 done += 1
         finally:  # also when the input ends in the middle
@@ -166,12 +184,6 @@ class Loop:
         if self._mark is None and done:
             self._first_step_done()
         return done
-
-
-def _is_end_of_input(error: Any) -> bool:
-    """Tell an exhausted iterator or a closed queue from any other OutOfRangeError."""
-    message = str(error.message)
-    return "End of sequence" in message or "insufficient elements" in message
 
 
 def _log_cleanup_error(participant: Participant, error: Exception) -> None:

@@ -6,6 +6,7 @@ The points of a run, in order. At each point the participants are called in the 
     session_ready        the graph is frozen, variables hold their values
     train_start
       epoch_start
+        ready            waits for what the step needs; the only point that quiet steps have, too
         step_args        may ask for fetches and feeds that ride along with the step
         (the step; the clock counts it)
         step_values      gets what was fetched
@@ -14,21 +15,33 @@ The points of a run, in order. At each point the participants are called in the 
       epoch_trigger
     finish(ok)           always, also after an error (ok is False then)
 
-A participant that needs no point at most steps says so with `next_step`: idle steps cost nothing.
+A participant that needs no point at most steps says so with `next_step`: idle steps cost nothing. When a step fails,
+or the input ends, `cause` is asked what really happened.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from moxserve.errors import UsageError
 
-__all__ = ["NEVER", "Clock", "Every", "HookParticipant", "InterStopped", "Participant", "StepContext"]
+__all__ = [
+    "NEVER",
+    "Clock",
+    "Every",
+    "HookParticipant",
+    "InputEnded",
+    "InterStopped",
+    "Participant",
+    "RunStopped",
+    "StepContext",
+    "is_end_of_input",
+]
 
 NEVER = 1 << 62
 
@@ -48,6 +61,7 @@ class Clock:
         counts_globally: False in EVAL and PREDICT, whose steps are none of the model's life.
         started_at: `time.monotonic()` when the first step began.
         aside_s: wall and CPU seconds spent in `aside` so far.
+        stopped: whether the run is to end; for whoever waits.
     """
 
     global_step: int = 0
@@ -60,6 +74,7 @@ class Clock:
     counts_globally: bool = True
     started_at: float = field(default_factory=time.monotonic)
     aside_s: tuple[float, float] = (0.0, 0.0)
+    stopped: Callable[[], bool] = lambda: False
 
     def count(self) -> None:
         """A step is done."""
@@ -88,6 +103,20 @@ class Clock:
 
 class InterStopped(Exception):  # noqa: N818 - no error: nothing went wrong
     """A signal came in the middle of an intermediate evaluation, whose result nobody should judge."""
+
+
+class InputEnded(Exception):  # noqa: N818 - no error: a clean end
+    """The input has nothing more to give."""
+
+
+class RunStopped(Exception):  # noqa: N818 - no error: somebody asked for it
+    """The run is to end, said to whoever waited for the next step's input."""
+
+
+def is_end_of_input(error: Any) -> bool:
+    """Tell an exhausted iterator or a closed queue from any other OutOfRangeError."""
+    message = str(error.message)
+    return "End of sequence" in message or "insufficient elements" in message
 
 
 @dataclass(frozen=True)
@@ -159,6 +188,14 @@ class Participant:
     def epoch_start(self, clock: Clock) -> None:
         """Before the first step of an epoch."""
 
+    def ready(self, clock: Clock) -> None:
+        """Just before each step, quiet ones included: wait for what it needs. Keep it cheap.
+
+        Raises:
+            InputEnded: there is nothing more; the run ends cleanly.
+            RunStopped: `clock.stopped()` became true.
+        """
+
     def step_args(self, context: StepContext) -> Any:
         """Before a step: SessionRunArgs for what should run along with it, or None."""
 
@@ -181,6 +218,10 @@ class Participant:
     def next_time(self) -> float:
         """`time.monotonic()` at which the step points matter, whatever the step; the default is never."""
         return math.inf
+
+    def cause(self, error: Exception) -> BaseException | None:
+        """The runtime says that a step failed, or that the input ended: what really happened; None if nobody knows."""
+        return None
 
     def finish(self, ok: bool) -> None:
         """The loop is over. `ok` is False after an error."""

@@ -24,7 +24,7 @@ from moxserve.tensorflow.executor.hooks import runs_inter_mode
 from moxserve.tensorflow.executor.inputs import ModeInput, build_inputs, explain, start_queues
 from moxserve.tensorflow.executor.inter import build_inter
 from moxserve.tensorflow.executor.loop import Loop
-from moxserve.tensorflow.executor.participants import NEVER, Clock, HookParticipant, Participant
+from moxserve.tensorflow.executor.participants import NEVER, Clock, HookParticipant, InputEnded, Participant
 from moxserve.tensorflow.executor.phases import run_phases
 from moxserve.tensorflow.executor.position import PositionLog
 from moxserve.tensorflow.executor.settings import Functions, RunArguments, Settings
@@ -60,7 +60,8 @@ def run(
     """Train, evaluate or apply a model.
 
     Args:
-        input_fn: `input_fn(mode, **kwargs)` returns one or several tensors, or a `tf.data.Dataset`.
+        input_fn: `input_fn(mode, **kwargs)` returns one or several tensors, a `tf.data.Dataset`, a
+            `moxserve.dataflow.DataFlow`, or one of `moxserve.tensorflow.input_source`.
         output_fn: `output_fn(outputs, **kwargs)` gets a list with one dict of arrays per step; needed in PREDICT.
         model_fn: `model_fn(inputs, mode, **kwargs)` returns a ModelSpec; `inputs` is always a list.
         optimizer_fn: `optimizer_fn()` returns an optimizer; or a list of such functions, one per loss. Needed in TRAIN.
@@ -188,10 +189,10 @@ class _Job:
             self.source: ModeInput = build_inputs(
                 self.functions.input_fn, settings.mode, settings.batch_size, settings.auto_batch
             )
-        if self.source.endless and not settings.max_steps:
+        if self.source.endless and not settings.max_steps and (self.training or not self.source.steps):
             raise UsageError(
                 f"run(max_number_of_steps=0) in {settings.mode} means to the end of the input, which never ends",
-                hint="give max_number_of_steps, or leave .repeat() out of input_fn",
+                hint="give max_number_of_steps, or leave .repeat() out of input_fn, or give the source infinite=False",
             )
         inputs = [list(self.source.tensors)]
         self.branch: Branch = build_branch(self.functions.model_fn, settings.mode, inputs, self.topology.devices)
@@ -212,7 +213,7 @@ class _Job:
     def _participants(self) -> list[Participant]:
         """Everybody who takes part, built-ins first, so that state is safe before a user's hook may fail."""
         settings, spec = self.settings, self.branch.spec
-        listed: list[Participant] = [] if self.inter is None else [self.inter]
+        listed: list[Participant] = [*self.source.participants, *([] if self.inter is None else [self.inter])]
         self.samples = reporters.SampleRows(self.branch.inputs, sample_rows(settings)) if settings.export else None
         self.console = self._console()
         self.means = reporters.EvalMeans(spec.log_info, self._rows()) if settings.mode == ModeKeys.EVAL else None
@@ -313,6 +314,7 @@ class _Job:
             self._sample_unstepped(session)
             return reason, guard.signum if reason == "signal" else 0
         finally:
+            self.source.close()
             if self.inter is not None:
                 self.inter.close()
             coordinator.request_stop()
@@ -321,7 +323,7 @@ class _Job:
 
     def _steps_to_make(self) -> int:
         if not self.settings.max_steps:
-            return NEVER
+            return self.source.steps if self.source.endless else NEVER
         return self.settings.max_steps - (self.clock.global_step if self.training else 0)
 
     def _already_trained(self) -> bool:
@@ -348,9 +350,9 @@ class _Job:
         if self.samples is None or self.samples.samples or self.clock.run_step:
             return
         try:
-            self.samples.add(session.run(self.branch.inputs))
-        except tf.errors.OpError as error:
-            tf1.logging.warning("no sample rows for the export: %s", error.message)
+            self.samples.add(self.source.fetch(session))
+        except (tf.errors.OpError, InputEnded) as error:
+            tf1.logging.warning("no sample rows for the export: %s", error)
 
     # -- result
 
