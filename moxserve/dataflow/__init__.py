@@ -30,17 +30,36 @@ _MODULES = {
         "RepeatedDataPoint",
         "SelectComponent",
     ),
+    "format": (
+        "HDF5Data",
+        "LMDBData",
+        "LMDBDataDecoder",
+        "LMDBDataPoint",
+        "NpzData",
+        "SVMLightData",
+    ),
     "mix": ("ConcatData", "JoinData", "RandomChooseData", "RandomMixData"),
     "raw": ("DataFromGenerator", "DataFromIterable", "DataFromList", "DataFromQueue", "FakeData"),
     "seeds": ("fix_rng_seed",),
+    "serialize": (
+        "HDF5Serializer",
+        "LMDBSerializer",
+        "NumpySerializer",
+        "TFRecordSerializer",
+    ),
     "speed": ("PrintData", "TestDataSpeed"),
+    "values": ("dumps", "loads"),
 }
+# Packages that are names themselves.
+_PACKAGES = ("imgaug",)
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = sorted(_LAZY)
+__all__ = sorted((*_LAZY, *_PACKAGES))
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
     value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -10,7 +10,7 @@ anything, with use_list                      list
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -121,7 +121,8 @@ def _common(key: Hashable, dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
 
 
 def _ragged(key: Hashable, shapes: Sequence[tuple[int, ...]]) -> DataError:
-    shown = ", ".join(map(str, shapes[:8])) + (f", … ({len(shapes)} in all)" if len(shapes) > 8 else "")
+    several = [f"{n} x {shape}" for shape, n in Counter(shapes).items()]
+    shown = ", ".join(map(str, shapes) if len(shapes) <= 8 else several)
     return DataError(f"cannot batch {_name(key)}: the datapoints of a batch need one shape, got {shown}", hint=_RAGGED)
 
 
@@ -308,10 +309,21 @@ class BatchData(ProxyDataFlow):
         Raises:
             DataError: datapoints of one batch do not fit together.
         """
+        return self.batches()
+
+    def batches(self, allocate: Callable[..., np.ndarray] = np.empty) -> Iterator[Any]:
+        """Yield batches whose arrays lie where the caller wants them.
+
+        Args:
+            allocate: makes an array of a shape and dtype.
+
+        Raises:
+            DataError: datapoints of one batch do not fit together.
+        """
         builder = None
         for dp in self.ds:
             if builder is None:
-                builder = BatchBuilder(self.batch_size, self.use_list)
+                builder = BatchBuilder(self.batch_size, self.use_list, allocate)
             builder.add(dp)
             if builder.count == self.batch_size:
                 # Nothing here keeps the batch alive while its user works on it.

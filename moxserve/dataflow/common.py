@@ -109,6 +109,8 @@ class MapData(ProxyDataFlow):
             of dropped ones.
     """
 
+    func: Callable[[Any], Any]
+
     def __init__(self, ds: DataFlow, func: Callable[[Any], Any]) -> None:
         super().__init__(ds)
         self.func = func
@@ -132,10 +134,12 @@ class MapDataComponent(MapData):
     """
 
     def __init__(self, ds: DataFlow, func: Callable[[Any], Any], index: int | str = 0) -> None:
+        ProxyDataFlow.__init__(self, ds)
         self._component_func, self._index = func, index
-        super().__init__(ds, self._map)
 
-    def _map(self, dp: Any) -> Any:
+    # A method, not an attribute: a bound method in it would be a cycle, and keep what the flow holds open.
+    def func(self, dp: Any) -> Any:
+        """Map the component; None to drop the datapoint."""
         mapped = self._component_func(component(dp, self._index))
         if mapped is None:
             return None
@@ -154,10 +158,11 @@ class SelectComponent(MapData):
     """
 
     def __init__(self, ds: DataFlow, idxs: Sequence[int | str]) -> None:
+        ProxyDataFlow.__init__(self, ds)
         self._idxs = tuple(idxs)
-        super().__init__(ds, self._pick)
 
-    def _pick(self, dp: Any) -> list[Any]:
+    def func(self, dp: Any) -> list[Any]:
+        """Pick the components."""
         return [component(dp, i) for i in self._idxs]
 
 

@@ -110,6 +110,7 @@ def test_batch_of_dicts_and_of_lists() -> None:
     ("dps", "told"),
     [
         ([[np.zeros((2, 3))], [np.zeros((2, 3))], [np.zeros((2, 4))]], r"component 0: .*\(2, 3\), \(2, 3\), \(2, 4\)"),
+        ([[np.zeros(2)]] * 9 + [[np.zeros(3)]], r"component 0: .* got 9 x \(2,\), 1 x \(3,\)"),
         ([{"a": np.zeros(2)}, {"a": 1.5}], r"component 'a': .*\(2,\), \(\)"),
         ([[1], [np.zeros(2)]], r"component 0: .*\(\), \(2,\)"),
         ([[1], ["a"]], "cannot batch component 0: .* got int, str"),
