@@ -162,7 +162,7 @@ class BatchDecoder:
             return source
         if isinstance(source, FileKey):
             if isinstance(self.cache, BytesCache):
-                return self.cache.read(source.path, source)
+                return self.cache.read(source.path, source, self.fetch)
             return self.fetch(source.path)
         if isinstance(self.cache, BytesCache):
             return self.cache.read(source)

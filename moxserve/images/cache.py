@@ -78,12 +78,15 @@ class BytesCache:
         self.store = PackStore(os.path.join(folder, "bytes"), max_bytes)
         self._fetch = fetch or _read
 
-    def read(self, path: str | os.PathLike[str], key: FileKey | None = None) -> bytes:
+    def read(
+        self, path: str | os.PathLike[str], key: FileKey | None = None, fetch: Callable[[str], bytes] | None = None
+    ) -> bytes:
         """Return a file's bytes, from the cache or from where it is.
 
         Args:
             path: the file.
             key: which state of it; asked of the local file system if not given.
+            fetch: reads it if it is not kept, in place of that of the constructor.
 
         Raises:
             OSError: it cannot be read.
@@ -92,7 +95,7 @@ class BytesCache:
         entry = self.store.get(digest)
         if entry is not None:
             return entry.data.tobytes()
-        data = self._fetch(os.fspath(path))
+        data = (fetch or self._fetch)(os.fspath(path))
         self.store.put(digest, data)
         return data
 

@@ -16,9 +16,9 @@ What TensorFlow does otherwise:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -121,7 +121,8 @@ class WindowDecoder:
         channels: 1 (gray), 3 (RGB) or 4 (RGBA).
         exact: decode each pixel of the window as `decode` does. Otherwise a JPEG whose window is at least twice as
             large as the result is decoded at a half, a quarter or an eighth of its size; where simplejpeg is installed
-            all JPEGs take the fast transform and the plain upsampling of colours.
+            all JPEGs take the fast transform and the plain upsampling of colours. Windows are rounded to whole pixels
+            of what was decoded.
 
     Raises:
         UsageError: `channels` is none of these.
@@ -165,15 +166,12 @@ class WindowDecoder:
         header = read_header(data, name)
         check_complete(data, header, name)
         window = self.geometry.window(header.height, header.width, rng)
-        if not self.exact and header.format == "jpeg" and header.components != 4:
-            factor = _factor(window)
-            if factor > 1 or simplejpeg is not None:
-                reduced = _reduced(data, header, self.channels, factor)
-                if reduced is not None:
-                    return cut(reduced, _scaled(window, header, reduced.shape), out)
         rows = min(max(window.top + window.height, 1), header.height)
-        image = _pixels(data, header, self.channels, name, rows)
-        return cut(image, window, out)
+        if not self.exact and header.format == "jpeg" and header.components != 4:
+            reduced = _reduced(data, header, self.channels, rows, _factor(window))
+            if reduced is not None:
+                return cut(*_scaled(reduced, window, header), out)
+        return cut(_pixels(data, header, self.channels, name, rows), window, out)
 
 
 def _factor(window: Window) -> int:
@@ -181,36 +179,47 @@ def _factor(window: Window) -> int:
     return next((f for f in (8, 4, 2) if factor >= f), 1)
 
 
-def _scaled(window: Window, header: ImageHeader, shape: tuple[int, ...]) -> Window:
-    """A window of the reduced image: what covers the same part."""
-    vertical, horizontal = shape[0] / header.height, shape[1] / header.width
-    return Window(
-        round(window.top * vertical), round(window.left * horizontal),
-        max(1, round(window.height * vertical)), max(1, round(window.width * horizontal)),
+def _scaled(reduced: _Reduced, window: Window, header: ImageHeader) -> tuple[np.ndarray, Window]:
+    """The reduced image, and the window of it that covers the same part."""
+    factor = reduced.factor
+    scaled = Window(
+        round(window.top / factor), round(window.left / factor),
+        max(1, round(window.height / factor)), max(1, round(window.width / factor)),
         window.out_height, window.out_width, window.flip,
     )  # fmt: skip
+    # Rounding must not reach past the image where the window does not.
+    inside = window.top >= 0 and window.left >= 0
+    inside = inside and window.top + window.height <= header.height and window.left + window.width <= header.width
+    if inside:
+        height, width = reduced.image.shape[:2]
+        top, left = min(scaled.top, height - 1), min(scaled.left, width - 1)
+        scaled = replace(
+            scaled, top=top, left=left, height=min(scaled.height, height - top), width=min(scaled.width, width - left)
+        )
+    return reduced.image, scaled
 
 
-def _reduced(data: bytes, header: ImageHeader, channels: int, factor: int) -> np.ndarray | None:
-    """Decode a JPEG at a fraction of its size; None where the decoder cannot."""
+class _Reduced(NamedTuple):
+    """A JPEG decoded at a fraction of its size, from the top down to at least the rows that were asked for."""
+
+    image: np.ndarray
+    factor: int
+
+
+def _reduced(data: bytes, header: ImageHeader, channels: int, rows: int, factor: int) -> _Reduced | None:
+    """Decode a JPEG at a fraction of its size, or quickly; None where the decoder cannot."""
     if simplejpeg is not None:
-        colours = "GRAY" if channels == 1 else "RGB"
-        height, width = -(-header.height // factor), -(-header.width // factor)
-        try:
-            image = simplejpeg.decode_jpeg(
-                data, colours, fastdct=True, fastupsample=True, min_height=height, min_width=width, min_factor=1,
-                strict=False,
-            )  # fmt: skip
-        except ValueError:
-            return None
-        return _with_channels(image, channels)
+        image = _simplejpeg(data, header, channels, rows, factor)
+        return None if image is None else _Reduced(_with_channels(image, channels), factor)
+    if factor == 1:
+        return None
     cv2 = opencv()
     flags = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}[factor]
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         return None
     to = {1: cv2.COLOR_BGR2GRAY, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGR2RGBA}[channels]
-    return _with_channels(cv2.cvtColor(image, to), channels)
+    return _Reduced(_with_channels(cv2.cvtColor(image, to), channels), factor)
 
 
 def _pixels(data: bytes, header: ImageHeader, channels: int, name: str, rows: int = 0) -> np.ndarray:
@@ -231,16 +240,33 @@ def _pixels(data: bytes, header: ImageHeader, channels: int, name: str, rows: in
     return _with_channels(image, channels)
 
 
-def _simplejpeg(data: bytes, header: ImageHeader, channels: int, rows: int) -> np.ndarray | None:
+def _simplejpeg(data: bytes, header: ImageHeader, channels: int, rows: int, factor: int = 0) -> np.ndarray | None:
+    """Decode a JPEG from the top down to at least `rows`; None if it cannot be.
+
+    Args:
+        data: the image.
+        header: of it.
+        channels: 1, otherwise RGB.
+        rows: how many are wanted.
+        factor: 0 decodes exactly; 1, 2, 4 or 8 quickly, at that fraction of the size.
+    """
     encoded: bytes | bytearray = data
+    height = header.height
     if header.height_at:
         # All rows above are the same whatever the height: with a smaller one the decoder stops early.
         enough = (rows // _BLOCK_ROWS + 2) * _BLOCK_ROWS
-        if enough < header.height:
+        if enough < height:
+            height = enough
             encoded = bytearray(data)
-            encoded[header.height_at : header.height_at + 2] = enough.to_bytes(2, "big")
+            encoded[header.height_at : header.height_at + 2] = height.to_bytes(2, "big")
+    options: dict[str, Any] = {}
+    if factor:
+        options = {
+            "fastdct": True, "fastupsample": True, "min_height": -(-height // factor),
+            "min_width": -(-header.width // factor),
+        }  # fmt: skip
     try:
-        return simplejpeg.decode_jpeg(encoded, "GRAY" if channels == 1 else "RGB", strict=False)
+        return simplejpeg.decode_jpeg(encoded, "GRAY" if channels == 1 else "RGB", strict=False, **options)
     except ValueError:
         return None
 

@@ -250,9 +250,7 @@ class PackStore:
         with self._mutex:
             if self.max_bytes is not None and self.stored_bytes + length > self.max_bytes:
                 self._full = True
-                log.warning(
-                    "%s holds %d bytes and is full: max_bytes=%d", self.folder, self.stored_bytes, self.max_bytes
-                )
+                log.warning("%s is full: it holds %d of %d bytes", self.folder, self.stored_bytes, self.max_bytes)
                 return False
             writer = self._writer()
             if writer is None:
