@@ -1,8 +1,13 @@
-"""`moxserve data`: write sample data sets."""
+"""`moxserve data`: write sample data sets, look into data sets, measure how fast they are read.
+
+The sample data sets of images are here; each other command has a file of its own.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
@@ -12,29 +17,29 @@ __all__ = ["data"]
 
 
 @click.group(
-    cls=LazyGroup, lazy={"table": ("moxserve.cli.data_table:table", "Write a survey as CSV, Parquet and TFRecord.")}
+    cls=LazyGroup,
+    lazy={
+        "table": ("moxserve.cli.data_table:table", "Write a survey as CSV, Parquet and TFRecord."),
+    },
 )
 def data() -> None:
-    """Write sample data sets."""
+    """Write sample data sets; look into data sets of any kind, and measure how fast they are read."""
 
 
-@data.command(epilog="\b\nExample:\n  moxserve data digits --out data/digits")
-@click.option("--out", required=True, type=click.Path(), help="Directory to make.")
-@click.option(
-    "--formats",
-    default="images,idx,tfrecord",
-    show_default=True,
-    help="What to write, separated by commas: images (folder per class), idx (MNIST's files), tfrecord.",
-)
-@click.option("--force", is_flag=True, help="Replace an earlier data set at --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
-def digits(out: str, formats: str, force: bool, as_json: bool) -> None:
-    """Write scikit-learn's 1,797 real handwritten digits with a fixed train/eval split."""
+def _common(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that every sample data set has."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON."),
+        click.option("--force", is_flag=True, help="Replace an earlier data set at --out."),
+        click.option("--out", required=True, type=click.Path(), help="Directory to make."),
+    ):
+        command = option(command)
+    return command
+
+
+def _tell(manifest: Mapping[str, Any], out: str, as_json: bool) -> None:
     from moxserve.cli.render import echo_json
-    from moxserve.data.digits import write_digits
 
-    names = [name.strip() for name in formats.split(",") if name.strip()]
-    manifest = write_digits(out, names, force=force)
     if as_json:
         echo_json({**manifest, "path": os.path.abspath(out)})
         return
@@ -42,3 +47,37 @@ def digits(out: str, formats: str, force: bool, as_json: bool) -> None:
     click.echo(f"wrote {samples['train']} training and {samples['eval']} evaluation images to {out}")
     for name in manifest["formats"]:
         click.echo(f"  {os.path.join(out, name)}")
+
+
+@data.command(epilog="\b\nExample:\n  moxserve data digits --out data/digits")
+@_common
+@click.option(
+    "--formats",
+    default="images,idx,tfrecord",
+    show_default=True,
+    help="What to write, separated by commas: images (folder per class), idx (MNIST's files), tfrecord.",
+)
+def digits(out: str, force: bool, as_json: bool, formats: str) -> None:
+    """Write scikit-learn's 1,797 real handwritten digits with a fixed train/eval split."""
+    from moxserve.data.digits import write_digits
+
+    names = [name.strip() for name in formats.split(",") if name.strip()]
+    _tell(write_digits(out, names, force=force), out, as_json)
+
+
+@data.command(epilog="\b\nExample:\n  moxserve data textures --out data/textures")
+@_common
+def textures(out: str, force: bool, as_json: bool) -> None:
+    """Write 1,500 JPEG tiles of six real textures, a folder per class, with a fixed train/eval split."""
+    from moxserve.data.textures import write_textures
+
+    _tell(write_textures(out, force=force), out, as_json)
+
+
+@data.command(epilog="\b\nExample:\n  moxserve data multidigits --out data/multidigits")
+@_common
+def multidigits(out: str, force: bool, as_json: bool) -> None:
+    """Write 2,500 scenes of one to four real digits with several labels each, with a fixed train/eval split."""
+    from moxserve.data.multidigits import write_multidigits
+
+    _tell(write_multidigits(out, force=force), out, as_json)
