@@ -22,6 +22,7 @@ import numpy as np
 from moxserve.errors import DataError
 from moxserve.file import MoxFileNotExistsException
 from moxserve.file.labels import LABELS_FILE, check_folders, parse_labels
+from moxserve.images.cache import FileKey
 from moxserve.tensorflow.datasets.raw.storage import (
     IMAGE_EXTENSIONS,
     Tree,
@@ -44,12 +45,14 @@ class Samples:
     Attributes:
         names: of the images, relative to `base_dir` (classification) or to the folder of images (multi-label).
         paths: where each is read from.
+        keys: which state of the file is meant, of objects in a bucket; None for local files.
         labels: class indices of each sample, one for classification.
         texts: `label_desc` of each.
     """
 
     names: Sequence[str]
     paths: Sequence[str]
+    keys: Sequence[FileKey | None]
     labels: Sequence[np.ndarray]
     texts: Sequence[str]
 
@@ -111,8 +114,8 @@ class RawMetadata:
         path = join(self.base_dir, self.labels_filename)
         return parse_labels(read_file(path), path, one_line)
 
-    def _paths(self, tree: Tree, names: Sequence[str], folder: str = "") -> list[str]:
-        """Return where each file is read from.
+    def _files(self, tree: Tree, names: Sequence[str], folder: str = "") -> tuple[list[str], list[FileKey | None]]:
+        """Return where each file is read from, and its key.
 
         Args:
             tree: what there is.
@@ -120,15 +123,17 @@ class RawMetadata:
             folder: the tree's place in `base_dir`.
         """
         if self.redirect_dir is None:
-            return [join(tree.base, name) for name in names]
+            return [join(tree.base, name) for name in names], [tree.key(name) for name in names]
         other = join(self.redirect_dir, folder)
         try:
             copies = list_tree(other)
         except MoxFileNotExistsException:
             raise DataError(f"redirect_dir: no such folder: {other!r}") from None
-        kept = [name in copies and copies.size(name) == tree.size(name) for name in names]
-        _log.info("%d of %d files of %s are read from %s", sum(kept), len(names), tree.base, other)
-        return [join(other if is_kept else tree.base, name) for name, is_kept in zip(names, kept, strict=True)]
+        trees = [copies if name in copies and copies.size(name) == tree.size(name) else tree for name in names]
+        copied = sum(chosen is copies for chosen in trees)
+        _log.info("%d of %d files of %s are read from %s", copied, len(names), tree.base, other)
+        paths = [join(chosen.base, name) for chosen, name in zip(trees, names, strict=True)]
+        return paths, [chosen.key(name) for chosen, name in zip(trees, names, strict=True)]
 
 
 class ImageClassificationRawMetadata(RawMetadata):
@@ -198,10 +203,10 @@ class ImageClassificationRawMetadata(RawMetadata):
     @cached_property
     def samples(self) -> Samples:
         """All samples, class by class."""
-        indices = self.names_to_labels
         labels = [name.partition("/")[0] for name in self._names]
-        arrays = {label: np.asarray(index, np.int64) for label, index in indices.items()}
-        return Samples(self._names, self._paths(self._tree, self._names), [arrays[label] for label in labels], labels)
+        arrays = {label: np.asarray(index, np.int64) for label, index in self.names_to_labels.items()}
+        paths, keys = self._files(self._tree, self._names)
+        return Samples(self._names, paths, keys, [arrays[label] for label in labels], labels)
 
 
 def _shorten(names: Sequence[str], limit: int = 20) -> str:

@@ -133,8 +133,8 @@ class MultilabelClassificationRawMetadata(RawMetadata):
         if self.label_sep is None:
             self.label_sep = label_sep
 
-    def samples(self, skip_label_not_found: bool = False) -> Samples:
-        """Return all samples.
+    def select(self, skip_label_not_found: bool = False) -> Samples:
+        """Return the samples that have a label file.
 
         Args:
             skip_label_not_found: leave out images that have no label file.
@@ -148,8 +148,8 @@ class MultilabelClassificationRawMetadata(RawMetadata):
             raise DataError(f"no image of {self._images.base!r} has a label file in {self._label_files.base!r}")
         indices = self.names_to_labels
         labels = [self._indices(name, text, indices) for name, text in zip(names, self._texts, strict=True)]
-        paths = self._paths(self._images, names, self.images_sub_dir)
-        return Samples(names, paths, labels, [text.strip() for text in self._texts])
+        paths, keys = self._files(self._images, names, self.images_sub_dir)
+        return Samples(names, paths, keys, labels, [text.strip() for text in self._texts])
 
     def _tell_missing(self, skip: bool) -> None:
         if len(self._names) == len(self._with_label):

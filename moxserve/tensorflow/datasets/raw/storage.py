@@ -14,6 +14,7 @@ from typing import Any
 from moxserve.errors import DataError
 from moxserve.file import MoxFileNotExistsException, is_directory, scan_dir
 from moxserve.file.s3 import connect, is_s3, parse_url
+from moxserve.images.cache import FileKey
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 # What a file's name ends in to be taken for an image; what is inside decides how it is decoded.
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".gif")
 _CONNECTIONS = 64
 _LATENCY_THREADS = 32
 
@@ -42,24 +43,28 @@ class Tree:
         files: paths relative to the folder, with `/`, sorted.
     """
 
-    def __init__(self, base: str, folders: Iterable[str], sizes: dict[str, int | None]) -> None:
+    def __init__(self, base: str, folders: Iterable[str], keys: dict[str, FileKey | None]) -> None:
         self.base = base
         self.folders = sorted(folders)
-        self.files = sorted(sizes)
-        self._sizes = sizes
+        self.files = sorted(keys)
+        self._keys = keys
 
     def __contains__(self, name: str) -> bool:
-        return name in self._sizes
+        return name in self._keys
+
+    def key(self, name: str) -> FileKey | None:
+        """What the listing of a bucket tells of an object; None for a local file, which can be asked at any time."""
+        return self._keys[name]
 
     def size(self, name: str) -> int:
         """Size of a file in bytes; -1 if it has vanished."""
-        known = self._sizes[name]
-        if known is None:
-            try:
-                known = os.path.getsize(join(self.base, name))
-            except OSError:
-                known = -1
-        return known
+        key = self._keys[name]
+        if key is not None:
+            return key.size
+        try:
+            return os.path.getsize(join(self.base, name))
+        except OSError:
+            return -1
 
 
 def plain_url(url: str | os.PathLike[str]) -> str:
@@ -106,14 +111,14 @@ def list_tree(base: str) -> Tree:
     if not is_directory(base):
         raise MoxFileNotExistsException(f"no such folder: {base!r}")
     folders: list[str] = []
-    sizes: dict[str, int | None] = {}
+    keys: dict[str, FileKey | None] = {}
     for entry in _visible(base):
         if not entry.is_dir():
-            sizes[entry.name] = None
+            keys[entry.name] = None
             continue
         folders.append(entry.name)
-        sizes.update((f"{entry.name}/{inner.name}", None) for inner in _visible(entry.path) if not inner.is_dir())
-    return Tree(base, folders, sizes)
+        keys.update((f"{entry.name}/{inner.name}", None) for inner in _visible(entry.path) if not inner.is_dir())
+    return Tree(base, folders, keys)
 
 
 def _visible(folder: str) -> list[os.DirEntry[str]]:
@@ -124,7 +129,7 @@ def _list_bucket(base: str) -> Tree:
     name, prefix = parse_url(base)
     start = f"{prefix}/" if prefix else ""
     folders: set[str] = set()
-    sizes: dict[str, int | None] = {}
+    keys: dict[str, FileKey | None] = {}
     for found in _bucket(name).objects(start):
         parts = found.key[len(start) :].split("/")
         if any(part.startswith(".") for part in parts):
@@ -133,10 +138,11 @@ def _list_bucket(base: str) -> Tree:
             folders.add(parts[0])
         # Consoles make objects with a slash at the end of the key to stand for folders.
         if len(parts) <= 2 and parts[-1]:
-            sizes["/".join(parts)] = found.size_bytes
-    if not sizes and not folders:
+            path = f"s3://{name}/{found.key}"
+            keys["/".join(parts)] = FileKey(path, found.size_bytes, int(found.modified.timestamp() * 1e9))
+    if not keys and not folders:
         raise MoxFileNotExistsException(f"no such folder: {base!r}")
-    return Tree(base, folders, sizes)
+    return Tree(base, folders, keys)
 
 
 def read_file(path: str) -> bytes:
