@@ -38,6 +38,12 @@ _MODULES = {
         "NpzData",
         "SVMLightData",
     ),
+    "image": (
+        "AugmentImageComponent",
+        "AugmentImageComponents",
+        "AugmentImageCoordinates",
+        "ImageFromFile",
+    ),
     "mix": ("ConcatData", "JoinData", "RandomChooseData", "RandomMixData"),
     "parallel": (
         "MultiProcessPrefetchData",

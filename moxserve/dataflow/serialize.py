@@ -23,13 +23,25 @@ from moxserve.dataflow.format import HDF5Data, LMDBData, LMDBDataPoint, RowsData
 from moxserve.dataflow.lmdb_file import KEYS, LmdbFile, write_lmdb
 from moxserve.dataflow.values import dumps, loads
 from moxserve.errors import DataError, MissingExtraError, UsageError
-from moxserve.file import MoxFileNameDuplicateException, fsync_directory, fsync_path, temp_name
+from moxserve.file import fsync_directory, fsync_path, temp_name
 from moxserve.protocol.tfrecord import encode_record
 
-__all__ = ["HDF5Serializer", "LMDBSerializer", "NumpySerializer", "TFRecordSerializer", "dumps", "loads"]
+__all__ = [
+    "HDF5Serializer",
+    "LMDBSerializer",
+    "NumpySerializer",
+    "OutputExistsError",
+    "TFRecordSerializer",
+    "dumps",
+    "loads",
+]
 
 _NPZ_FORMAT = "moxserve datapoints 1"
 _HDF5_ROWS = 256
+
+
+class OutputExistsError(UsageError, FileExistsError):
+    """What was to be written is there already."""
 
 
 @contextmanager
@@ -53,7 +65,7 @@ def _new_file(path: str | os.PathLike[str]) -> Iterator[str]:
 
 def _refuse(path: str) -> None:
     if os.path.lexists(path):
-        raise MoxFileNameDuplicateException(f"{path!r} exists already; remove it first, or choose another name")
+        raise OutputExistsError(f"{path!r} exists already", hint="remove it first, or choose another name")
 
 
 def _checked(df: DataFlow) -> DataFlow:
@@ -75,7 +87,7 @@ class LMDBSerializer:
             write_frequency: datapoints in a transaction.
 
         Raises:
-            MoxFileNameDuplicateException: it exists.
+            OutputExistsError: it exists; a UsageError and a FileExistsError.
             DataError: a datapoint holds what cannot be saved.
             MissingExtraError: lmdb is not installed.
         """
@@ -153,7 +165,7 @@ class NumpySerializer:
             path: of the file; taken as it is.
 
         Raises:
-            MoxFileNameDuplicateException: it exists.
+            OutputExistsError: it exists; a UsageError and a FileExistsError.
             DataError: a datapoint holds what cannot be saved.
         """
         with _new_file(path) as temp:
@@ -226,7 +238,7 @@ class TFRecordSerializer:
             path: of the file.
 
         Raises:
-            MoxFileNameDuplicateException: it exists.
+            OutputExistsError: it exists; a UsageError and a FileExistsError.
             DataError: a datapoint holds what cannot be saved.
         """
         with _new_file(path) as temp, open(temp, "wb") as f:
@@ -272,7 +284,7 @@ class HDF5Serializer:
             data_paths: names of the data sets, one for each component; for dicts, the keys.
 
         Raises:
-            MoxFileNameDuplicateException: it exists.
+            OutputExistsError: it exists; a UsageError and a FileExistsError.
             DataError: datapoints have other components, or components have different shapes.
             MissingExtraError: h5py is not installed.
         """

@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as npst
 import moxserve.dataflow as df
 from moxserve.dataflow.values import MAGIC, dumps, loads
 from moxserve.errors import DataError, MoxserveError, UsageError
-from moxserve.file import MoxFileNameDuplicateException, MoxFileNotExistsException
+from moxserve.file import MoxFileNotExistsException
 from moxserve.protocol.tfrecord import read_records, write_records
 
 SERIALIZERS = [df.LMDBSerializer, df.NumpySerializer, df.TFRecordSerializer]
@@ -199,7 +199,7 @@ def test_default_order(tmp_path: Path) -> None:
 def test_save_replaces_nothing_and_leaves_nothing_behind(serializer: Any, tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"precious")
-    with pytest.raises(MoxFileNameDuplicateException, match="exists already"):
+    with pytest.raises(FileExistsError, match="exists already"):
         serializer.save(images(), path)
     assert path.read_bytes() == b"precious"
     path.unlink()
@@ -293,7 +293,7 @@ def test_lmdb_in_a_folder_and_growing(tmp_path: Path) -> None:
     loaded = df.LMDBSerializer.load(tmp_path)
     assert [dp[0].shape for dp in loaded] == [(1 << 20,)] * 40
     assert len(df.LMDBDataPoint(df.LMDBData(tmp_path, shuffle=False))) == 40
-    with pytest.raises(MoxFileNameDuplicateException):
+    with pytest.raises(FileExistsError):
         df.LMDBSerializer.save(big, tmp_path)
 
 
@@ -418,7 +418,7 @@ def test_hdf5_errors(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     df.HDF5Serializer.save(df.DataFromList([], shuffle=False), path, ["a"])
     assert list(df.HDF5Serializer.load(path, ["a"])) == []
-    with pytest.raises(MoxFileNameDuplicateException):
+    with pytest.raises(FileExistsError):
         df.HDF5Serializer.save(ragged, path, ["a"])
     with h5py.File(tmp_path / "y.h5", "w") as file:
         file["g/a"], file["b"] = np.zeros(3), np.zeros(4)
