@@ -11,28 +11,21 @@ Bad images are dropped before batches are cut, so batches are full.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from moxserve.errors import UsageError
 from moxserve.tensorflow.datasets.base import BaseDataset, input_position, numbered_rows
+from moxserve.tensorflow.datasets.images import BATCHES_AT_ONCE, ImagePipeline, is_good, without_good
 from moxserve.tensorflow.datasets.raw.fetching import ROW_AND_CONTENT, FetchedRows, fetched_of
 from moxserve.tensorflow.datasets.raw.source import RawSource
 from moxserve.tensorflow.datasets.raw.storage import is_remote
 from moxserve.tensorflow.datasets.reader.raw_reader import AsyncRawGenerator, ParallelReader
-from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.env import tf
 
 __all__ = ["RawImageDataset"]
 
-_PREFETCHED_BATCHES = 2
 _FETCHED_AT_ONCE = 16
-# Two batches overlap, so that no thread waits for the last image of one.
-_BATCHES_AT_ONCE = 2
-
-Element = Mapping[str, Any]
 
 
 class RawImageDataset(BaseDataset):
@@ -59,14 +52,13 @@ class RawImageDataset(BaseDataset):
         return len(self._source.log.names)
 
 
-class _Pipeline:
+class _Pipeline(ImagePipeline):
     """Builds the data set; see the module."""
 
     def __init__(self, source: RawSource, seed: int | None) -> None:
-        self.source, self.options, self.seed = source, source.options, seed
+        super().__init__(source.options, seed)
+        self.source = source
         self.label_type = tf.as_dtype(source.label.dtype)
-        self.finish = self._finish if self.options.geometry is not None else None
-        self.wants_seed = _takes_seed(self.options.augmentation_fn) and self.finish is None
 
     def build(self) -> Any:
         """Return the data set."""
@@ -102,12 +94,6 @@ class _Pipeline:
         )
         return self._endless(fetched.unbatch() if at_once is None else fetched)
 
-    def _endless(self, dataset: Any) -> Any:
-        """Tell that a data set never ends, where that got lost."""
-        if self.options.num_epochs is not None:
-            return dataset
-        return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-
     # ---- samples one by one
 
     def _samples(self) -> Any:
@@ -132,8 +118,8 @@ class _Pipeline:
 
         loaded = self._map(self._rows(None), load)
         if self.options.on_bad_image == "skip":
-            loaded = self._endless(loaded.filter(_is_good))
-        return loaded.map(_without_good)
+            loaded = self._endless(loaded.filter(is_good))
+        return loaded.map(without_good)
 
     def _load(self, position: Any, row: Any, kind: Any = 0, content: bytes = b"") -> tuple[Any, ...]:
         sample = self.source.load(int(row), fetched_of(int(kind), content))
@@ -141,71 +127,6 @@ class _Pipeline:
             return sample
         seed = np.random.SeedSequence(self.source.seed(position, row)).generate_state(2, np.uint64)
         return *sample, (seed >> np.uint64(1)).astype(np.int64)
-
-    def _preprocessed(self, dataset: Any) -> Any:
-        options = self.options
-
-        def preprocess(element: Element) -> dict[str, Any]:
-            result = options.preprocess_fn(  # type: ignore[misc]
-                *(element[name] for name in ("image_name", "image_buf", "label", "label_desc"))
-            )
-            if not isinstance(result, (tuple, list)) or len(result) != 4:
-                raise UsageError(
-                    f"preprocess_fn returned {_describe(result)}",
-                    hint="expected (image_name, image, label, label_desc), all of them tensors",
-                )
-            made = dict(zip(("image_name", "image", "label", "label_desc"), result, strict=True))
-            return {**element, **made, "image": self._resized(tf.convert_to_tensor(made["image"]))}
-
-        if options.batch_size is not None:
-            dataset = dataset.batch(options.batch_size, drop_remainder=options.full_batches)
-        dataset = self._map(dataset, preprocess)
-        if options.augmentation_fn is None:
-            return dataset
-        if options.batch_size is None:
-            return self._augmented(dataset)
-        return self._batched(self._augmented(dataset.unbatch()))
-
-    def _resized(self, image: Any) -> Any:
-        size = self.options.size
-        if size is None or tuple(image.shape[-3:-1]) == size:
-            return image
-        return tf1.image.resize(image, size, tf1.image.ResizeMethod.NEAREST_NEIGHBOR)
-
-    def _augmented(self, dataset: Any) -> Any:
-        stateful = False
-
-        def augment(element: Element) -> dict[str, Any]:
-            nonlocal stateful
-            rest = {name: value for name, value in element.items() if name != "seed"}
-            graph = tf1.get_default_graph()
-            if self.seed is not None and graph.seed is None:
-                graph.seed = self.seed
-            kwargs = {"seed": element["seed"]} if self.wants_seed else {}
-            image = self.options.augmentation_fn(element["image"], **kwargs)  # type: ignore[misc]
-            if not tf.is_tensor(image):
-                raise UsageError(f"augmentation_fn returned {_describe(image)}; expected the image, a tensor")
-            stateful = any(_is_random(op) for op in graph.get_operations())
-            return {**rest, "image": image}
-
-        augmented = self._map(dataset, augment)
-        if stateful and self.seed is not None:
-            # Random operations with a state give numbers in the order in which they are called.
-            return dataset.map(tf.autograph.experimental.do_not_convert(augment))
-        return augmented
-
-    def _batched(self, dataset: Any) -> Any:
-        options = self.options
-        if options.batch_size is None:
-            return dataset
-        shape = dataset.element_spec["image"].shape
-        if not shape.is_fully_defined():
-            raise UsageError(
-                f"batch_size={options.batch_size}: augmentation_fn gives images of shape {shape}, and only images of"
-                " one known shape can be a batch",
-                hint="give image_size, or resize in augmentation_fn and tell it: image.set_shape([height, width, 3])",
-            )
-        return dataset.batch(options.batch_size, drop_remainder=options.full_batches)
 
     # ---- whole batches of windows
 
@@ -224,7 +145,7 @@ class _Pipeline:
                 tensor.set_shape(shape)
             return {"image_name": names, "label": labels, "label_desc": texts, "image": images}
 
-        batches = self._map(self._rows(options.batch_size), load, _BATCHES_AT_ONCE)
+        batches = self._map(self._rows(options.batch_size), load, BATCHES_AT_ONCE)
         return self._endless(batches.rebatch(options.batch_size, drop_remainder=options.full_batches))
 
     def _load_batch(
@@ -238,54 +159,3 @@ class _Pipeline:
         for place, one in enumerate(described):
             labels[place] = one[1]
         return names, labels, texts, images
-
-    def _finish(self, element: Element) -> Element:
-        return {**element, "image": self.options.augmentation_fn.finish(element["image"])}  # type: ignore[union-attr]
-
-    # ---- tf.data
-
-    def _map(self, dataset: Any, function: Callable[..., Any], at_once: int | None = None) -> Any:
-        # Users' functions run as they are, as they did when this API was made: nothing rewrites their source.
-        plain = tf.autograph.experimental.do_not_convert(function)
-        return dataset.map(plain, num_parallel_calls=at_once or self.options.threads, deterministic=True)
-
-    def _ahead(self, dataset: Any) -> Any:
-        """Read ahead, and give the data set its own threads where that is wanted."""
-        options = self.options
-        if options.batch_size is None:
-            dataset = dataset.prefetch(min(options.capacity, 2 * options.threads))
-        else:
-            dataset = dataset.prefetch(min(_PREFETCHED_BATCHES, max(1, options.capacity // options.batch_size)))
-        settings = tf.data.Options()
-        settings.deterministic = True
-        if options.private_num_threads:
-            settings.threading.private_threadpool_size = options.private_num_threads
-        return dataset.with_options(settings)
-
-
-@tf.autograph.experimental.do_not_convert
-def _is_good(element: Element) -> Any:
-    return element["good"]
-
-
-@tf.autograph.experimental.do_not_convert
-def _without_good(element: Element) -> Element:
-    return {name: value for name, value in element.items() if name != "good"}
-
-
-def _takes_seed(function: Callable[..., Any] | None) -> bool:
-    """Tell whether a function has a parameter that is named `seed`."""
-    if function is None:
-        return False
-    try:
-        return "seed" in inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
-
-
-def _is_random(op: Any) -> bool:
-    return any(name in op.node_def.attr for name in ("seed", "seed2"))
-
-
-def _describe(value: Any) -> str:
-    return f"{len(value)} values" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
