@@ -75,7 +75,7 @@ _MODULES = {
     "values": ("dumps", "loads"),
 }
 # Packages that are names themselves.
-_PACKAGES = ("imgaug",)
+_PACKAGES = ("dataset", "imgaug")
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = sorted((*_LAZY, *_PACKAGES))
