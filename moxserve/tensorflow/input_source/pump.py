@@ -57,7 +57,7 @@ class Pump:
         Raises:
             DataError: the thread did not end, because it still waits for a datapoint.
         """
-        if self._thread is not None and self._thread.is_alive():
+        if self.alive:
             raise DataError(f"{self._name} cannot start again: its thread still waits for data. {self._starved()}")
         self._moved = self._taken = 0
         self._ended = self._stopping = False
@@ -65,31 +65,27 @@ class Pump:
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._thread.start()
 
-    def stop(self) -> bool:
-        """End the thread.
+    def stop(self, release: Callable[[], None] = lambda: None) -> None:
+        """End the thread. It stays `alive` while it waits for a datapoint that never comes.
 
-        Returns:
-            Whether it ended: it does not while it waits for a datapoint that never comes.
+        Args:
+            release: called when the thread knows that it is to end, to bring it back from what it waits for.
         """
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self._thread is None:
-            return True
-        self._thread.join(_JOIN_S)
-        ended = not self._thread.is_alive()
-        if ended:
-            self._thread = None
-        return ended
+        release()
+        if self._thread is not None:
+            self._thread.join(_JOIN_S)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
 
     def stopping(self) -> bool:
         """Whether the thread is asked to end."""
         return self._stopping
-
-    @property
-    def waiting(self) -> int:
-        """How many elements are there that no step has taken."""
-        return self._moved - self._taken
 
     def take(self, stopped: Callable[[], bool], *, tell: bool = True) -> None:
         """Wait until an element is there, and count it as taken.

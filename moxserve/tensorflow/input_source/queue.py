@@ -162,10 +162,10 @@ class QueueInput(FeedfreeInput):
     def _close(self) -> None:
         if not self._is_setup:
             return
-        ended = self._pump.stop()
+        self._pump.stop(self._reader.release)
         self._close_queue()
         self._reader.close()
-        if not (ended or self._pump.stop()):
+        if self._pump.alive:
             tf1.logging.warning(
                 "%s is still waiting for a datapoint; its thread ends with the process", self.describe()
             )

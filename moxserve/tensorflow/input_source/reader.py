@@ -125,14 +125,18 @@ class FlowReader:
         if iterator is not None:
             iterator.close()  # type: ignore[attr-defined]
 
+    def release(self) -> None:
+        """End the processes and threads of the flow, and of the flows inside it; whoever waits for them comes back."""
+        for flow in _all_flows(self.ds):
+            close = getattr(flow, "close", None)
+            if callable(close):
+                close()
+
     def close(self) -> None:
-        """End the iteration, and the flow's processes where it has any."""
-        # A thread that does not come back from the flow holds the iteration open.
+        """End the iteration and the flow. A thread that does not come back from the flow holds the iteration open."""
+        self.release()
         with suppress(ValueError):
             self.stop()
-        close = getattr(self.ds, "close", None)
-        if callable(close):
-            close()
 
     def _read(self) -> Iterator[Any]:
         datapoints = self._passes()
@@ -160,3 +164,17 @@ class FlowReader:
                 builder = BatchBuilder(self._batch_size)
         if builder.count and not self._full:
             yield builder.finish()
+
+
+def _all_flows(flow: DataFlow) -> Iterator[DataFlow]:
+    """Yield a flow and the flows that it is made of, as far as its attributes tell."""
+    seen: set[int] = set()
+    pending: list[Any] = [flow]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, (list, tuple)):
+            pending.extend(value)
+        elif isinstance(value, DataFlow) and id(value) not in seen:
+            seen.add(id(value))
+            yield value
+            pending.extend(vars(value).values())
