@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,6 +130,12 @@ class ImageAugmentor:
     def augment_coords(self, coords: np.ndarray, params: Transform) -> np.ndarray:
         """Tell where points of an image went."""
         return params.apply_coords(coords)
+
+    def _init(self, params: Mapping[str, Any] | None = None) -> None:
+        """Make attributes of a constructor's arguments, as tensorpack's augmentors do: `self._init(locals())`."""
+        for name, value in (params or {}).items():
+            if name != "self" and not name.startswith("_"):
+                setattr(self, name, value)
 
     def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None) -> Any:
         """Draw uniformly from [low, high), or from [0, low)."""

@@ -122,9 +122,17 @@ class Contrast(PhotometricAugmentor):
         return float(self._rand_range(*self.factor_range))
 
     def _augment(self, img: np.ndarray, params: float) -> np.ndarray:
-        mean = img.mean((0, 1), dtype=np.float64) if self.rgb is None else _gray(img, self.rgb, "Contrast").mean()
+        mean = _means(img) if self.rgb is None else _means(_gray(img, self.rgb, "Contrast"))
         mean = np.asarray(mean, np.float32 if img.dtype == np.uint8 else img.dtype)
         return channelwise(img, lambda x: _limit((x - mean) * params + mean, self.clip))
+
+
+def _means(img: np.ndarray) -> np.ndarray:
+    """Return the mean of each channel: `[channels] float64`."""
+    channels = img.shape[2] if img.ndim == 3 else 1
+    if channels > 4 or img.dtype == np.float16:
+        return np.atleast_1d(img.mean((0, 1), dtype=np.float64))
+    return np.array(opencv().mean(img)[:channels])
 
 
 def _gray(img: np.ndarray, rgb: bool, augmentor: str) -> np.ndarray:

@@ -42,7 +42,7 @@ class IAAugmentor(ImageAugmentor):
         # Of the versions, the older ones have the second name only.
         for name in ("seed_", "reseed"):
             if hasattr(fixed, name):
-                getattr(fixed, name)(seed)
+                getattr(fixed, name)(seed, deterministic_too=True)
                 break
         shape = tuple(img.shape)
         return TransformFactory("IAAugmentor", fixed.augment_image, lambda coords: _keypoints(fixed, coords, shape))

@@ -266,7 +266,9 @@ class FlipTransform(Transform):
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """Mirror."""
         _check_size(img, self.h, self.w, "a flip")
-        return np.ascontiguousarray(img[:, ::-1] if self.horiz else img[::-1])
+        if img.dtype != np.uint8:
+            return np.ascontiguousarray(img[:, ::-1] if self.horiz else img[::-1])
+        return restore_channels(opencv().flip(img, int(self.horiz)), img)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Mirror."""

@@ -269,7 +269,7 @@ def test_augmentors_in_tensorpacks_older_form() -> None:
     class AddOne(imgaug.ImageAugmentor):
         def __init__(self, by: int = 1) -> None:
             super().__init__()
-            self.by = by
+            self._init(locals())
 
         def _get_augment_params(self, img: np.ndarray) -> int:
             return self.by + self.rng.randint(2)

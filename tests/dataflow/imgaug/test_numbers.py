@@ -380,7 +380,8 @@ class FakeAugmenter:
     def to_deterministic(self) -> FakeAugmenter:
         return FakeAugmenter()
 
-    def seed_(self, seed: int) -> None:
+    def seed_(self, seed: int, deterministic_too: bool = False) -> None:
+        assert deterministic_too
         self.shift = seed % 5
 
     def augment_image(self, image: np.ndarray) -> np.ndarray:
