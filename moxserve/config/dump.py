@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -49,6 +49,8 @@ def to_data(
 def _make_absolute(stage: BaseModel, values: dict[str, Any]) -> None:
     for field, info in type(stage).model_fields.items():
         value = values.get(field)
+        for inner, written in _nested(getattr(stage, field), value):
+            _make_absolute(inner, written)
         if isinstance(value, list) and path_role(info.annotation, info.metadata):
             values[field] = [path if "://" in path else os.path.abspath(path) for path in value]
         if not isinstance(value, str) or "://" in value:
@@ -58,6 +60,18 @@ def _make_absolute(stage: BaseModel, values: dict[str, Any]) -> None:
         elif field in ("plugin", "target") and is_target(value) and ".py:" in value:
             path, _, attribute = value.rpartition(":")
             values[field] = f"{os.path.abspath(path)}:{attribute}"
+
+
+def _nested(value: Any, written: Any) -> Iterator[tuple[BaseModel, dict[str, Any]]]:
+    """Yield the models in a field's value, each with what is written of it."""
+    if isinstance(value, BaseModel) and isinstance(written, dict):
+        yield value, written
+    elif isinstance(value, Mapping) and isinstance(written, dict):
+        for key, inner in value.items():
+            yield from _nested(inner, written.get(key))
+    elif isinstance(value, (list, tuple)) and isinstance(written, list):
+        for inner, text in zip(value, written, strict=False):
+            yield from _nested(inner, text)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from moxserve.config.tree import Node, Place, format_value
@@ -173,8 +173,7 @@ def _branch_at(branches: Sequence[Any], location: Sequence[int | str]) -> type[B
     if len(branches) == 1:
         return model_at(branches[0], location)
     for branch in branches if location else ():
-        fields = getattr(branch, "model_fields", {}).values()
-        tags = {tag for field in fields for tag in typing.get_args(field.annotation)}
+        tags = {mark.tag for mark in getattr(branch, "__metadata__", ()) if isinstance(mark, Tag)}
         if location[0] in tags or location[0] == getattr(branch, "__name__", None):
             return model_at(branch, location[1:])
     return None

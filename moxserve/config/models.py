@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -83,12 +83,12 @@ class StrictModel(BaseModel):
         return value
 
 
-def told_apart_by(key: str, models: Sequence[type[BaseModel]]) -> Any:
+def told_apart_by(key: str, models: Mapping[str, type[BaseModel]]) -> Any:
     """Return the type of a mapping that is one of several models; one of its keys says which.
 
     Args:
-        key: the key. In each model its field is a `Literal` of what it may say there.
-        models: the models.
+        key: the key; each model has a field for it.
+        models: what the key says -> model.
     """
 
     # Not pydantic's own discriminator by field, which does not go with a validator of all fields.
@@ -97,8 +97,8 @@ def told_apart_by(key: str, models: Sequence[type[BaseModel]]) -> Any:
         return found if isinstance(found, str) else None
 
     which.__name__ = key  # pydantic's error names it
-    tagged = [Annotated[m, Tag(typing.get_args(m.model_fields[key].annotation)[0])] for m in models]
-    return Annotated[typing.Union[tuple(tagged)], Discriminator(which)]  # noqa: UP007 - made of a list
+    tagged = tuple(Annotated[model, Tag(tag)] for tag, model in models.items())
+    return Annotated[typing.Union[tagged], Discriminator(which)]  # noqa: UP007 - made of a mapping
 
 
 def _as_words(value: Any) -> Any:

@@ -8,7 +8,7 @@ not hide what fails later in another stage.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -352,6 +352,8 @@ def _missing_paths(name: str, stage: BaseModel, loaded: LoadedPipeline) -> list[
     for field, info in type(stage).model_fields.items():
         role = path_role(info.annotation, info.metadata)
         value = getattr(stage, field)
+        for key, inner in _nested(f"{name}.{field}", value):
+            problems += _missing_paths(key, inner, loaded)
         if role not in ("dir", "file") or value is None:
             continue
         several = isinstance(value, list)
@@ -359,6 +361,15 @@ def _missing_paths(name: str, stage: BaseModel, loaded: LoadedPipeline) -> list[
             key = f"{name}.{field}.{index}" if several else f"{name}.{field}"
             problems += [loaded.problem(key, message) for message in _missing(path, role)]
     return problems
+
+
+def _nested(key: str, value: Any) -> Iterator[tuple[str, BaseModel]]:
+    """Yield the models in a field's value, each with its dotted key."""
+    if isinstance(value, BaseModel):
+        yield key, value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for inner_key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _nested(f"{key}.{inner_key}", inner)
 
 
 def _missing(path: str, role: str) -> list[str]:

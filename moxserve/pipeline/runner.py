@@ -248,15 +248,12 @@ def load_run(run_dir: str | os.PathLike[str]) -> PreparedRun:
 def plan(loaded: LoadedPipeline) -> list[tuple[str, str, str]]:
     """Say what a run would do: stage, plugin and what, in order. Writes nothing, needs no TensorFlow."""
     config = loaded.config
-    source, _, _, run = _plugins(config)
+    source, model, optimizer, run = _plugins(config)
     with stage(loaded, "input", silent):
         lines = [("input", config.input.plugin, source.describe())]
-    for name in ("model", "optimizer"):
-        plugin = getattr(config, name)
-        if plugin is not None:
-            values = plugin.model_dump(exclude={"plugin"})
-            told = ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
-            lines.append((name, plugin.plugin, told))
+    lines.append(("model", model.plugin, model.describe()))
+    if optimizer is not None:
+        lines.append(("optimizer", optimizer.plugin, optimizer.describe()))
     if config.quantization is not None:
         start = config.quantization.start_step
         told = f"int8 from step {start}" if start else "int8 from the first step"

@@ -67,6 +67,8 @@ class InputBundle:
         labels: class names by index; None when there are none.
         num_samples: rows by mode; a mode that has no data is missing.
         row_names: by mode, a name for each row (a file, say) in the order of EVAL and PREDICT; may be empty.
+        moments: mean and standard deviation of a numeric tensor, by its name, over the training rows; None where nobody
+            knows them.
         diagnose: called when TensorFlow failed in the input; says which file or row is to blame, or nothing.
     """
 
@@ -78,6 +80,7 @@ class InputBundle:
     labels: tuple[str, ...] | None = None
     num_samples: Mapping[str, int] = field(default_factory=dict)
     row_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    moments: Callable[[str], tuple[Any, Any]] | None = None
     diagnose: Callable[[], str | None] | None = None
 
     def rows_per_step(self, mode: str) -> int:
@@ -131,6 +134,11 @@ class RunReport:
     rows: int = 0
 
 
+def _values(plugin: PluginConfig) -> str:
+    values = plugin.model_dump(exclude={"plugin"})
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+
+
 class InputPlugin(PluginConfig, ABC):
     """Base of input plugins."""
 
@@ -154,6 +162,10 @@ class ModelPlugin(PluginConfig, ABC):
 
     slot: ClassVar[str] = "model"
 
+    def describe(self) -> str:
+        """Say in one line what it is, for `--dry-run`. No TensorFlow."""
+        return _values(self)
+
     @abstractmethod
     def build(self, data: InputBundle) -> Callable[..., Any]:
         """Return the model_fn. Runs once, after the input is built and before any graph exists.
@@ -170,6 +182,10 @@ class OptimizerPlugin(PluginConfig, ABC):
     """Base of optimizer plugins."""
 
     slot: ClassVar[str] = "optimizer"
+
+    def describe(self) -> str:
+        """Say in one line what it is, for `--dry-run`. No TensorFlow."""
+        return _values(self)
 
     @abstractmethod
     def build(self) -> Callable[..., Any]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
@@ -49,6 +49,7 @@ __all__ = [
     "Weighted",
     "column_problems",
     "input_keys",
+    "needed_columns",
     "read_columns",
     "read_vocabulary",
 ]
@@ -321,7 +322,7 @@ KINDS: Mapping[str, type[_Column]] = {get_args(c.model_fields["kind"].annotation
 if TYPE_CHECKING:
     Column = AnyColumn
 else:
-    Column = told_apart_by("kind", get_args(AnyColumn))
+    Column = told_apart_by("kind", KINDS)
 _COLUMNS: TypeAdapter[dict[str, AnyColumn]] = TypeAdapter(dict[str, Column])
 
 
@@ -452,10 +453,8 @@ def input_keys(columns: Mapping[str, _Column], names: Sequence[str] | None = Non
     Returns:
         `float32` for numbers and weights, `int64` or `string` where a category is read; in the order of `columns`.
     """
-    needed = _closure(columns, columns if names is None else names)
     found: dict[str, str] = {}
-    for name in (n for n in columns if n in needed):
-        column = columns[name]
+    for name, column in needed_columns(columns, columns if names is None else names).items():
         if isinstance(column, _Input):
             key = column.key or name
             # A number that is also a category is a whole one.
@@ -465,14 +464,15 @@ def input_keys(columns: Mapping[str, _Column], names: Sequence[str] | None = Non
     return found
 
 
-def _closure(columns: Mapping[str, _Column], names: Any) -> set[str]:
+def needed_columns(columns: Mapping[str, _Column], names: Iterable[str]) -> dict[str, Any]:
+    """Return columns with those that they are made of, in the order of `columns`."""
     pending, found = list(names), set()
     while pending:
         name = pending.pop()
         if name not in found:
             found.add(name)
             pending += columns[name].sources()
-    return found
+    return {name: column for name, column in columns.items() if name in found}
 
 
 def read_vocabulary(column: Vocabulary) -> list[str] | list[int]:

@@ -7,6 +7,15 @@ Importing it imports TensorFlow and switches the process to graph mode (see `exe
 from moxserve import file
 from moxserve.export.op_libraries import load_op_library
 from moxserve.protocol.examples import make_example, parse_example, read_examples, write_examples
+from moxserve.tensorflow.datasets import (
+    AsyncRawGenerator,
+    ImageClassificationRawDataset,
+    ImageClassificationRawMetadata,
+    MultilabelClassificationRawDataset,
+    MultilabelClassificationRawMetadata,
+    ParallelReader,
+    split_image_classification_dataset,
+)
 from moxserve.tensorflow.executor import (
     AggregativeSessionRunHook,
     EarlyStoppingHook,
@@ -18,9 +27,11 @@ from moxserve.tensorflow.executor import (
     ModelSpec,
     RunResult,
     SignatureSpec,
+    auc,
     env,  # noqa: F401 - first: it sets the process up
     get_collection,
     get_flag,
+    over_all_rows,
     run,
     set_flag,
     var_scope,
@@ -33,20 +44,27 @@ from moxserve.tensorflow.quantization import Quantization, quantize_model_fn
 
 __all__ = [
     "AggregativeSessionRunHook",
+    "AsyncRawGenerator",
     "EarlyStoppingHook",
     "ExportKeys",
     "ExportSpec",
     "FeatureColumns",
     "Features",
     "FeedSessionRunHook",
+    "ImageClassificationRawDataset",
+    "ImageClassificationRawMetadata",
     "LogEvaluationMetricHook",
     "ModeKeys",
     "ModelSpec",
+    "MultilabelClassificationRawDataset",
+    "MultilabelClassificationRawMetadata",
+    "ParallelReader",
     "PreprocessingKeys",
     "Pruning",
     "Quantization",
     "RunResult",
     "SignatureSpec",
+    "auc",
     "feature_columns",
     "file",
     "get_collection",
@@ -55,12 +73,14 @@ __all__ = [
     "get_optimizer_fn",
     "load_op_library",
     "make_example",
+    "over_all_rows",
     "parse_example",
     "prune_model_fn",
     "quantize_model_fn",
     "read_examples",
     "run",
     "set_flag",
+    "split_image_classification_dataset",
     "var_scope",
     "write_examples",
 ]

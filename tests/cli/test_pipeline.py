@@ -168,6 +168,8 @@ that it learned
 pipelines/digits_resnet.yaml  train_and_evaluate  resnet_v1_20   ResNet v1 of 20 layers on real handwritten digits, \
 exported for serving
 pipelines/mnist_softmax.yaml  train               mnist_softmax  One linear layer on MNIST-format files
+pipelines/wide_and_deep.yaml  train_and_evaluate  wide_and_deep  Wide & deep on a real survey, exported with \
+tf.Example signatures
 pipelines/wrong.yaml                                             not valid: missing stage 'input'; write for example \
 `input: {plugin: image_folder, train_dir: DIR, eval_dir: DIR, batch_size: 32}` (and 3 more)
 """

@@ -20,7 +20,8 @@ def schema() -> dict[str, Any]:
 def test_each_plugin_is_a_branch_with_its_own_parameters(schema: dict[str, Any]):
     branches = schema["properties"]["optimizer"]["anyOf"][0]["oneOf"]
     assert [b["title"] for b in branches] == [
-        "adadelta", "adagrad", "adam", "ftrl", "momentum", "rmsprop", "sgd", "module:Class or ./file.py:Class",
+        "adadelta", "adagrad", "adam", "ftrl", "momentum", "per_loss", "rmsprop", "sgd",
+        "module:Class or ./file.py:Class",
     ]  # fmt: skip
     adam = branches[2]
     assert adam["properties"]["plugin"]["const"] == "adam"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tensorflow as tf
+from pydantic import ValidationError
 
 from moxserve.registry import discover
 
@@ -36,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 def test_all_seven_are_there():
-    assert discover([]).names("optimizer") == sorted(CASES)
+    assert discover([]).names("optimizer") == sorted([*CASES, "per_loss"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -66,3 +68,18 @@ def test_one_step_lowers_the_loss(name: str):
         session.run(v1.global_variables_initializer())
         session.run(step)
         assert session.run(loss) < 9.0
+
+
+def test_one_for_each_loss():
+    several = discover([]).load("optimizer", "per_loss")
+    config = several(optimizers=[{"plugin": "ftrl", "learning_rate": 0.5}, {"plugin": "sgd", "learning_rate": 0.25}])
+    with tf.Graph().as_default():
+        first, second = (optimizer_fn() for optimizer_fn in config.build())
+    assert (type(first).__name__, first._learning_rate) == ("FtrlOptimizer", 0.5)
+    assert (type(second).__name__, second._learning_rate) == ("GradientDescentOptimizer", 0.25)
+    assert (
+        config.describe() == "ftrl (learning_rate 0.5, learning_rate_power -0.5, initial_accumulator_value 0.1, "
+        "l1_regularization_strength 0.0, l2_regularization_strength 0.0); sgd (learning_rate 0.25)"
+    )
+    with pytest.raises(ValidationError):
+        several(optimizers=[{"plugin": "adm", "learning_rate": 1}])

@@ -12,6 +12,7 @@ from moxserve.tensorflow.executor.hooks import (
 from moxserve.tensorflow.executor.run import run
 from moxserve.tensorflow.executor.spec import ExportKeys, ExportSpec, ModeKeys, ModelSpec, RunResult, SignatureSpec
 from moxserve.tensorflow.executor.variables import get_collection, var_scope
+from moxserve.tensorflow.executor.whole import auc, over_all_rows
 
 __all__ = [
     "AggregativeSessionRunHook",
@@ -24,8 +25,10 @@ __all__ = [
     "ModelSpec",
     "RunResult",
     "SignatureSpec",
+    "auc",
     "get_collection",
     "get_flag",
+    "over_all_rows",
     "run",
     "set_flag",
     "var_scope",

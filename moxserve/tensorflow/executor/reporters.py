@@ -16,6 +16,7 @@ from moxserve.tensorflow.executor.checkpoint import Checkpointer
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.inputs import first_rows
 from moxserve.tensorflow.executor.participants import NEVER, Clock, Every, Participant, StepContext
+from moxserve.tensorflow.executor.whole import over_rows_of
 
 __all__ = [
     "CheckpointWriter",
@@ -245,6 +246,8 @@ class OutputCollector(Participant):
 class EvalMeans(Participant):
     """Averages `log_info` over all steps, each weighted by its rows, so that a smaller last batch counts for less.
 
+    What `over_all_rows` made is computed from all rows at the end.
+
     Args:
         info: name: scalar tensor.
         rows: scalar tensor, the number of rows of the step's batch; None: every step counts the same.
@@ -252,8 +255,12 @@ class EvalMeans(Participant):
 
     def __init__(self, info: Mapping[str, Any], rows: Any) -> None:
         self._names = list(info)
-        self._args = tf1.train.SessionRunArgs(fetches=[dict(info), rows])
-        self._sums = dict.fromkeys(self._names, 0.0)
+        self._whole = {name: whole for name, value in info.items() if (whole := over_rows_of(value)) is not None}
+        parts = {name: list(whole.parts) for name, whole in self._whole.items()}
+        averaged = {name: value for name, value in info.items() if name not in self._whole}
+        self._args = tf1.train.SessionRunArgs(fetches=[averaged, parts, rows])
+        self._sums = dict.fromkeys(averaged, 0.0)
+        self._kept: dict[str, list[list[np.ndarray]]] = {name: [] for name in self._whole}
         self.rows = 0.0
 
     def step_args(self, context: StepContext) -> Any:
@@ -262,16 +269,26 @@ class EvalMeans(Participant):
 
     def step_values(self, context: StepContext, values: Any) -> None:
         """Add them up."""
-        info, rows = values.results
+        info, parts, rows = values.results
         weight = 1.0 if rows is None else float(rows)
         self.rows += weight
         for name, value in info.items():
             self._sums[name] += float(value) * weight
+        for name, arrays in parts.items():
+            self._kept[name].append(arrays)
 
     @property
     def means(self) -> dict[str, float]:
         """The means so far; NaN before the first step."""
-        return {name: total / self.rows if self.rows else math.nan for name, total in self._sums.items()}
+        return {name: self._value(name) for name in self._names}
+
+    def _value(self, name: str) -> float:
+        if not self.rows:
+            return math.nan
+        if name not in self._whole:
+            return self._sums[name] / self.rows
+        arrays = (np.concatenate(parts) for parts in zip(*self._kept[name], strict=True))
+        return float(self._whole[name].compute(*arrays))
 
 
 class SampleRows(Participant):

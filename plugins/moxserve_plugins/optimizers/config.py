@@ -1,15 +1,18 @@
-"""Parameters of the seven built-in optimizers. Fields are named as TensorFlow's arguments; so are their defaults."""
+"""Parameters of the seven built-in optimizers, and of several together. Fields are named as TensorFlow's arguments;
+so are their defaults.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from moxserve.config.models import told_apart_by
 from moxserve.pipeline.slots import OptimizerPlugin
 
-__all__ = ["Adadelta", "Adagrad", "Adam", "Ftrl", "Momentum", "RmsProp", "Sgd"]
+__all__ = ["Adadelta", "Adagrad", "Adam", "Ftrl", "Momentum", "PerLoss", "RmsProp", "Sgd"]
 
 
 class _BuiltIn(OptimizerPlugin):
@@ -90,3 +93,26 @@ class Sgd(_BuiltIn):
     """Plain gradient descent."""
 
     builtin: ClassVar[str] = "sgd"
+
+
+_BY_NAME: Mapping[str, type[_BuiltIn]] = {
+    kind.builtin: kind for kind in (Adadelta, Adagrad, Adam, Ftrl, Momentum, RmsProp, Sgd)
+}
+if TYPE_CHECKING:
+    _Any = _BuiltIn
+else:
+    _Any = told_apart_by("plugin", _BY_NAME)
+
+
+class PerLoss(OptimizerPlugin):
+    """An optimizer for each loss of the model, in the order of its losses; `wide_and_deep` has two."""
+
+    optimizers: list[_Any] = Field(min_length=1, description="Built-in optimizers, as in the stage itself.")
+
+    def describe(self) -> str:
+        """Say what there is."""
+        return "; ".join(f"{one.plugin} ({one.describe()})" for one in self.optimizers)
+
+    def build(self) -> Any:
+        """Return the optimizer_fns, one a loss; see OptimizerPlugin."""
+        return [optimizer.build() for optimizer in self.optimizers]

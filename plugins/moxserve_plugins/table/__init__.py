@@ -1,0 +1,1 @@
+"""Input plugin `table`: columns of CSV, Parquet and TFRecord files."""

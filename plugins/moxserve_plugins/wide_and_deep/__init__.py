@@ -1,0 +1,1 @@
+"""Model plugin `wide_and_deep`: a linear model and a network on feature columns."""
