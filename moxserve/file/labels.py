@@ -75,7 +75,7 @@ def _lines(text: str, one_line: bool) -> Iterator[tuple[int, str]]:
         return iter(lines)
     number, line = lines[0]
     entries = list(_ENTRY.finditer(line))
-    if [int(entry[1]) for entry in entries] != list(range(len(entries))):
+    if len(entries) < 2 or entries[0].start() or [int(e[1]) for e in entries] != list(range(len(entries))):
         return iter(lines)
     ends = [entry.start() for entry in entries[1:]] + [len(line)]
     return iter([(number, line[e.start() : end].strip()) for e, end in zip(entries, ends, strict=True)])

@@ -7,6 +7,7 @@ there (see `lift`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -226,12 +227,16 @@ def collect_samples(
     return first_rows([np.concatenate(parts) for parts in zip(*batches, strict=True)], count)
 
 
+# The end of what the runtime tells of a Python function that raised: where the class is from, what it said, its hint.
+_OUR_ERROR = re.compile(r"^moxserve\.[\w.]*Error: (.+?)(?:\nhint: (.*?))?\n\s*\n", re.MULTILINE | re.DOTALL)
 _UNEQUAL_SAMPLES = ("Cannot batch tensors with different shapes", "Cannot add tensor to the batch")
 
 
 def explain(error: Any) -> DataError | None:
     """Tell what to do about an error of the runtime that is the input's fault; None for any other."""
     message = str(error.message)
+    if ours := _OUR_ERROR.search(message):
+        return DataError(ours[1], hint=ours[2])
     if not any(text in message for text in _UNEQUAL_SAMPLES):
         return None
     return DataError(

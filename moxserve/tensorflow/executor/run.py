@@ -305,7 +305,7 @@ class _Job:
                 )
                 try:
                     reason = loop.run()
-                except tf.errors.InvalidArgumentError as error:
+                except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:
                     explained = explain(error)
                     if explained is None:
                         raise

@@ -11,7 +11,6 @@ size there, where there is one: a local copy, complete or not, of a data set in 
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,10 +31,9 @@ from moxserve.tensorflow.datasets.raw.storage import (
     plain_url,
     read_file,
 )
+from moxserve.tensorflow.executor.env import tf1
 
 __all__ = ["ImageClassificationRawMetadata", "RawMetadata", "Samples"]
-
-_log = logging.getLogger("moxserve.tensorflow.datasets")
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ class RawMetadata:
             raise DataError(f"redirect_dir: no such folder: {other!r}") from None
         trees = [copies if name in copies and copies.size(name) == tree.size(name) else tree for name in names]
         copied = sum(chosen is copies for chosen in trees)
-        _log.info("%d of %d files of %s are read from %s", copied, len(names), tree.base, other)
+        tf1.logging.info("%d of %d files of %s are read from %s", copied, len(names), tree.base, other)
         paths = [join(chosen.base, name) for chosen, name in zip(trees, names, strict=True)]
         return paths, [chosen.key(name) for chosen, name in zip(trees, names, strict=True)]
 
@@ -163,7 +161,7 @@ class ImageClassificationRawMetadata(RawMetadata):
             )
         labels = self._labels_file()
         if labels is None:
-            _log.info(
+            tf1.logging.info(
                 "%s has no %s: the %d class folders are numbered in the order of their names as text: %s",
                 self.base_dir,
                 self.labels_filename,
@@ -187,7 +185,7 @@ class ImageClassificationRawMetadata(RawMetadata):
                 hint=f"names of images end in {', '.join(IMAGE_EXTENSIONS)}",
             )
         if empty := [label for label, names in by_class.items() if not names]:
-            _log.warning("%s: no image in the class folders %s", self.base_dir, _shorten(empty))
+            tf1.logging.warning("%s: no image in the class folders %s", self.base_dir, _shorten(empty))
         return [name for names in by_class.values() for name in names]
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -13,10 +12,10 @@ from moxserve.file import MoxFileNotExistsException
 from moxserve.file.labels import LABELS_FILE
 from moxserve.tensorflow.datasets.raw.metadata import RawMetadata, Samples
 from moxserve.tensorflow.datasets.raw.storage import IMAGE_EXTENSIONS, Tree, is_image, join, list_tree, read_all
+from moxserve.tensorflow.executor.env import tf1
 
 __all__ = ["MultilabelClassificationRawMetadata"]
 
-_log = logging.getLogger("moxserve.tensorflow.datasets")
 _SEPARATOR = "\n"
 
 
@@ -163,7 +162,7 @@ class MultilabelClassificationRawMetadata(RawMetadata):
                 f" {missing[0]!r}: expected {first!r}",
                 hint="skip_label_not_found=True leaves such images out",
             )
-        _log.warning(
+        tf1.logging.warning(
             "%d of %d images have no label file and are left out: %s ...", len(missing), len(self._names), first
         )
 

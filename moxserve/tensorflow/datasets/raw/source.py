@@ -23,6 +23,7 @@ from moxserve.tensorflow.datasets.raw.caching import Cache, open_cache
 from moxserve.tensorflow.datasets.raw.metadata import Samples
 from moxserve.tensorflow.datasets.raw.options import RawOptions
 from moxserve.tensorflow.datasets.raw.storage import read_file
+from moxserve.tensorflow.executor.env import tf1
 
 __all__ = ["Fetched", "LabelForm", "RawSource", "resize_nearest"]
 
@@ -118,7 +119,7 @@ class RawSource:
             raise DataError(f"shard {order.shard[0]} of {order.shard[1]} has no image: {base} has {len(samples)}")
         self.base, self.samples, self.order, self.label, self.options = base, samples, order, label, options
         self.encoded = options.preprocess_fn is not None
-        self.log = BadImageLog(base)
+        self.log = BadImageLog(base, tf1.logging.warning)
         self.cache: Cache | None = None
         if options.cache_folder is not None:
             decoded, remove = options.cache_decoded, options.remove_cache_on_finish

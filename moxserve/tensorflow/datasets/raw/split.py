@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import shutil
@@ -16,10 +15,10 @@ from moxserve.file import atomic_write, publish_directory, staging_directory
 from moxserve.file.labels import LABELS_FILE, format_labels
 from moxserve.tensorflow.datasets.raw.metadata import ImageClassificationRawMetadata
 from moxserve.tensorflow.datasets.raw.storage import is_remote, join, plain_url, read_file
+from moxserve.tensorflow.executor.env import tf1
 
 __all__ = ["split_image_classification_dataset"]
 
-_log = logging.getLogger("moxserve.tensorflow.datasets")
 _TOLERANCE = 1e-6
 _COPIES_AT_ONCE = 16
 
@@ -66,7 +65,7 @@ def split_image_classification_dataset(
             _write_part(metadata, os.path.join(staged, part), names)
         _replace(staged, target, parent, overwrite)
     counts = {part: len(names) for part, names in parts.items()}
-    _log.info("%s: %s images written to %s", source, counts, target)
+    tf1.logging.info("%s: %s images written to %s", source, counts, target)
     return counts
 
 
