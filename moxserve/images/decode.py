@@ -49,7 +49,7 @@ def opencv() -> ModuleType:
     try:
         import cv2
     except ImportError:
-        raise MissingExtraError("opencv-python-headless", "dataflow", "decoding images") from None
+        raise MissingExtraError("opencv-python-headless", "dataflow", "working with images") from None
     return cv2
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from moxserve.dataflow import imgaug
 from moxserve.dataflow.seeds import fix_rng_seed
-from moxserve.errors import UsageError
+from moxserve.errors import MissingExtraError, UsageError
 
 IMAGE = np.random.default_rng(2).integers(0, 256, (32, 48, 3), np.uint8)
 FLOATS = IMAGE.astype(np.float32)
@@ -448,3 +448,12 @@ def test_transforms_of_albumentations(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal([augmentor.augment(IMAGE) for _ in range(5)], first)
     with pytest.raises(UsageError, match="Albumentations cannot tell where coordinates go"):
         transform.apply_coords(np.zeros([1, 2]))
+
+
+def test_without_opencv_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(
+        MissingExtraError, match=r'needs opencv-python-headless\nhint: pip install "moxserve\[dataflow\]"'
+    ):
+        imgaug.Brightness(3).augment(IMAGE)
+    assert imgaug.CenterCrop(4).augment(IMAGE).shape == (4, 4, 3)
