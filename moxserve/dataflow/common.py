@@ -279,56 +279,80 @@ class CacheData(ProxyDataFlow, RNGDataFlow):
 class LocallyShuffleData(ProxyDataFlow, RNGDataFlow):
     """Shuffles in a buffer, for flows that are read in order; endless, and passes of the flow mix.
 
-    The buffer is a queue: a datapoint enters at its end, one leaves at its head, and it is shuffled now and then.
+    The buffer is a queue: a datapoint enters at its end, one leaves at its head, and it is shuffled now and then. An
+    iteration goes on where the last one was closed.
 
     Args:
         ds: the flow.
         buffer_size: datapoints in the buffer.
         num_reuse: how often each datapoint enters the buffer, for flows that read slowly.
         shuffle_interval: shuffle after this many datapoints of `ds`; None for a third of the buffer.
+        nr_reuse: the older name of `num_reuse`.
 
     Raises:
         UsageError: a number is less than 1.
     """
 
-    def __init__(self, ds: DataFlow, buffer_size: int, num_reuse: int = 1, shuffle_interval: int | None = None) -> None:
+    def __init__(
+        self,
+        ds: DataFlow,
+        buffer_size: int,
+        num_reuse: int = 1,
+        shuffle_interval: int | None = None,
+        nr_reuse: int | None = None,
+    ) -> None:
         super().__init__(ds)
+        reuse = num_reuse if nr_reuse is None else nr_reuse
         interval = max(1, buffer_size // 3) if shuffle_interval is None else shuffle_interval
-        for name, number in (("buffer_size", buffer_size), ("num_reuse", num_reuse), ("shuffle_interval", interval)):
+        for name, number in (("buffer_size", buffer_size), ("num_reuse", reuse), ("shuffle_interval", interval)):
             if number < 1:
                 raise UsageError(f"LocallyShuffleData needs a {name} of at least 1, got {number}")
-        self._size, self._reuse, self._interval = int(buffer_size), int(num_reuse), int(interval)
+        self._size, self._reuse, self._interval = int(buffer_size), int(reuse), int(interval)
         self._guard = DataFlowReentrantGuard()
+        self._open: Iterator[Any] | None = None
 
     def __len__(self) -> int:
         """The datapoints of one pass with their reuses; iteration does not end there."""
         return len(self.ds) * self._reuse
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy begins with an empty buffer."""
+        return {**super().__getstate__(), "_open": None}
+
     def reset_state(self) -> None:
         """Begin with an empty buffer."""
         RNGDataFlow.reset_state(self)
         self.ds.reset_state()
-        self._buffer: list[Any] = []
+        self._open = None
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield datapoints without end; what the buffer holds stays in it when an iteration is closed.
+        """Yield datapoints without end.
 
         Raises:
             DataError: the flow is empty.
         """
         with self._guard:
-            head = 0
-            for number, dp in enumerate(RepeatedData(self.ds, -1)):
-                if number % self._interval == 0:
-                    self._shuffle()
-                    head = 0
-                for _ in range(self._reuse):
-                    if len(self._buffer) < self._size:
-                        self._buffer.append(dp)
-                        continue
-                    leaving, self._buffer[head] = self._buffer[head], dp
-                    head = (head + 1) % self._size
-                    yield leaving
+            if self._open is None:
+                self._open = self._shuffled()
+            try:
+                for dp in self._open:  # noqa: UP028 - `yield from` would close it with this iteration
+                    yield dp
+            except Exception:
+                # A generator that raised has ended: the next iteration begins another one.
+                self._open = None
+                raise
 
-    def _shuffle(self) -> None:
-        self._buffer = [self._buffer[i] for i in self.rng.permutation(len(self._buffer))]
+    def _shuffled(self) -> Iterator[Any]:
+        buffer: list[Any] = []
+        head = 0
+        for number, dp in enumerate(RepeatedData(self.ds, -1)):
+            if number % self._interval == 0:
+                buffer = [buffer[i] for i in self.rng.permutation(len(buffer))]
+                head = 0
+            for _ in range(self._reuse):
+                if len(buffer) < self._size:
+                    buffer.append(dp)
+                    continue
+                leaving, buffer[head] = buffer[head], dp
+                head = (head + 1) % self._size
+                yield leaving

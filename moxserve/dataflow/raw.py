@@ -92,28 +92,31 @@ class DataFromGenerator(DataFlow):
     Args:
         gen: a function without arguments that returns an iterable, such as a generator function, called for each pass;
             or an iterable.
+        size: how many datapoints a pass has, for `len`, where the iterable does not say.
 
     Raises:
         UsageError: it is neither.
     """
 
-    def __init__(self, gen: Callable[[], Iterable[Any]] | Iterable[Any]) -> None:
+    def __init__(self, gen: Callable[[], Iterable[Any]] | Iterable[Any], size: int | None = None) -> None:
         if not callable(gen) and not isinstance(gen, Iterable):
             raise UsageError(f"{type(self).__name__} expected a generator function or an iterable, got {type(gen)!r}")
-        self._gen = gen
+        self._gen, self._size = gen, size
         self._exhausted = False
 
     def __len__(self) -> int:
-        """The length of the iterable.
+        """The length of the iterable, or what was given as `size`.
 
         Raises:
             UnknownLengthError: it has none, as generators have not.
         """
+        if self._size is not None:
+            return self._size
         if not callable(self._gen) and isinstance(self._gen, Sized):
             return len(self._gen)
         raise UnknownLengthError(
             f"{type(self).__name__} does not know how much it will yield",
-            hint="wrap it in FixedSizeData to give it a length",
+            hint="give it with size=..., or wrap the flow in FixedSizeData",
         )
 
     def __iter__(self) -> Iterator[Any]:

@@ -306,6 +306,36 @@ def test_local_shuffle_loses_and_invents_nothing(n: int, reuse: int, buffer: int
         assert abs(seen[i] - passes * reuse) <= buffer + reuse
 
 
+def test_local_shuffle_goes_on_where_it_was_closed() -> None:
+    flow = df.LocallyShuffleData(numbers(100), 10, nr_reuse=2)
+    seen = []
+    for _ in range(18):
+        opened = iter(flow)
+        seen += [next(opened)[0] for _ in range(5)]
+        with pytest.raises(RuntimeError, match="not reentrant"):
+            next(iter(flow))
+        opened.close()
+    # Not the beginning of the flow again and again: 90 of 200, in the order of a queue.
+    assert max(Counter(seen).values()) == 2
+    assert len(set(seen)) >= 40
+    assert len(flow) == 200
+
+
+def test_local_shuffle_after_an_error() -> None:
+    broken = [True]
+
+    def source() -> Iterator[Any]:
+        yield from [[0], [1]]
+        if broken[0]:
+            raise OSError("disk gone")
+
+    flow = df.LocallyShuffleData(df.DataFromGenerator(source), 5)
+    with pytest.raises(OSError, match="disk gone"):
+        next(iter(flow))
+    broken[0] = False
+    assert next(iter(flow))[0] in (0, 1)
+
+
 def test_local_shuffle_shuffles_within_its_buffer() -> None:
     order = [dp[0] for dp in islice(df.LocallyShuffleData(numbers(1000), 30), 900)]
     assert order[:30] != sorted(order[:30])

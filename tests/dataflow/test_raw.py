@@ -46,6 +46,7 @@ def test_generator() -> None:
     with pytest.raises(NotImplementedError, match="FixedSizeData"):
         len(flow)
     assert len(df.DataFromGenerator([[1], [2]])) == 2
+    assert len(df.DataFromGenerator(lambda: iter([[1]]), size=1)) == 1
     once = df.DataFromGenerator(iter([[1], [2], [3]]))
     assert list(islice(once, 2)) == [[1], [2]]
     assert list(once) == [[3]]
