@@ -9,6 +9,8 @@
     IDX images (…idx3…[.gz])        MNIST's format; labels from the idx1 file of the same name beside it
     .jsonl                          one instance a line: a value, or an object of inputs by name, bytes as {"b64": …}; a
                                     key `label` that is no input holds the label
+    .csv[.gz]                       one column an input, by name; see `tables`
+    .tfrecord                       tf.Examples, for a signature that takes them; see `tables`
 
 Rows are light: a row's data is read when `load` is called, which happens in the threads that send the requests.
 """
@@ -35,7 +37,7 @@ from moxserve.types import Signature, TensorSpec
 
 __all__ = ["Label", "Row", "Rows", "open_rows", "read_labels"]
 
-_EXPECTED = "a folder of pictures, a picture, .npy, .npz, .jsonl, or an IDX image file (.gz or not)"
+_EXPECTED = "a folder of pictures, a picture, .npy, .npz, .jsonl, .csv, .tfrecord, or an IDX image file (.gz or not)"
 _LABEL_KEYS = ("label", "labels")
 
 
@@ -129,6 +131,8 @@ def _opener(path: str) -> Callable[[str, Signature], Rows]:
         ((".npy",), _npy),
         ((".npz",), _npz),
         ((".jsonl", ".ndjson"), _jsonl),
+        ((".csv", ".csv.gz"), _csv),
+        ((".tfrecord", ".tfrecords"), _tfrecord),
         (("-ubyte", "-ubyte.gz", ".idx", ".idx.gz", ".idx3", ".idx3.gz"), _idx),
     ):
         if lower.endswith(suffixes):
@@ -329,6 +333,21 @@ def _idx(path: str, signature: Signature) -> Rows:
             yield Row(f"{base}[{number}]", partial(load, number), label)
 
     return Rows(f"IDX images, {len(images)} of them", rows(), len(images))
+
+
+# ---- tables
+
+
+def _csv(path: str, signature: Signature) -> Rows:
+    from moxserve.predict.tables import open_csv
+
+    return open_csv(path, signature)
+
+
+def _tfrecord(path: str, signature: Signature) -> Rows:
+    from moxserve.predict.tables import open_examples
+
+    return open_examples(path, signature)
 
 
 # ---- JSON lines

@@ -228,9 +228,9 @@ def test_wrong_json_lines(tmp_path, signature, line, message) -> None:
 def test_nothing_there_or_unknown(tmp_path, signature) -> None:
     with pytest.raises(DataError, match="no such file or directory"):
         open_rows(tmp_path / "none", signature(x=("float32", [None])))
-    (tmp_path / "a.csv").write_text("1\n")
-    with pytest.raises(DataError, match=r"a\.csv: unknown kind of data set") as caught:
-        open_rows(tmp_path / "a.csv", signature(x=("float32", [None])))
+    (tmp_path / "a.xls").write_text("1\n")
+    with pytest.raises(DataError, match=r"a\.xls: unknown kind of data set") as caught:
+        open_rows(tmp_path / "a.xls", signature(x=("float32", [None])))
     assert ".jsonl" in (caught.value.hint or "")
 
 
