@@ -9,11 +9,16 @@ from moxserve.export.op_libraries import load_op_library
 from moxserve.protocol.examples import make_example, parse_example, read_examples, write_examples
 from moxserve.tensorflow.datasets import (
     AsyncRawGenerator,
+    BaseTFRecordDataset,
+    BaseTFRecordMetadata,
     ImageClassificationRawDataset,
     ImageClassificationRawMetadata,
+    ImageClassificationTFRecordDataset,
+    ImageClassificationTFRecordMetadata,
     MultilabelClassificationRawDataset,
     MultilabelClassificationRawMetadata,
     ParallelReader,
+    get_tfrecord,
     split_image_classification_dataset,
 )
 from moxserve.tensorflow.executor import (
@@ -45,6 +50,8 @@ from moxserve.tensorflow.quantization import Quantization, quantize_model_fn
 __all__ = [
     "AggregativeSessionRunHook",
     "AsyncRawGenerator",
+    "BaseTFRecordDataset",
+    "BaseTFRecordMetadata",
     "EarlyStoppingHook",
     "ExportKeys",
     "ExportSpec",
@@ -53,6 +60,8 @@ __all__ = [
     "FeedSessionRunHook",
     "ImageClassificationRawDataset",
     "ImageClassificationRawMetadata",
+    "ImageClassificationTFRecordDataset",
+    "ImageClassificationTFRecordMetadata",
     "LogEvaluationMetricHook",
     "ModeKeys",
     "ModelSpec",
@@ -71,6 +80,7 @@ __all__ = [
     "get_data_augmentation_fn",
     "get_flag",
     "get_optimizer_fn",
+    "get_tfrecord",
     "load_op_library",
     "make_example",
     "over_all_rows",

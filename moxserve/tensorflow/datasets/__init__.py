@@ -1,4 +1,6 @@
-"""Readers of data sets. `base` has what all share; `raw` reads image files, `reader` says how files are fetched."""
+"""Readers of data sets. `base` has what all share; `raw` reads image files, `reader` says how files are fetched;
+`tfrecord*` read TFRecord files.
+"""
 
 from moxserve.tensorflow.datasets.raw.multilabel_dataset import (
     MultilabelClassificationRawDataset,
@@ -10,13 +12,25 @@ from moxserve.tensorflow.datasets.raw.raw_dataset import (
     split_image_classification_dataset,
 )
 from moxserve.tensorflow.datasets.reader.raw_reader import AsyncRawGenerator, ParallelReader
+from moxserve.tensorflow.datasets.tfrecord import get_tfrecord
+from moxserve.tensorflow.datasets.tfrecord_common import (
+    BaseTFRecordDataset,
+    BaseTFRecordMetadata,
+    ImageClassificationTFRecordMetadata,
+)
+from moxserve.tensorflow.datasets.tfrecord_image import ImageClassificationTFRecordDataset
 
 __all__ = [
     "AsyncRawGenerator",
+    "BaseTFRecordDataset",
+    "BaseTFRecordMetadata",
     "ImageClassificationRawDataset",
     "ImageClassificationRawMetadata",
+    "ImageClassificationTFRecordDataset",
+    "ImageClassificationTFRecordMetadata",
     "MultilabelClassificationRawDataset",
     "MultilabelClassificationRawMetadata",
     "ParallelReader",
+    "get_tfrecord",
     "split_image_classification_dataset",
 ]

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from moxserve.errors import UsageError
 from moxserve.tensorflow.datasets.base import BaseDataset
-from moxserve.tensorflow.datasets.tfrecord_common import BaseTFRecordMetadata, feature_spec, finished, read_metadata
-from moxserve.tensorflow.datasets.tfrecord_decode import ImageBuilder, ImageOptions, OnBadImage
+from moxserve.tensorflow.datasets.raw.options import OnBadImage, RawOptions
+from moxserve.tensorflow.datasets.tfrecord_common import BaseTFRecordMetadata, feature_spec, read_metadata
+from moxserve.tensorflow.datasets.tfrecord_decode import RecordImages
 from moxserve.tensorflow.datasets.tfrecord_reader import Reading
 
-__all__ = ["ImageClassificationTFRecordDataset", "OnBadImage"]
+__all__ = ["ImageClassificationTFRecordDataset"]
 
 
 class ImageClassificationTFRecordDataset(BaseDataset):
@@ -45,7 +46,9 @@ class ImageClassificationTFRecordDataset(BaseDataset):
         custom_feature_keys: names of further features, each an item; a standard key gets another form by this.
         custom_feature_values: what each is: `tf.io.FixedLenFeature`, `VarLenFeature`, ...
         drop_remainder: leave out a last batch that is smaller.
-        augmentation_fn: takes one decoded image `[height, width, channels]` and returns it augmented.
+        augmentation_fn: takes one decoded image `[height, width, channels]`, never a batch, and returns it augmented.
+            If it has a parameter `seed`, that is `[2] int64`, made of the seed and the position, as
+            `tf.image.stateless_random_...` take it.
         label_one_hot: labels as `[num_classes] float32`.
         seed: of the order, and of the random windows; None draws one.
         shard: number of this worker, from 0, and how many there are.
@@ -94,10 +97,18 @@ class ImageClassificationTFRecordDataset(BaseDataset):
             raise UsageError("expected one of metadata and meta")
         self.metadata: BaseTFRecordMetadata = metadata or meta  # type: ignore[assignment]
         reading = Reading(shuffle, shuffle_buffer_size, num_parallel, num_epochs, seed, shard, on_bad_record, position)
-        options = ImageOptions(
-            batch_size, drop_remainder, num_parallel, preprocess_fn, augmentation_fn, image_size, label_one_hot,
-            channels, on_bad_image, seed,
-        )  # fmt: skip
+        options = RawOptions(
+            batch_size=batch_size,
+            num_epochs=num_epochs,
+            preprocess_fn=preprocess_fn,
+            preprocess_threads=num_parallel,
+            image_size=image_size,
+            private_num_threads=private_num_threads,
+            drop_remainder=drop_remainder,
+            augmentation_fn=augmentation_fn,
+            on_bad_image=on_bad_image,
+            channels=channels,
+        )
         custom = feature_spec(custom_feature_keys, custom_feature_values)
         if label_one_hot and not getattr(self.metadata, "num_classes", 0):
             raise UsageError(
@@ -105,9 +116,9 @@ class ImageClassificationTFRecordDataset(BaseDataset):
                 hint="give the metadata num_classes, or write a labels.txt beside the files",
             )
         records = read_metadata(self.metadata, reading, cache_dir, remove_cache_on_finish, exact_shuffle)
-        builder = ImageBuilder(self.metadata, options, custom)
-        dataset, finish = builder.build(records, num_epochs)
-        super().__init__(finished(dataset, None, False, private_num_threads), finish)
+        images = RecordImages(self.metadata, options, custom, bool(label_one_hot), seed)
+        super().__init__(images.build(records), images.finish)
+        self._log = images.log
 
     @property
     def num_samples(self) -> int:
@@ -118,3 +129,8 @@ class ImageClassificationTFRecordDataset(BaseDataset):
     def total_num_samples(self) -> int:
         """The same as `num_samples`."""
         return self.metadata.num_samples
+
+    @property
+    def num_bad_images(self) -> int:
+        """How many different images were left out until now."""
+        return len(self._log.names)
