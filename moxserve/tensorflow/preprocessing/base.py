@@ -14,8 +14,18 @@ from typing import Any
 from moxserve.errors import UsageError
 from moxserve.images.geometry import Geometry
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.preprocessing.draws import Draws
 
-__all__ = ["Augmentation", "Output", "check_flag", "check_integer", "summarize"]
+__all__ = [
+    "Augmentation",
+    "Output",
+    "central_crop_or_pad",
+    "check_flag",
+    "check_integer",
+    "crop",
+    "resize",
+    "summarize",
+]
 
 
 @dataclass(frozen=True)
@@ -78,11 +88,12 @@ class Augmentation(ABC):
         self._channels = channels
         self._strict = strict
 
-    def __call__(self, image: Any) -> Any:
+    def __call__(self, image: Any, seed: Any = None) -> Any:
         """Augment one image.
 
         Args:
             image: `[height, width, channels]`, uint8 or float; sizes may be unknown while the graph is built.
+            seed: `[2]` integers that all random numbers of this image follow; None: they follow the graph's seed.
 
         Returns:
             `[output_height, output_width, channels] float32`, with its static shape set.
@@ -92,26 +103,33 @@ class Augmentation(ABC):
         """
         with tf1.name_scope(self.family):
             image = self._checked(image)
-            finished = self.finish(self.place(image)[tf.newaxis])[0]
+            draws = Draws(seed)
+            finished = self._finished(self.place(image, draws)[tf.newaxis], draws)[0]
             finished.set_shape([self.output.height or None, self.output.width or None, image.shape[-1]])
             return finished
 
     @abstractmethod
-    def place(self, image: Any) -> Any:
+    def place(self, image: Any, draws: Draws) -> Any:
         """Crop, resize and flip one image `[height, width, channels]` to the output size."""
 
     @abstractmethod
-    def finish(self, images: Any) -> Any:
+    def _finished(self, images: Any, draws: Draws) -> Any:
+        """Do what `finish` does."""
+
+    def finish(self, images: Any, seed: Any = None) -> Any:
         """Do what remains after `place`, or after a reader that used `geometry`, for a batch.
 
         Each image has random numbers of its own.
 
         Args:
             images: `[batch, output_height, output_width, channels]`, of the dtype that the source image has.
+            seed: `[2]` integers that the random numbers follow; None: they follow the graph's seed.
 
         Returns:
             The same shape, float32.
         """
+        with tf1.name_scope(self.family):
+            return self._finished(images, Draws(seed))
 
     def __repr__(self) -> str:
         mode = "training" if self.output.training else "evaluation"
@@ -160,6 +178,26 @@ def resize(image: Any, size: Sequence[Any] | Any, method: str = "bilinear") -> A
         float32 for all methods but `nearest`, which keeps the dtype.
     """
     return tf1.image.resize(image[tf.newaxis], size, method)[0]
+
+
+def crop(image: Any, output: Output, family: str, draws: Draws | None = None) -> Any:
+    """Cut a window out; fails when it runs where the window is larger than the image.
+
+    Args:
+        image: `[height, width, channels]`.
+        output: size of the window.
+        family: name for the message.
+        draws: where the window is; None: in the middle.
+    """
+    size = [output.height, output.width]
+    room = tf.shape(image)[:2] - size
+    message = f"{family}: the crop {size[0]}x{size[1]} is larger than the image that it is taken from"
+    with tf.control_dependencies([tf1.Assert(tf.reduce_all(room >= 0), [message, tf.shape(image)])]):
+        room = tf.identity(room)
+    top, left = tf.unstack(room // 2) if draws is None else [draws.integer(most + 1) for most in tf.unstack(room)]
+    window = image[top : top + size[0], left : left + size[1]]
+    window.set_shape([*size, image.shape[2]])
+    return window
 
 
 def central_crop_or_pad(image: Any, output: Output) -> Any:

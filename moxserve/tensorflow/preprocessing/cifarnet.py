@@ -17,8 +17,10 @@ from moxserve.tensorflow.preprocessing.base import (
     central_crop_or_pad,
     check_flag,
     check_integer,
+    crop,
     summarize,
 )
+from moxserve.tensorflow.preprocessing.draws import Draws
 
 __all__ = ["CifarnetOptions", "CifarnetPreprocessing"]
 
@@ -57,24 +59,21 @@ class CifarnetPreprocessing(Augmentation):
         if output.training:
             self.geometry = PaddedCrop(output.height, output.width, options.padding)
 
-    def place(self, image: Any) -> Any:
+    def place(self, image: Any, draws: Draws) -> Any:
         """Pad, crop and flip in training; otherwise crop or pad around the middle."""
         summarize(self.options.add_image_summaries, "image", image)
         if not self.output.training:
             return central_crop_or_pad(image, self.output)
         pad = self.options.padding
         padded = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
-        channels = tf.shape(image)[2] if image.shape[2] is None else image.shape[2]
-        cropped = tf.image.random_crop(padded, [self.output.height, self.output.width, channels])
-        cropped.set_shape([self.output.height, self.output.width, image.shape[2]])
-        return tf.image.random_flip_left_right(cropped)
+        return draws.flipped(crop(padded, self.output, self.family, draws))
 
-    def finish(self, images: Any) -> Any:
+    def _finished(self, images: Any, draws: Draws) -> Any:
         """Change the colours in training, then standardize: (x - mean) / max(deviation, 1 / sqrt(values))."""
         images = tf.cast(images, tf.float32)
         if self.output.training:
-            images = colors.brightness(images, colors.random_values(images, -_BRIGHTNESS, _BRIGHTNESS))
-            images = colors.contrast(images, colors.random_values(images, *_CONTRAST))
+            images = colors.brightness(images, colors.random_values(draws, images, -_BRIGHTNESS, _BRIGHTNESS))
+            images = colors.contrast(images, colors.random_values(draws, images, *_CONTRAST))
         name = "distorted_image" if self.output.training else "resized_image"
         summarize(self.options.add_image_summaries, name, images)
         return tf.image.per_image_standardization(images)

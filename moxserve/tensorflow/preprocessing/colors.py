@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from moxserve.tensorflow.executor.env import tf
+from moxserve.tensorflow.preprocessing.draws import Draws
 
 __all__ = ["brightness", "contrast", "hue", "random_values", "saturation"]
 
 
-def random_values(images: Any, lower: float, upper: float) -> Any:
+def random_values(draws: Draws, images: Any, lower: float, upper: float) -> Any:
     """Draw a number for each image of a batch: `[batch, 1, 1, 1] float32`, uniform in [lower, upper)."""
-    return tf.random.uniform([tf.shape(images)[0], 1, 1, 1], lower, upper)
+    return draws.uniform([tf.shape(images)[0], 1, 1, 1], lower, upper)
 
 
 def brightness(images: Any, delta: Any) -> Any:

@@ -10,9 +10,10 @@ from typing import Any
 
 from moxserve.errors import UsageError
 from moxserve.images.crops import RandomResizedCrop, StretchAndFlip
-from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.env import tf
 from moxserve.tensorflow.preprocessing import colors
 from moxserve.tensorflow.preprocessing.base import Augmentation, Output, check_flag, resize, summarize
+from moxserve.tensorflow.preprocessing.draws import Draws
 
 __all__ = ["InceptionOptions", "InceptionPreprocessing"]
 
@@ -94,15 +95,15 @@ class InceptionPreprocessing(Augmentation):
             return StretchAndFlip(*size)
         return RandomResizedCrop(*size, areas=_AREAS, aspect_ratios=_ASPECT_RATIOS, least_covered=_OBJECT_COVERED)
 
-    def place(self, image: Any) -> Any:
+    def place(self, image: Any, draws: Draws) -> Any:
         """Crop, resize and flip; returns values from 0 to 1."""
-        return self._place_random(image) if self.output.training else self._place_fixed(image)
+        return self._place_random(image, draws) if self.output.training else self._place_fixed(image)
 
-    def finish(self, images: Any) -> Any:
+    def _finished(self, images: Any, draws: Draws) -> Any:
         """Change the colours in training, then scale [0, 1] to [-1, 1]."""
         images = tf.image.convert_image_dtype(images, tf.float32)
         if self.output.training:
-            images = tf.clip_by_value(self._distorted(images), 0.0, 1.0)
+            images = tf.clip_by_value(self._distorted(images, draws), 0.0, 1.0)
             summarize(self._summaries, "final_distorted_image", images)
         return (images - 0.5) * 2.0
 
@@ -112,32 +113,28 @@ class InceptionPreprocessing(Augmentation):
             image = tf.image.central_crop(image, self.options.central_fraction)
         return resize(image, [self.output.height, self.output.width]) if self.output.height else image
 
-    def _place_random(self, image: Any) -> Any:
+    def _place_random(self, image: Any, draws: Draws) -> Any:
         if self.options.crop_image:
-            image = self._cropped(image)
+            image = self._cropped(image, draws)
         image = tf.image.convert_image_dtype(image, tf.float32)
         size = [self.output.height, self.output.width]
         if self.options.fast_mode:
             image = resize(image, size)
         else:
-            choice = tf.random.uniform([], 0, len(_METHODS), tf.int32)
+            choice = draws.integer(len(_METHODS))
             image = tf.switch_case(choice, [lambda way=way: resize(image, size, way) for way in _METHODS])
         image.set_shape([*size, 3])
         summarize(self._summaries, "cropped_resized_image", image)
-        return tf.image.random_flip_left_right(image)
+        return draws.flipped(image)
 
-    def _cropped(self, image: Any) -> Any:
+    def _cropped(self, image: Any, draws: Draws) -> Any:
         boxes = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
         if self.options.bbox is not None:
             boxes = tf.convert_to_tensor(self.options.bbox, tf.float32)
         self._summarize_boxes("image_with_bounding_boxes", image, boxes)
-        # The operation does not take the graph's seed by itself, as others do.
-        seed, seed2 = tf1.get_seed(None)
-        begin, size, chosen = tf1.image.sample_distorted_bounding_box(
+        begin, size, chosen = draws.part(
             tf.shape(image),
             boxes,
-            seed=seed,
-            seed2=seed2,
             min_object_covered=_OBJECT_COVERED,
             aspect_ratio_range=_ASPECT_RATIOS,
             area_range=_AREAS,
@@ -154,22 +151,22 @@ class InceptionPreprocessing(Augmentation):
             image = tf.image.convert_image_dtype(image, tf.float32)[tf.newaxis]
             summarize(True, name, tf.image.draw_bounding_boxes(image, boxes, tf.constant([[1.0, 0.0, 0.0]])))
 
-    def _distorted(self, images: Any) -> Any:
+    def _distorted(self, images: Any, draws: Draws) -> Any:
         if self.options.fast_mode:
-            return _changed(images, _FAST_ORDER)
+            return _changed(images, _FAST_ORDER, draws)
         # Each image goes one of the ways: split the batch, change each part, put it together again.
         count = tf.shape(images)[0]
-        way = tf.random.uniform([count], 0, len(_ORDERS), tf.int32)
+        way = draws.uniform([count], 0, len(_ORDERS), tf.int32)
         parts = tf.dynamic_partition(images, way, len(_ORDERS))
         rows = tf.dynamic_partition(tf.range(count), way, len(_ORDERS))
-        changed = [_changed(part, order) for part, order in zip(parts, _ORDERS, strict=True)]
+        changed = [_changed(part, order, draws) for part, order in zip(parts, _ORDERS, strict=True)]
         together = tf.dynamic_stitch(rows, changed)
         together.set_shape(images.shape)
         return together
 
 
-def _changed(images: Any, order: str) -> Any:
+def _changed(images: Any, order: str, draws: Draws) -> Any:
     for initial in order:
         change, lower, upper = _CHANGES[initial]
-        images = change(images, colors.random_values(images, lower, upper))
+        images = change(images, colors.random_values(draws, images, lower, upper))
     return images

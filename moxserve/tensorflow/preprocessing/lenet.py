@@ -8,6 +8,7 @@ from typing import Any
 from moxserve.images.crops import CenterWindow
 from moxserve.tensorflow.executor.env import tf
 from moxserve.tensorflow.preprocessing.base import Augmentation, Output, central_crop_or_pad
+from moxserve.tensorflow.preprocessing.draws import Draws
 
 __all__ = ["LenetOptions", "LenetPreprocessing"]
 
@@ -31,10 +32,10 @@ class LenetPreprocessing(Augmentation):
         if output.training:
             self.geometry = CenterWindow(output.height, output.width)
 
-    def place(self, image: Any) -> Any:
+    def place(self, image: Any, draws: Draws) -> Any:
         """Crop or pad."""
         return central_crop_or_pad(image, self.output)
 
-    def finish(self, images: Any) -> Any:
+    def _finished(self, images: Any, draws: Draws) -> Any:
         """Scale."""
         return (tf.cast(images, tf.float32) - 128.0) / 128.0

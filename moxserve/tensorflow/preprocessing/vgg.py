@@ -10,8 +10,9 @@ from typing import Any
 
 from moxserve.errors import UsageError
 from moxserve.images.crops import ResizedSideCrop
-from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.tensorflow.preprocessing.base import Augmentation, Output, check_integer, resize
+from moxserve.tensorflow.executor.env import tf
+from moxserve.tensorflow.preprocessing.base import Augmentation, Output, check_integer, crop, resize
+from moxserve.tensorflow.preprocessing.draws import Draws
 
 __all__ = ["VggOptions", "VggPreprocessing"]
 
@@ -64,28 +65,22 @@ class VggPreprocessing(Augmentation):
             )
         self.options = options
         self._means = means
-        if output.training:
+        # A wide or tall crop fits into some images only: the graph tells of the others.
+        if output.training and max(output.height, output.width) <= options.resize_side_min:
             self.geometry = ResizedSideCrop(
                 output.height, output.width, options.resize_side_min, options.resize_side_max
             )
 
-    def place(self, image: Any) -> Any:
+    def place(self, image: Any, draws: Draws) -> Any:
         """Resize, crop, flip."""
         side = tf.constant(self.options.resize_side_min)
         if self.output.training:
-            side = tf.random.uniform([], self.options.resize_side_min, self.options.resize_side_max + 1, tf.int32)
+            side += draws.integer(self.options.resize_side_max + 1 - self.options.resize_side_min)
         image = self._resized(image, side)
-        room = self._room(image)
-        if self.output.training:
-            offset = tf.stack([tf.random.uniform([], 0, room[axis] + 1, tf.int32) for axis in (0, 1)])
-        else:
-            offset = room // 2
-        size = [self.output.height, self.output.width]
-        image = image[offset[0] : offset[0] + size[0], offset[1] : offset[1] + size[1]]
-        image.set_shape([*size, 3])
-        return tf.image.random_flip_left_right(image) if self.output.training else image
+        image = crop(image, self.output, self.family, draws if self.output.training else None)
+        return draws.flipped(image) if self.output.training else image
 
-    def finish(self, images: Any) -> Any:
+    def _finished(self, images: Any, draws: Draws) -> Any:
         """Subtract the means."""
         return tf.cast(images, tf.float32) - tf.constant(self._means, tf.float32)
 
@@ -93,10 +88,3 @@ class VggPreprocessing(Augmentation):
         sides = tf.cast(tf.shape(image)[:2], tf.float32)
         scale = tf.cast(side, tf.float32) / tf.reduce_min(sides)
         return resize(image, tf.cast(tf.math.rint(sides * scale), tf.int32))
-
-    def _room(self, image: Any) -> Any:
-        """Return how far a crop can move, `[2] int32`, having checked that there is one."""
-        room = tf.shape(image)[:2] - [self.output.height, self.output.width]
-        message = f"{self.family}: the crop {self.output.height}x{self.output.width} is larger than the resized image"
-        with tf.control_dependencies([tf1.Assert(tf.reduce_all(room >= 0), [message, tf.shape(image)])]):
-            return tf.identity(room)

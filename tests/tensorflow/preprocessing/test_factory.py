@@ -68,6 +68,7 @@ def test_only_training_has_a_geometry() -> None:
             assert mox.get_data_augmentation_fn(name, mode).geometry is None
     # A reader could not follow these.
     assert mox.get_data_augmentation_fn("inception_v3", "TRAIN", fast_mode=False).geometry is None
+    assert mox.get_data_augmentation_fn("vgg_16", "TRAIN", 224, 300).geometry is None
     assert mox.get_data_augmentation_fn("inception_v3", "TRAIN", bbox=[[[0, 0, 1, 1]]]).geometry is None
     whole = mox.get_data_augmentation_fn("inception_v3", "TRAIN", 10, 20, crop_image=False).geometry
     assert whole is not None

@@ -50,6 +50,35 @@ def test_each_draw_differs_and_a_seed_repeats_them(name: str) -> None:
     assert not np.array_equal(first, draw(fn, seed=2))
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in NETWORKS), ("inception_v3", {"fast_mode": False})]
+)
+def test_the_seed_of_an_image_decides_whatever_the_order(name: str, options: dict[str, Any]) -> None:
+    fn = fn_for(name, **options)
+    with tf1.Graph().as_default(), tf1.Session() as session:
+        seed = tf1.placeholder(tf.int64, [2])
+        call = session.make_callable(fn(tf.constant(IMAGE), seed=seed), [seed])
+        seeds = [(3, row) for row in range(8)] + [(4, 0)]
+        first = [call(s) for s in seeds]
+        again = [call(s) for s in reversed(seeds)][::-1]
+    np.testing.assert_array_equal(first, again)
+    assert len({image.tobytes() for image in first}) == len(seeds)
+
+
+def test_seeded_crops_and_flips_are_spread_as_others() -> None:
+    fn = mox.get_data_augmentation_fn("vgg_16", "TRAIN", 30, 30, resize_side_min=32, resize_side_max=32)
+    y, x = np.mgrid[:32, :32]
+    image = np.stack([y, x, y], -1).astype(np.uint8)
+    with tf1.Graph().as_default(), tf1.Session() as session:
+        seed = tf1.placeholder(tf.int64, [2])
+        call = session.make_callable(fn(tf.constant(image), seed=seed), [seed])
+        outputs = [np.rint(call((0, row)) + MEANS)[0, [0, -1]] for row in range(400)]
+    places = [(left[0], min(left[1], right[1]), left[1] > right[1]) for left, right in outputs]
+    counts = np.unique(places, axis=0, return_counts=True)[1]
+    assert len(counts) == 18
+    assert counts.min() > 8
+
+
 @pytest.mark.parametrize("name", [*NETWORKS, "lenet"])
 def test_it_works_in_a_map_of_tf_data_with_images_of_unknown_shape(name: str) -> None:
     with tf1.Graph().as_default():
@@ -103,7 +132,7 @@ def test_pvanet_has_other_means() -> None:
 def test_a_large_crop_of_a_wide_image_fails_when_it_does_not_fit() -> None:
     fn = mox.get_data_augmentation_fn("vgg_16", "TRAIN", 32, 60, resize_side_min=40, resize_side_max=40)
     assert draw(fn, np.zeros([40, 61, 3], np.uint8), times=1)[0].shape == (32, 60, 3)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="larger than the resized image"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="larger than the image"):
         draw(fn, np.zeros([40, 59, 3], np.uint8), times=1)
 
 
@@ -118,7 +147,9 @@ def test_inception_stays_in_its_range(fast: bool, dtype: str) -> None:
 
 
 def test_inception_without_colours_and_crop_is_the_resized_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(colors, "random_values", lambda images, lower, upper: tf.constant(max(0.0, lower + upper) / 2))
+    monkeypatch.setattr(
+        colors, "random_values", lambda draws, images, lower, upper: tf.constant(max(0.0, lower + upper) / 2)
+    )
     with tf1.Graph().as_default(), tf1.Session() as session:
         expected = session.run(tf1.image.resize_bilinear(tf.constant(IMAGE[None] / np.float32(255)), [20, 20]))[0]
     flips = set()
