@@ -111,7 +111,10 @@ class BaseDataset:
 
     def to_tf_data(self, items: Sequence[str] | None = None) -> Any:
         """Return a `tf.data.Dataset` of dicts, or of tuples in the order of `items`."""
-        dataset = self._dataset.map(self._finish) if self._finish else self._dataset
+        dataset = self._dataset
+        if self._finish:
+            # As it runs in `get`: nothing rewrites its source.
+            dataset = dataset.map(tf.autograph.experimental.do_not_convert(self._finish))
         if items is None:
             return dataset
         self._check(items)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from moxserve.errors import UsageError
 from moxserve.images.pool import available_cores
 from moxserve.tensorflow.datasets.reader.raw_reader import ParallelReader
@@ -123,8 +125,9 @@ def _size(value: Any) -> tuple[int, int] | None:
     """Return height and width of `image_size`: a number, a pair, or a tensor that is known while the graph is built."""
     if value is None:
         return None
-    known = tf.get_static_value(value) if tf.is_tensor(value) else value
-    sides: list[Any] = [known, known] if isinstance(known, numbers.Integral) else list(() if known is None else known)
-    if len(sides) != 2 or not all(float(side).is_integer() and int(side) >= 1 for side in sides):
+    known = np.asarray(tf.get_static_value(value) if tf.is_tensor(value) else value)
+    sides = known.ravel()
+    numeric = known.shape in ((), (2,)) and known.dtype.kind in "iuf"
+    if not numeric or not all(float(side).is_integer() and side >= 1 for side in sides):
         raise UsageError(f"image_size={value!r}: expected [height, width] in pixels, or one number for both")
-    return int(sides[0]), int(sides[1])
+    return int(sides[0]), int(sides[-1])
