@@ -19,6 +19,7 @@ __all__ = ["data"]
 @click.group(
     cls=LazyGroup,
     lazy={
+        "inspect": ("moxserve.cli.data_inspect:inspect", "Show what is in a data set, and what is broken in it."),
         "table": ("moxserve.cli.data_table:table", "Write a survey as CSV, Parquet and TFRecord."),
     },
 )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from moxserve.inspect.convert.run import Converted
     from moxserve.inspect.report import Column, Report, Table
 
-__all__ = ["echo_converted", "echo_report"]
+__all__ = ["echo_converted", "echo_report", "echo_tables"]
 
 
 def echo_report(report: Report, as_json: bool) -> None:
@@ -25,13 +25,14 @@ def echo_report(report: Report, as_json: bool) -> None:
     if as_json:
         echo_json(report.to_json())
     else:
-        _echo_tables(report)
+        echo_tables(report)
     if report.problems:
         more = "" if len(report.problems) == 1 else f" (and {len(report.problems) - 1} more above)"
         raise VerificationError(f"{report.path}: {report.problems[0]}{more}")
 
 
-def _echo_tables(report: Report) -> None:
+def echo_tables(report: Report) -> None:
+    """Print a report: facts, tables, notes, problems."""
     click.secho(report.path, bold=True)
     labels = {key: _label(key) for key in report.facts}
     width = max(map(len, labels.values()), default=0) + 2

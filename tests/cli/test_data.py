@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,3 +34,39 @@ def test_json_and_force(run_moxserve: Run, tmp_path: Path):
 def test_wrong_format_is_a_usage_error(run_moxserve: Run, tmp_path: Path):
     done = run_moxserve("data", "digits", "--out", "d", "--formats", "idz", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: unknown format 'idz'; did you mean 'idx'?\n")
+
+
+def test_the_other_sample_data_sets(run_moxserve: Run, tmp_path: Path):
+    done = run_moxserve("data", "textures", "--out", "t", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "wrote 1200 training and 300 evaluation images to t\n  t/train\n  t/eval\n"
+    assert run_moxserve("data", "textures", "--out", "t", cwd=tmp_path).returncode == 1
+
+
+def test_inspect_tells_and_names_what_is_broken(run_moxserve: Run, digits_dir: Path, tmp_path: Path):
+    folder = digits_dir / "images" / "eval"
+    done = run_moxserve("data", "inspect", folder)
+    assert done.returncode == 0
+    assert "kind     image folder" in done.stdout
+    assert "images   360" in done.stdout
+    copied = tmp_path / "eval"
+    shutil.copytree(folder, copied)
+    broken = sorted((copied / "3").iterdir())[:25]
+    for path in broken:
+        path.write_bytes(b"")
+    lenient = run_moxserve("data", "inspect", copied)
+    assert lenient.returncode == 0
+    assert lenient.stderr.count("is empty (0 bytes)") == 20
+    assert "... and 5 more; --all names them" in lenient.stderr
+    strict = run_moxserve("data", "inspect", copied, "--strict", "--all")
+    assert strict.returncode == 1
+    assert strict.stderr.count("is empty (0 bytes)") == 25
+    assert strict.stderr.endswith("25 thing(s) are broken\n")
+    facts = json.loads(run_moxserve("data", "inspect", copied, "--json").stdout)
+    assert (facts["images"], len(facts["problems"])) == (335, 25)
+
+
+def test_inspect_of_nothing(run_moxserve: Run, tmp_path: Path):
+    done = run_moxserve("data", "inspect", tmp_path / "absent")
+    assert done.returncode == 1
+    assert "no such file or folder" in done.stderr
