@@ -104,7 +104,11 @@ class ImagePipeline:
         return dataset.batch(options.batch_size, drop_remainder=options.full_batches)
 
     def _finish(self, element: Element) -> Element:
-        return {**element, "image": self.options.augmentation_fn.finish(element["image"])}  # type: ignore[union-attr]
+        rest = {name: value for name, value in element.items() if name != "seed"}
+        finish = self.options.augmentation_fn.finish  # type: ignore[union-attr]
+        # A batch follows the seed of its first image.
+        kwargs = {"seed": element["seed"][0]} if "seed" in element and _takes_seed(finish) else {}
+        return {**rest, "image": finish(element["image"], **kwargs)}
 
     def _map(self, dataset: Any, function: Callable[..., Any], at_once: int | None = None) -> Any:
         # Users' functions run as they are, as they did when this API was made: nothing rewrites their source.

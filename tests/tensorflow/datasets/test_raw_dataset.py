@@ -228,6 +228,20 @@ def test_windows_are_the_same_after_going_on(metadata: ImageClassificationRawMet
     assert _equal(batches(position=21, reader_class=mox.AsyncRawGenerator), batches()[3:])
 
 
+def test_colours_of_windows_follow_the_seed_after_going_on(metadata: ImageClassificationRawMetadata, read: Read):
+    inception = mox.get_data_augmentation_fn("inception_v3", mox.ModeKeys.TRAIN, output_height=16, output_width=16)
+    assert inception.geometry is not None
+
+    def batches(**kwargs: Any) -> list[list[Any]]:
+        tf1.reset_default_graph()
+        dataset = ImageClassificationRawDataset(metadata, 7, num_epochs=3, augmentation_fn=inception, **kwargs)
+        assert "seed" not in dataset.items
+        return read(dataset, ["image"])
+
+    assert _equal(batches(seed=1, position=21), batches(seed=1)[3:])
+    assert not _equal(batches(seed=1), batches(seed=2))
+
+
 def test_a_shard_needs_a_seed_and_an_image(metadata: ImageClassificationRawMetadata):
     with pytest.raises(DataError, match="shuffles without a seed"):
         ImageClassificationRawDataset(metadata, shard=(0, 2))

@@ -42,6 +42,11 @@ class RawImageDataset(BaseDataset):
         super().__init__(pipeline.build(), pipeline.finish)
 
     @property
+    def items(self) -> tuple[str, ...]:
+        """The names that `get` knows."""
+        return tuple(name for name in super().items if name != "seed")
+
+    @property
     def num_samples(self) -> int:
         """How many samples the data set has, over all workers; bad images included."""
         return len(self._source.samples)
@@ -125,25 +130,25 @@ class _Pipeline(ImagePipeline):
         sample = self.source.load(int(row), fetched_of(int(kind), content))
         if not self.wants_seed:
             return sample
-        seed = np.random.SeedSequence(self.source.seed(position, row)).generate_state(2, np.uint64)
-        return *sample, (seed >> np.uint64(1)).astype(np.int64)
+        return *sample, np.asarray(self.source.pair(position, row), np.int64)
 
     # ---- whole batches of windows
 
     def _windows(self) -> Any:
         options, label = self.options, self.source.label
-        types = (tf.string, self.label_type, tf.string, tf.uint8)
+        types = (tf.string, self.label_type, tf.string, tf.uint8, tf.int64)
 
         def load(*rows: Any) -> dict[str, Any]:
-            names, labels, texts, images = tf.numpy_function(self._load_batch, rows, types)
+            names, labels, texts, images, seeds = tf.numpy_function(self._load_batch, rows, types)
             for tensor, shape in (
                 (names, [None]),
                 (labels, [None, *label.shape]),
                 (texts, [None]),
                 (images, [None, *(self.source.window or (None, None)), options.channels]),
+                (seeds, [None, 2]),
             ):
                 tensor.set_shape(shape)
-            return {"image_name": names, "label": labels, "label_desc": texts, "image": images}
+            return {"image_name": names, "label": labels, "label_desc": texts, "image": images, "seed": seeds}
 
         batches = self._map(self._rows(options.batch_size), load, BATCHES_AT_ONCE)
         return self._endless(batches.rebatch(options.batch_size, drop_remainder=options.full_batches))
@@ -153,9 +158,10 @@ class _Pipeline(ImagePipeline):
     ) -> tuple[np.ndarray, ...]:
         fetched = None if kinds is None else [fetched_of(*pair) for pair in zip(kinds, contents, strict=True)]
         good, images = self.source.load_batch(rows.tolist(), positions.tolist(), fetched)
-        described = [self.source.describe(row) for row in good]
+        described = [self.source.describe(row) for row in rows[good].tolist()]
         names, texts = (np.asarray([one[column] for one in described], object) for column in (0, 2))
-        labels = np.zeros((len(good), *self.source.label.shape), self.source.label.dtype)
+        labels = np.zeros((len(images), *self.source.label.shape), self.source.label.dtype)
         for place, one in enumerate(described):
             labels[place] = one[1]
-        return names, labels, texts, images
+        seeds = [self.source.pair(position, row) for position, row in zip(positions[good], rows[good], strict=True)]
+        return names, labels, texts, images, np.asarray(seeds, np.int64).reshape(-1, 2)

@@ -28,6 +28,8 @@ from moxserve.tensorflow.executor.env import tf1
 __all__ = ["Fetched", "LabelForm", "RawSource", "resize_nearest"]
 
 
+_INT64 = (1 << 63) - 1
+
 # Content of a file, or why it could not be read.
 Fetched = bytes | OSError
 
@@ -146,6 +148,11 @@ class RawSource:
         """
         return self.order.base_seed, int(position) // max(self.order.rows, 1), int(row)
 
+    def pair(self, position: int, row: int) -> tuple[int, int]:
+        """Return the same as two `int64`, as TensorFlow's stateless operations take a seed."""
+        seed, epoch, row = self.seed(position, row)
+        return seed & _INT64, (epoch * len(self.samples) + row) & _INT64
+
     def describe(self, row: int) -> tuple[bytes, np.ndarray, bytes]:
         """Return name, label and text of the label of a sample."""
         label = self.label.encode(self.samples.labels[row])
@@ -188,7 +195,7 @@ class RawSource:
 
     def load_batch(
         self, rows: Sequence[int], positions: Sequence[int], fetched: Sequence[Fetched | None] | None = None
-    ) -> tuple[list[int], np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return a batch of windows of images, without those that are bad.
 
         Args:
@@ -197,7 +204,7 @@ class RawSource:
             fetched: of their files, where a reader has them.
 
         Returns:
-            The rows whose images are good, and those, `[good, height, width, channels] uint8`.
+            Which rows have good images, `[batch] bool`; and those, `[good, height, width, channels] uint8`.
 
         Raises:
             BadImageError: an image is bad, and that is an error.
@@ -210,9 +217,9 @@ class RawSource:
         seeds = [self.seed(position, row) for position, row in zip(positions, rows, strict=True)]
         images, bad = decoder.decode(paths, sources, seeds)
         if not bad.any():
-            return list(rows), images
+            return ~bad, images
         self._check_any_good()
-        return [row for row, is_bad in zip(rows, bad, strict=True) if not is_bad], images[~bad]
+        return ~bad, images[~bad]
 
     def _source(self, row: int, fetched: Fetched | None) -> Any:
         """Return what the decoder takes: a path, the key of a file that is fetched or cached, or its content."""
