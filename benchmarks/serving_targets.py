@@ -407,7 +407,7 @@ def setup(folder: Path, names: Sequence[str], python: str) -> list[str]:
             continue
         print(f"installing {' '.join(wanted[name])} into {environment} ...", file=sys.stderr, flush=True)
         try:
-            _install(environment, wanted[name], python)
+            install(environment, wanted[name], python)
         except subprocess.CalledProcessError as error:
             failed.append(f"{name}: {error.stderr.strip().splitlines()[-1] if error.stderr else error}")
             continue
@@ -415,7 +415,12 @@ def setup(folder: Path, names: Sequence[str], python: str) -> list[str]:
     return failed
 
 
-def _install(environment: Path, requirements: Sequence[str], python: str) -> None:
+def install(environment: Path, requirements: Sequence[str], python: str) -> None:
+    """Make a virtual environment with packages in it.
+
+    Raises:
+        subprocess.CalledProcessError: that failed; its `stderr` says why.
+    """
     interpreter = environment / "bin" / "python"
     if shutil.which("uv"):
         commands = [

@@ -18,6 +18,7 @@ from moxserve.images.decode import WindowDecoder, cut, opencv
 from moxserve.images.geometry import Geometry, Stretch
 from moxserve.images.header import BadImageError
 from moxserve.images.pool import each
+from moxserve.images.rng import RowRandom
 
 __all__ = ["BatchDecoder", "DecodedBatch", "read_bytes"]
 
@@ -26,6 +27,7 @@ Seed: TypeAlias = "int | Sequence[int] | np.ndarray"
 
 # TensorFlow takes an array over without a copy when it begins at a multiple of this.
 _ALIGNMENT = 64
+_random = RowRandom()
 
 
 class DecodedBatch(NamedTuple):
@@ -149,7 +151,7 @@ class BatchDecoder:
         Raises:
             BadImageError: it cannot be decoded, or read.
         """
-        rng = np.random.default_rng(seed)
+        rng = _random(seed)
         try:
             if isinstance(self.cache, DecodedCache):
                 return self._through(self.cache, name, source, rng, out)

@@ -106,8 +106,9 @@ class RandomResizedCrop:
     def window(self, height: int, width: int, rng: np.random.Generator) -> Window:
         """Return the window; see Geometry."""
         rows, columns = self._shape(height, width, rng)
-        top = int(rng.integers(height - rows)) if rows < height else 0
-        left = int(rng.integers(width - columns)) if columns < width else 0
+        # `random` takes a tenth of the time of `integers`, which counts beside decoding.
+        top = int(rng.random() * (height - rows))
+        left = int(rng.random() * (width - columns))
         return Window(top, left, rows, columns, self.height, self.width, _flipped(rng))
 
     def _shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -120,12 +121,13 @@ class RandomResizedCrop:
 
     def _attempt(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int] | None:
         """Draw a shape; None when no height gives an allowed one."""
-        ratio = rng.uniform(*self.aspect_ratios)
-        least, most = (part * height * width for part in self.areas)
+        narrowest, widest = self.aspect_ratios
+        ratio = narrowest + (widest - narrowest) * rng.random()
+        least, most = self.areas[0] * height * width, self.areas[1] * height * width
         # The largest height is bounded by the area and by both sides of the image.
         tallest = min(round(math.sqrt(most / ratio)), height, math.ceil((width + 0.5) / ratio) - 1)
         shortest = min(round(math.sqrt(least / ratio)), tallest)
-        rows = int(rng.integers(shortest, tallest, endpoint=True))
+        rows = shortest + int(rng.random() * (tallest - shortest + 1))
         # Rounding may have put the area just outside.
         area = rows * round(rows * ratio)
         rows += int(area < least) - int(area > most)

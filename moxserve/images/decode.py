@@ -35,10 +35,6 @@ __all__ = ["CHANNELS", "WindowDecoder", "cut", "decode", "opencv"]
 
 CHANNELS = (1, 3, 4)
 
-# Rows of a block of the coarsest subsampling (4 x 8), and the same again: the upsampling of the last row that is wanted
-# looks at the colours of the row below.
-_BLOCK_ROWS = 32
-
 
 def opencv() -> ModuleType:
     """Return cv2.
@@ -253,8 +249,9 @@ def _simplejpeg(data: bytes, header: ImageHeader, channels: int, rows: int, fact
     encoded: bytes | bytearray = data
     height = header.height
     if header.height_at:
-        # All rows above are the same whatever the height: with a smaller one the decoder stops early.
-        enough = (rows // _BLOCK_ROWS + 2) * _BLOCK_ROWS
+        # All rows above are the same whatever the height: with a smaller one the decoder stops early. The last row of a
+        # block is not: its colours are mixed with those of the row below.
+        enough = (rows // header.block_rows + 1) * header.block_rows
         if enough < height:
             height = enough
             encoded = bytearray(data)

@@ -68,6 +68,7 @@ class ImageHeader:
         inverted: a JPEG with Adobe's marker: 0 is full ink in its CMYK.
         height_at: where the height of a JPEG is written whose rows can be decoded from the top down to any row: one
             with a single, sequential scan; 0 elsewhere.
+        block_rows: rows that are coded together in a JPEG: 8, or 16 where colours have half the height.
         scan_at: where the coded data of a JPEG begins; 0 when it was not reached.
     """
 
@@ -78,6 +79,7 @@ class ImageHeader:
     components: int
     inverted: bool = False
     height_at: int = 0
+    block_rows: int = 8
     scan_at: int = 0
 
 
@@ -209,13 +211,15 @@ def _jpeg_header(frame: tuple[int, ...], inverted: bool, data: bytes, at: int) -
     if components not in (1, 3, 4):
         raise _Bad(f"JPEG file of {components} components; expected 1, 3 or 4")
     scan_at, single = 0, False
+    first = height_at + 6
+    block_rows = 8 * max(data[first + 3 * number] & 15 for number in range(components))
     if data[at + 1] == 0xDA and at + 4 < len(data):
         scan_at = at + 2 + ((data[at + 2] << 8) | data[at + 3])
         single = data[at + 4] == components and marker in _SEQUENTIAL
     channels = 1 if components == 1 else 3
     return ImageHeader(
-        "jpeg", height, width, channels, components, inverted, height_at if single else 0, scan_at
-    )  # fmt: skip
+        "jpeg", height, width, channels, components, inverted, height_at if single else 0, max(block_rows, 8), scan_at
+    )
 
 
 def _png(data: bytes) -> ImageHeader:

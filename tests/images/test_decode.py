@@ -173,6 +173,19 @@ def _expected(image: np.ndarray, window: Window) -> np.ndarray:
     return part[:, ::-1] if window.flip else part
 
 
+def test_rows_down_to_each_are_those_of_the_whole_image(encode: Any):
+    pytest.importorskip("simplejpeg")
+    # Noise: wherever the decoder mixes rows, it shows.
+    noise = np.random.default_rng(1).integers(0, 256, (101, 40, 3), np.uint8)
+    for sampling in (0, 1, 2):
+        for restart in (0, 2):
+            data = encode("JPEG", image=noise, subsampling=sampling, quality=95, restart_marker_blocks=restart)
+            whole = decode(data)
+            for rows in range(1, 102):
+                found = WindowDecoder(Fixed(Window(0, 0, rows, 40, rows, 40)))(data, np.random.default_rng(0))
+                np.testing.assert_array_equal(found, whole[:rows])
+
+
 @settings(deadline=None, max_examples=150)
 @given(window=_windows(reach=40), data=st.data())
 def test_a_window_is_the_same_as_of_the_whole_image(files: dict[str, bytes], window: Window, data: st.DataObject):
@@ -197,7 +210,10 @@ def test_rows_below_the_window_are_not_decoded(files: dict[str, bytes], monkeypa
     top = Window(0, 0, 8, 8, 8, 8)
     WindowDecoder(Fixed(top))(files["jpeg.420.baseline.90"], np.random.default_rng(0))
     WindowDecoder(Fixed(top))(files["jpeg.420.progressive.90"], np.random.default_rng(0))
-    assert heights == [64, 101]
+    lower = Window(0, 0, 16, 8, 8, 8)
+    WindowDecoder(Fixed(lower))(files["jpeg.420.baseline.90"], np.random.default_rng(0))
+    WindowDecoder(Fixed(lower))(files["jpeg.444.baseline.90"], np.random.default_rng(0))
+    assert heights == [16, 101, 32, 24]
 
 
 def test_cut_writes_where_it_is_told(photo: np.ndarray):
