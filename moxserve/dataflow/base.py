@@ -144,8 +144,9 @@ class _Rules(ABCMeta):
         cls: Any = super().__new__(mcs, name, bases, body, **kwargs)
         for pair in _PAIRS:
             # Along the whole order of resolution: a mixin that is no DataFlow may define one of the two.
-            home = next((c for c in cls.__mro__ if any(n in vars(c) for n in pair)), None)
-            defined = [n for n in pair if home is not None and n in vars(home)]
+            # Not `size` as a number or a property, which is the subclass' own business.
+            home = next((c for c in cls.__mro__ if any(callable(vars(c).get(n)) for n in pair)), cls)
+            defined = [n for n in pair if n in vars(home)]
             if len(defined) == 1:
                 for n in pair:
                     setattr(cls, n, vars(home)[defined[0]])

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from moxserve.dataflow.base import DataFlow, DataFlowReentrantGuard, ProxyDataFlow, RNGDataFlow, UnknownLengthError
@@ -309,7 +310,7 @@ class LocallyShuffleData(ProxyDataFlow, RNGDataFlow):
                 raise UsageError(f"LocallyShuffleData needs a {name} of at least 1, got {number}")
         self._size, self._reuse, self._interval = int(buffer_size), int(reuse), int(interval)
         self._guard = DataFlowReentrantGuard()
-        self._open: Iterator[Any] | None = None
+        self._open: Generator[Any, None, None] | None = None
 
     def __len__(self) -> int:
         """The datapoints of one pass with their reuses; iteration does not end there."""
@@ -332,17 +333,13 @@ class LocallyShuffleData(ProxyDataFlow, RNGDataFlow):
             DataError: the flow is empty.
         """
         with self._guard:
-            if self._open is None:
+            # One that raised an error has ended: the next iteration begins another one.
+            if self._open is None or inspect.getgeneratorstate(self._open) == inspect.GEN_CLOSED:
                 self._open = self._shuffled()
-            try:
-                for dp in self._open:  # noqa: UP028 - `yield from` would close it with this iteration
-                    yield dp
-            except Exception:
-                # A generator that raised has ended: the next iteration begins another one.
-                self._open = None
-                raise
+            for dp in self._open:  # noqa: UP028 - `yield from` would close it with this iteration
+                yield dp
 
-    def _shuffled(self) -> Iterator[Any]:
+    def _shuffled(self) -> Generator[Any, None, None]:
         buffer: list[Any] = []
         head = 0
         for number, dp in enumerate(RepeatedData(self.ds, -1)):

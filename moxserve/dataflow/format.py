@@ -247,8 +247,9 @@ class HDF5Data(RowsData):
         file = self._opened()
         datasets = [self._dataset(file, path) for path in self.data_paths]
         self._opaque = [h5py.check_vlen_dtype(d.dtype) == np.uint8 for d in datasets]
-        # What bytes of differing lengths take is not known before they are read: their places in the file are counted.
-        if sum(d.nbytes for d in datasets) > self._in_memory_bytes:
+        # What bytes of differing lengths take is known of the whole file only.
+        size = os.path.getsize(self.path) if any(self._opaque) else sum(d.nbytes for d in datasets)
+        if size > self._in_memory_bytes:
             self._components = datasets
             return
         with file:

@@ -207,6 +207,13 @@ def test_mixin_that_is_no_flow() -> None:
     assert (list(flow), list(flow.get_data()), flow.size()) == ([1], [1], 1)
 
 
+def test_size_that_is_no_method_is_left_alone() -> None:
+    class Sized(Counting):
+        size = 7  # type: ignore[assignment]
+
+    assert (len(Sized(2)), Sized(2).size) == (2, 7)
+
+
 def test_flow_without_length_or_data() -> None:
     class Endless(DataFlow):
         def __iter__(self) -> Iterator[Any]:

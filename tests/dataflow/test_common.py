@@ -371,7 +371,7 @@ def test_random_choose() -> None:
     assert 0.75 < share < 0.85
     even = df.RandomChooseData([numbers(50), numbers(50, 100)])
     seen = first(even)
-    assert 50 <= len(seen) < 100
+    assert 50 <= len(seen) <= 100
     assert [i for i in seen if i < 100] == list(range(sum(i < 100 for i in seen)))
     assert first(df.RandomChooseData([(numbers(3), 1.0), (numbers(3, 5), 0.0)])) == [0, 1, 2]
 

@@ -311,10 +311,9 @@ def test_lmdb_is_read_by_several_flows_and_by_forks(tmp_path: Path) -> None:
         "import sys, os, moxserve.dataflow as df\n"
         "flow = df.LMDBSerializer.load(sys.argv[1]); flow.reset_state(); next(iter(flow))\n"
         "pid = os.fork()\n"
-        "flow.reset_state() if not pid else None\n"
+        "os.waitpid(pid, 0) if pid else flow.reset_state()\n"
         "print(len(list(flow)), flush=True)\n"
         "if not pid: os._exit(0)\n"
-        "os.waitpid(pid, 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["30", "30"]
@@ -400,6 +399,24 @@ def test_hdf5_round_trip(tmp_path: Path) -> None:
     orders = [[dp[0] for dp in df.HDF5Serializer.load(path, ["n"])] for _ in range(2)]
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
+
+
+def test_hdf5_keeps_truth_values(tmp_path: Path) -> None:
+    df.HDF5Serializer.save(df.DataFromList([[True], [False]], shuffle=False), tmp_path / "x.h5", ["a"])
+    assert [dp[0].dtype for dp in df.HDF5Serializer.load(tmp_path / "x.h5", ["a"])] == [np.bool_] * 2
+
+
+def test_flows_over_files_can_be_pickled(tmp_path: Path) -> None:
+    flows: list[df.DataFlow] = []
+    for serializer in SERIALIZERS:
+        serializer.save(images(), tmp_path / serializer.__name__)  # type: ignore[attr-defined]
+        flows.append(serializer.load(tmp_path / serializer.__name__, shuffle=True))  # type: ignore[attr-defined]
+    df.HDF5Serializer.save(images(), tmp_path / "h5", ["a", "b", "c"])
+    flows += [df.HDF5Data(tmp_path / "h5", ["a", "b"], in_memory_bytes=n) for n in (0, 1 << 30)]
+    for flow in flows:
+        next(iter(flow))
+        copied = pickle.loads(pickle.dumps(flow))
+        assert sorted(dp[1] for dp in copied) == list(range(30))
 
 
 def test_hdf5_errors(tmp_path: Path) -> None:
