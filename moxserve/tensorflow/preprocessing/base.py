@@ -6,6 +6,7 @@ The two halves are apart so that the readers of images can do the first one whil
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Output:
 
 def check_integer(family: str, name: str, value: Any, least: int) -> None:
     """Raise UsageError unless an option is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
         raise UsageError(f"{family}: {name} must be an integer of at least {least}, got {value!r}")
 
 

@@ -56,7 +56,9 @@ class VggPreprocessing(Augmentation):
         super().__init__(family, output, channels=3)
         output.check_sides(family)
         check_integer(family, "resize_side_min", options.resize_side_min, 1)
-        check_integer(family, "resize_side_max", options.resize_side_max, options.resize_side_min)
+        check_integer(
+            family, "resize_side_max", options.resize_side_max, options.resize_side_min if output.training else 1
+        )
         if min(output.height, output.width) > options.resize_side_min:
             raise UsageError(
                 f"{family}: {output.height}x{output.width} pixels cannot be cut out of an image whose smallest side is "

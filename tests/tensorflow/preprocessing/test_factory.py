@@ -86,7 +86,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("no side", {"output_height": 0}, "output_height must be an integer of at least 1, got 0"),
     ("a float", {"output_width": 224.0}, "output_width must be an integer"),
     ("a string", {"resize_side_min": "256"}, "resize_side_min must be an integer"),
-    ("reversed range", {"resize_side_max": 255}, "resize_side_max must be an integer of at least 256"),
+    (
+        "reversed range",
+        {"run_mode": "TRAIN", "resize_side_max": 255},
+        "resize_side_max must be an integer of at least 256",
+    ),
     ("crop too large", {"output_height": 299, "output_width": 299}, "resize_side_min=299"),
     ("fraction", {"name": "inception_v1", "central_fraction": 1.5}, "central_fraction must be above 0"),
     ("flag", {"name": "inception_v1", "fast_mode": 1}, "fast_mode must be True or False"),
