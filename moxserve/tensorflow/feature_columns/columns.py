@@ -108,6 +108,8 @@ class FeatureColumns:
             if (dtype == "string") != (inputs[key].dtype == tf.string):
                 raise UsageError(f"input {key!r} is {inputs[key].dtype.name}; its column reads {dtype}")
         prepared = Prepared(self.columns, inputs, moments or {})
+        for name in self.fitted:  # here, and not in the scope of the part that happens to come first
+            prepared.normalizer(name)
         return Features(self, prepared, _Builder(self.columns, prepared, training))
 
     def check(self, names: Iterable[str], part: str = "", fits: Callable[[Any], bool] | None = None) -> list[str]:
