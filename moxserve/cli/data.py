@@ -19,6 +19,7 @@ __all__ = ["data"]
 @click.group(
     cls=LazyGroup,
     lazy={
+        "bench": ("moxserve.cli.data_bench:bench", "Measure how fast a data set is read, and where the time goes."),
         "inspect": ("moxserve.cli.data_inspect:inspect", "Show what is in a data set, and what is broken in it."),
         "table": ("moxserve.cli.data_table:table", "Write a survey as CSV, Parquet and TFRecord."),
     },

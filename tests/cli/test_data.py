@@ -70,3 +70,19 @@ def test_inspect_of_nothing(run_moxserve: Run, tmp_path: Path):
     done = run_moxserve("data", "inspect", tmp_path / "absent")
     assert done.returncode == 1
     assert "no such file or folder" in done.stderr
+
+
+def test_bench_tells_where_the_time_goes(run_moxserve: Run, digits_dir: Path):
+    args = ("data", "bench", digits_dir / "images", "--steps", "3", "--image-size", "28", "--batch-size", "4")
+    done = run_moxserve(*args)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "batches                uint8[4, 28, 28, 3]" in done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines()[-5:]] == [
+        "STAGE",
+        "read",
+        "decode",
+        "resize,",
+        "whole",
+    ]
+    facts = json.loads(run_moxserve(*args, "--augment", "lenet", "--json").stdout)
+    assert (facts["images"], facts["windows"]) == (12, True)

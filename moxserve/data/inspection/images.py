@@ -24,7 +24,9 @@ __all__ = ["ImageFacts", "check_image", "describe_classes", "describe_images", "
 
 _THREADS = 8
 _CHUNK = 256
-_EXTENSIONS = {".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".png": "png", ".bmp": "bmp", ".gif": "gif", ".webp": "webp"}  # fmt: skip
+_EXTENSIONS = {
+    ".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".png": "png", ".bmp": "bmp", ".gif": "gif", ".webp": "webp",
+}  # fmt: skip
 
 
 def check_image(data: bytes, name: str, decode: bool) -> ImageHeader:
@@ -211,7 +213,7 @@ def describe_multilabel(found: Found, depth: Depth) -> Report:
     report, others = Report(found.path, found.kind), list[str]()
     names = list(_files(found.path, "images", others))
     labels = _labels(report, found.path, True)
-    facts, bad = _look(found.path, names, depth)
+    facts, _ = _look(found.path, names, depth)
     per_image, counts, unknown = _label_files(found.path, names, labels, report.problems)
     report.facts["classes"] = len(labels or counts)
     facts.tell(report)
