@@ -41,7 +41,7 @@ class LmdbFile:
         folder = os.path.isdir(path)
         self.path = os.path.join(path, "data.mdb") if folder else path
         try:
-            self._env = lmdb.open(path, subdir=folder, readonly=True, lock=False, readahead=False, create=False)
+            self._env = lmdb.open(path, subdir=folder, readonly=True, lock=False, create=False)
         except lmdb.Error as error:
             raise DataError(f"{path} cannot be opened as an LMDB database: {error}") from None
         status = os.stat(self.path)
