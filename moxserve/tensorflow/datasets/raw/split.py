@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from moxserve.errors import DataError, UsageError
-from moxserve.file import atomic_write, publish_directory, staging_directory
+from moxserve.file import atomic_write, publish_directory, staging_directory, sweep
 from moxserve.file.labels import LABELS_FILE, format_labels
 from moxserve.tensorflow.datasets.raw.metadata import ImageClassificationRawMetadata
 from moxserve.tensorflow.datasets.raw.storage import is_remote, join, plain_url, read_file
@@ -60,6 +60,7 @@ def split_image_classification_dataset(
     metadata = ImageClassificationRawMetadata(source)
     parts = _assign(metadata, spec, seed)
     parent = os.path.dirname(os.path.abspath(target))
+    sweep(parent)
     with staging_directory(parent) as staged:
         for part, names in parts.items():
             _write_part(metadata, os.path.join(staged, part), names)
