@@ -64,6 +64,7 @@ _MODULES = {
     ),
     "processes": ("DataFlowWorkerError",),
     "raw": ("DataFromGenerator", "DataFromIterable", "DataFromList", "DataFromQueue", "FakeData"),
+    "remote": ("RemoteDataZMQ", "send_dataflow_zmq"),
     "seeds": ("fix_rng_seed",),
     "serialize": (
         "HDF5Serializer",

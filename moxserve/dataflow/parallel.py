@@ -190,7 +190,7 @@ class _ProcessRunner(ProxyDataFlow):
         except BaseException as error:
             pool.fail(error)
             raise
-        pool.put((slot,))
+        pool.put_back(slot)
         return value
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -181,9 +182,10 @@ def default_method(method: str | None) -> str:
     Raises:
         UsageError: the system does not know the method.
     """
-    known = multiprocessing.get_all_start_methods()
+    # A server that forks (forkserver) would be the parent whose end is the workers' end.
+    known = [name for name in ("fork", "spawn") if name in multiprocessing.get_all_start_methods()]
     if method is None:
-        return "fork" if "fork" in known else "spawn"
+        return known[0]
     if method not in known:
         raise UsageError(f"start_method={method!r}: expected one of {', '.join(known)}")
     return method
@@ -195,7 +197,7 @@ def start_processes(main: Callable[..., None], arguments: Sequence[Any], method:
     Args:
         main: a function of a module.
         arguments: of each process.
-        method: `fork`, `spawn` or `forkserver`.
+        method: `fork` or `spawn`.
 
     Raises:
         UsageError: this process may not have children, or something cannot be sent to a spawned one.
@@ -207,6 +209,9 @@ def start_processes(main: Callable[..., None], arguments: Sequence[Any], method:
         )
     context: Any = multiprocessing.get_context(method)
     started: list[Any] = []
+    if method != "fork":
+        # It would be started with the first process otherwise, and let the signals through again.
+        resource_tracker.ensure_running()
     # Until a worker ignores it, Ctrl-C would end it in the middle of its start.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _MASK)
     try:

@@ -21,7 +21,6 @@ import functools
 import os
 import select
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +55,7 @@ class Station:
 
     Attributes:
         index: of this worker in the pool.
+        siblings: how many other workers there are.
         slots: shared with the parent.
         down: numbers of slots that come.
         up: numbers of slots that go.
@@ -64,6 +64,7 @@ class Station:
     """
 
     index: int
+    siblings: int
     slots: Slots
     down: Connection
     up: Connection
@@ -72,9 +73,11 @@ class Station:
 
     def take(self) -> Iterator[int]:
         """Wait for slots; ends when the parent wants the worker to."""
+        # Of several workers, none takes what another could have begun.
+        size = _NUMBER_BYTES if self.siblings else _READ_BYTES
         down = self.down.fileno()
-        while number := os.read(down, _NUMBER_BYTES):
-            yield int.from_bytes(number, sys.byteorder)
+        while numbers := os.read(down, size):
+            yield from array.array("I", numbers)
 
     def give(self, slot: int, kind: int, number: int, value: Any) -> None:
         """Fill a slot and send it up."""
@@ -107,7 +110,7 @@ class PoolOptions:
         name: of the flow, for messages.
         workers: how many.
         slots: how many datapoints may be under way.
-        start_method: `fork`, `spawn`, `forkserver`; None for the first that the system has.
+        start_method: `fork` or `spawn`; None for the first that the system has.
     """
 
     name: str
@@ -136,6 +139,7 @@ class Pool:
         self._options = options
         self.slots = Slots(min(options.slots, MAX_SLOTS))
         self._ready: deque[int] = deque()
+        self._returned: list[int] = []
         self._lock = threading.Lock()
         self._closed, self._forked = False, False
         self._failure: BaseException | None = None
@@ -145,7 +149,7 @@ class Pool:
         processes.close_in_children(self)
         path = seeds.worker_path()
         stations = [
-            Station(i, self.slots, down, up, Lifeline(os.getpid(), end, (*path, i)), work)
+            Station(i, options.workers - 1, self.slots, down, up, Lifeline(os.getpid(), end, (*path, i)), work)
             for i in range(options.workers)
         ]
         try:
@@ -179,9 +183,22 @@ class Pool:
         with self._lock:
             if self._closed or self._forked:
                 raise DataFlowTerminated(f"{self._options.name} was closed")
+            if self._failure is not None:  # what came before it is still given, and nobody is left to take slots
+                return
             # A worker that died is told of by `get`.
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._down.fileno(), _pack(slots))
+
+    def put_back(self, slot: int) -> None:
+        """Send a slot down, with others: the fewer words, the less often processes wake each other.
+
+        Raises:
+            DataFlowTerminated: the pool was closed.
+        """
+        self._returned.append(slot)
+        if not self._ready or len(self._returned) * 4 >= self.slots.count:
+            slots, self._returned = self._returned, []
+            self.put(slots)
 
     def get(self) -> int:
         """Wait for a slot that a worker filled, and return its number.
