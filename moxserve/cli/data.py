@@ -51,7 +51,10 @@ def _tell(manifest: Mapping[str, Any], out: str, as_json: bool) -> None:
         click.echo(f"  {os.path.join(out, name)}")
 
 
-@data.command(epilog="\b\nExample:\n  moxserve data digits --out data/digits")
+@data.command(
+    short_help="Write handwritten digits: image folder, IDX, TFRecord.",
+    epilog="\b\nExample:\n  moxserve data digits --out data/digits",
+)
 @_common
 @click.option(
     "--formats",
@@ -67,7 +70,10 @@ def digits(out: str, force: bool, as_json: bool, formats: str) -> None:
     _tell(write_digits(out, names, force=force), out, as_json)
 
 
-@data.command(epilog="\b\nExample:\n  moxserve data textures --out data/textures")
+@data.command(
+    short_help="Write six textures: JPEG tiles, a folder per class.",
+    epilog="\b\nExample:\n  moxserve data textures --out data/textures",
+)
 @_common
 def textures(out: str, force: bool, as_json: bool) -> None:
     """Write 1,500 JPEG tiles of six real textures, a folder per class, with a fixed train/eval split."""
@@ -76,7 +82,10 @@ def textures(out: str, force: bool, as_json: bool) -> None:
     _tell(write_textures(out, force=force), out, as_json)
 
 
-@data.command(epilog="\b\nExample:\n  moxserve data multidigits --out data/multidigits")
+@data.command(
+    short_help="Write scenes of digits with several labels each.",
+    epilog="\b\nExample:\n  moxserve data multidigits --out data/multidigits",
+)
 @_common
 def multidigits(out: str, force: bool, as_json: bool) -> None:
     """Write 2,500 scenes of one to four real digits with several labels each, with a fixed train/eval split."""

@@ -21,7 +21,7 @@ from moxserve.errors import MoxserveError
 __all__ = ["LazyGroup", "cli", "main"]
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "data": ("moxserve.cli.data:data", "Write sample data sets."),
+    "data": ("moxserve.cli.data:data", "Write sample data sets; look into data, and measure it."),
     "deploy": ("moxserve.cli.deploy:deploy", "Write manifests: KServe, Kubernetes, docker-compose."),
     "export": ("moxserve.cli.export:export", "Turn a checkpoint into a verified, versioned artifact."),
     "inspect": ("moxserve.cli.inspect:inspect", "Show what is in models and checkpoints; convert between formats."),

@@ -16,7 +16,13 @@ from typing import Any
 from moxserve.file import atomic_write
 from moxserve.tensorflow.executor.env import tf1
 
-__all__ = ["PositionLog"]
+__all__ = ["INPUT_COUNTS_STEPS", "INPUT_POSITIONS", "PositionLog"]
+
+# Collection of scalars `int64` that a run which goes on feeds when it starts its input: how many rows this worker has
+# been given before. They default to 0.
+INPUT_POSITIONS = "moxserve/input_positions"
+# Collection that is not empty where the input's positions count steps, since its batches differ in size.
+INPUT_COUNTS_STEPS = "moxserve/input_counts_steps"
 
 
 @dataclass(frozen=True)
