@@ -7,10 +7,9 @@ All know their length, read any row at once, and shuffle with an exact permutati
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -221,6 +220,13 @@ class HDF5Data(RowsData):
         except OSError as error:
             raise DataError(f"{self.path} is no HDF5 file, or is cut off: {error}") from None
 
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"{self.path} is damaged: {error}") from error
+
     def _dataset(self, file: Any, path: str) -> Any:
         import h5py
 
@@ -252,12 +258,13 @@ class HDF5Data(RowsData):
         if size > self._in_memory_bytes:
             self._components = datasets
             return
-        with file:
+        with file, self._damage_told():
             self._components = [d[...] for d in datasets]
 
     def _row(self, number: int) -> list[Any]:
         # Bytes are rows of numbers of differing lengths.
-        rows = [component[number] for component in self._components]
+        with self._damage_told():
+            rows = [component[number] for component in self._components]
         return [r.tobytes() if opaque else r for r, opaque in zip(rows, self._opaque, strict=True)]
 
 
@@ -275,8 +282,11 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             raise DataError(f"{name} is an npy file with one array; expected an npz file")
         with found:
             return {key: found[key] for key in found.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{name} is no npz file of plain arrays, or is damaged: {error}") from None
+    except DataError:
+        raise
+    except Exception as error:
+        # zipfile, zlib and NumPy's parser of headers have a dozen kinds of errors for damaged files.
+        raise DataError(f"{name} is no npz file of plain arrays, or is damaged: {error}") from error
 
 
 class NpzData(RowsData):

@@ -235,6 +235,46 @@ def test_files_that_are_not_there_or_damaged(serializer: Any, tmp_path: Path) ->
         list(serializer.load(path))
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("saved")
+    for serializer in SERIALIZERS[1:]:
+        serializer.save(images(6), folder / serializer.__name__)  # type: ignore[attr-defined]
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_changed_bytes_are_told_or_do_not_matter(saved: dict[str, bytes], data: st.DataObject) -> None:
+    for serializer in SERIALIZERS[1:]:
+        damaged = bytearray(saved[serializer.__name__])
+        place = data.draw(st.integers(0, len(damaged) - 1))
+        damaged[place] ^= data.draw(st.integers(1, 255))
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(damaged)
+            file.flush()
+            try:
+                loaded = list(serializer.load(file.name, shuffle=False))  # type: ignore[attr-defined]
+            except DataError as error:
+                told = error.message
+                assert file.name in told
+            else:
+                # Such as the time in a zip file's directory.
+                assert serializer is df.NumpySerializer
+                assert same(loaded, list(images(6)))
+
+
+def test_damaged_hdf5_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    df.HDF5Serializer.save(images(), path, ["a", "b", "c"])
+    whole = path.read_bytes()
+    # The heap that holds the bytes begins with its signature.
+    path.write_bytes(whole.replace(b"GCOL", b"XXXX"))
+    for in_memory in (0, 1 << 30):
+        with pytest.raises(DataError, match=r"x\.h5 is damaged"):
+            list(df.HDF5Data(path, ["a", "c"], in_memory_bytes=in_memory))
+
+
 def test_damaged_records_are_named(tmp_path: Path) -> None:
     path = tmp_path / "data"
     write_records(path, [dumps([1]), b"rubbish"])
