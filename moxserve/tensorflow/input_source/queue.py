@@ -270,14 +270,14 @@ class BatchQueueInput(QueueInput):
 class ZMQInput(QueueInput):
     """Datapoints that other processes, or machines, send with `moxserve.dataflow.send_dataflow_zmq`.
 
+    It ends when the sender says that there is no more; a sender without `passes` never does.
+
     Args:
         end_point: address, such as `tcp://*:8877` or `ipc:///tmp/input.sock`.
         hwm: how many datapoints may wait in the socket.
         bind: whether this end binds the address, or connects to it.
         signature: dtype, shape and name of each component; None to wait for the first datapoint and take them off it.
     """
-
-    endless = True
 
     def __init__(
         self, end_point: str, hwm: int = 50, bind: bool = True, *, signature: Sequence[Any] | None = None
