@@ -18,6 +18,8 @@ from moxserve.tensorflow.datasets import (
     MultilabelClassificationRawDataset,
     MultilabelClassificationRawMetadata,
     ParallelReader,
+    get_dataset,
+    get_dataset_meta,
     get_tfrecord,
     split_image_classification_dataset,
 )
@@ -78,6 +80,8 @@ __all__ = [
     "file",
     "get_collection",
     "get_data_augmentation_fn",
+    "get_dataset",
+    "get_dataset_meta",
     "get_flag",
     "get_optimizer_fn",
     "get_tfrecord",

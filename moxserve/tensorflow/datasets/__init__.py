@@ -2,6 +2,7 @@
 `tfrecord*` read TFRecord files.
 """
 
+from moxserve.tensorflow.datasets.dataset_factory import DatasetMeta, get_dataset, get_dataset_meta
 from moxserve.tensorflow.datasets.raw.multilabel_dataset import (
     MultilabelClassificationRawDataset,
     MultilabelClassificationRawMetadata,
@@ -18,12 +19,13 @@ from moxserve.tensorflow.datasets.tfrecord_common import (
     BaseTFRecordMetadata,
     ImageClassificationTFRecordMetadata,
 )
-from moxserve.tensorflow.datasets.tfrecord_image import ImageClassificationTFRecordDataset
+from moxserve.tensorflow.datasets.tfrecord_image import ImageClassificationTFRecordDataset, ProgressiveImagenetDataset
 
 __all__ = [
     "AsyncRawGenerator",
     "BaseTFRecordDataset",
     "BaseTFRecordMetadata",
+    "DatasetMeta",
     "ImageClassificationRawDataset",
     "ImageClassificationRawMetadata",
     "ImageClassificationTFRecordDataset",
@@ -31,6 +33,9 @@ __all__ = [
     "MultilabelClassificationRawDataset",
     "MultilabelClassificationRawMetadata",
     "ParallelReader",
+    "ProgressiveImagenetDataset",
+    "get_dataset",
+    "get_dataset_meta",
     "get_tfrecord",
     "split_image_classification_dataset",
 ]

@@ -8,21 +8,22 @@ from typing import Any
 from moxserve.dataflow.order import EpochOrder
 from moxserve.errors import UsageError, did_you_mean
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.position import INPUT_COUNTS_STEPS, INPUT_POSITIONS
 
-__all__ = ["INPUT_POSITIONS", "BaseDataset", "input_position", "numbered_rows", "ordered_rows"]
+__all__ = ["INPUT_COUNTS_STEPS", "INPUT_POSITIONS", "BaseDataset", "input_position", "numbered_rows", "ordered_rows"]
 
-# Collection of scalars `int64` that a run which goes on feeds when it starts its input: how many rows this worker has
-# been given before. They default to 0.
-INPUT_POSITIONS = "moxserve/input_positions"
 _FOR_EVER = 1 << 62
 
 
-def input_position(default: int = 0) -> Any:
-    """Return a scalar `int64` of the current graph: how many rows this worker has been given before; see above.
+def input_position(default: Any = 0) -> Any:
+    """Return a scalar `int64` of the current graph: how many rows this worker has been given before; see
+    `executor.position`.
 
     Args:
-        default: the value where nobody feeds another.
+        default: the value where nobody feeds another. A tensor is the position: nobody feeds it.
     """
+    if tf.is_tensor(default):
+        return tf.cast(default, tf.int64)
     value = tf.constant(default, tf.int64)
     if tf1.executing_eagerly():
         return value
@@ -31,7 +32,7 @@ def input_position(default: int = 0) -> Any:
     return position
 
 
-def numbered_rows(order: EpochOrder, epochs: int | None, start: int = 0) -> Any:
+def numbered_rows(order: EpochOrder, epochs: int | None, start: Any = 0) -> Any:
     """Return a `tf.data.Dataset` of pairs `(position, row)`, `int64` scalars, in the current graph.
 
     The position counts the rows that this worker is given over all epochs, from 0: with a seed, it names what is drawn
@@ -40,7 +41,7 @@ def numbered_rows(order: EpochOrder, epochs: int | None, start: int = 0) -> Any:
     Args:
         order: which rows, in which order.
         epochs: how often; None for no end.
-        start: the position to start at where nobody feeds another.
+        start: the position to start at, as `input_position` takes it.
     """
     position = input_position(start)
     return tf.data.Dataset.zip((tf.data.Dataset.counter(start=position), _rows_from(position, order, epochs)))
@@ -105,7 +106,7 @@ class BaseDataset:
         """
         self._check(items)
         if self._element is None:
-            element = tf1.data.make_one_shot_iterator(self._dataset).get_next()
+            element = _iterator(self._dataset).get_next()
             self._element = self._finish(element) if self._finish else element
         return [self._element[item] for item in items]
 
@@ -127,3 +128,15 @@ class BaseDataset:
         for item in items:
             if item not in known:
                 raise UsageError(f"no item {item!r} in this data set; {did_you_mean(item, known)}")
+
+
+def _iterator(dataset: Any) -> Any:
+    """Make an iterator that starts by itself; where the data set looks up in a table, one that starts with the tables."""
+    try:
+        return tf1.data.make_one_shot_iterator(dataset)
+    except ValueError:  # it refers to a resource
+        initializers = tf1.GraphKeys.TABLE_INITIALIZERS
+        with tf.control_dependencies(tf1.get_collection(initializers)):
+            iterator = tf1.data.make_initializable_iterator(dataset)
+        tf1.add_to_collection(initializers, iterator.initializer)
+        return iterator

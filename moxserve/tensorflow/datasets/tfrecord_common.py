@@ -161,10 +161,19 @@ class ImageClassificationTFRecordMetadata(BaseTFRecordMetadata):
         super().__init__(base_dir, file_pattern, num_samples, redirect_dir, file_patterns=file_patterns)
         path = os.path.join(self.base_dir, label_map_file)
         there = not is_remote(path) and exists(path)
-        self._labels = read_labels(path) if there else ()
+        self._labels: tuple[str, ...] = read_labels(path) if there else ()
         if num_classes < 0 or 0 < num_classes < len(self._labels):
             raise UsageError(f"num_classes={num_classes}: {path} names {len(self._labels)} classes")
         self.num_classes = num_classes or len(self._labels)
+
+    def set_classes(self, num_classes: int, names: Sequence[str] = ()) -> None:
+        """Say which classes there are, where no file does.
+
+        Args:
+            num_classes: how many.
+            names: of the first of them, by index.
+        """
+        self.num_classes, self._labels = num_classes, tuple(names)
 
     @property
     def labels_to_names(self) -> dict[int, str]:

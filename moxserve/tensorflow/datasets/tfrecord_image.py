@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from moxserve.errors import UsageError
 from moxserve.tensorflow.datasets.base import BaseDataset
+from moxserve.tensorflow.datasets.progressive import ProgressiveImagenetDataset
 from moxserve.tensorflow.datasets.raw.options import OnBadImage, RawOptions
 from moxserve.tensorflow.datasets.tfrecord_common import BaseTFRecordMetadata, feature_spec, read_metadata
 from moxserve.tensorflow.datasets.tfrecord_decode import RecordImages
 from moxserve.tensorflow.datasets.tfrecord_reader import Reading
 
-__all__ = ["ImageClassificationTFRecordDataset"]
+__all__ = ["ImageClassificationTFRecordDataset", "ProgressiveImagenetDataset"]
 
 
 class ImageClassificationTFRecordDataset(BaseDataset):
@@ -58,6 +59,8 @@ class ImageClassificationTFRecordDataset(BaseDataset):
         exact_shuffle: as `BaseTFRecordDataset`.
         position: as `BaseTFRecordDataset`.
         channels: 1 (gray), 3 (colour) or 4 (colour and alpha).
+        capacity: how many images are decoded ahead of those that are taken, at most.
+        meta: another name of `metadata`, which the document's example uses.
 
     Raises:
         UsageError: an argument is out of its range, or labels cannot be one-hot since nobody says how many classes
@@ -91,6 +94,7 @@ class ImageClassificationTFRecordDataset(BaseDataset):
         exact_shuffle: bool = True,
         position: int = 0,
         channels: int = 3,
+        capacity: int = 256,
         meta: BaseTFRecordMetadata | None = None,
     ) -> None:
         if (metadata is None) == (meta is None):
@@ -108,6 +112,7 @@ class ImageClassificationTFRecordDataset(BaseDataset):
             augmentation_fn=augmentation_fn,
             on_bad_image=on_bad_image,
             channels=channels,
+            capacity=capacity,
         )
         custom = feature_spec(custom_feature_keys, custom_feature_values)
         if label_one_hot and not getattr(self.metadata, "num_classes", 0):

@@ -56,7 +56,7 @@ class Reading:
         seed: of the order; None draws one.
         shard: number of this worker, from 0, and how many there are.
         on_bad_record: `raise`, or `skip` with a counted warning.
-        position: how many records this worker was given before, where a run does not tell.
+        position: how many records this worker was given before, where a run does not tell; a tensor: as it says.
     """
 
     shuffle: bool = True
@@ -66,12 +66,13 @@ class Reading:
     seed: int | None = None
     shard: tuple[int, int] = (0, 1)
     on_bad_record: Literal["raise", "skip"] = "raise"
-    position: int = 0
+    position: Any = 0
 
     def __post_init__(self) -> None:
         """Check the arguments."""
         for name, least in (("shuffle_buffer_size", 1), ("num_parallel", 1), ("position", 0)):
-            check_integer(name, getattr(self, name), least)
+            if not tf.is_tensor(getattr(self, name)):
+                check_integer(name, getattr(self, name), least)
         if self.num_epochs is not None:
             check_integer("num_epochs", self.num_epochs, 1)
         if self.on_bad_record not in ("raise", "skip"):

@@ -17,7 +17,6 @@ import numpy as np
 
 from moxserve.dataflow.base import DataFlow
 from moxserve.errors import DataError
-from moxserve.tensorflow.datasets.base import INPUT_POSITIONS
 from moxserve.tensorflow.executor.batching import IteratorRecorder, check_tensors, lift_batches
 from moxserve.tensorflow.executor.calls import call_with_mode, check_callable
 from moxserve.tensorflow.executor.env import tf, tf1
@@ -29,6 +28,7 @@ from moxserve.tensorflow.executor.participants import (
     StepContext,
     is_end_of_input,
 )
+from moxserve.tensorflow.executor.position import INPUT_COUNTS_STEPS, INPUT_POSITIONS
 from moxserve.tensorflow.input_source.base import InputSource
 from moxserve.tensorflow.input_source.queue import QueueInput
 
@@ -47,6 +47,7 @@ class ModeInput:
         auto_batch: whether the batches are made here.
         endless: True when it is known that the input never ends.
         positions: scalars of the graph that say how many rows were given before (see `datasets.base`).
+        counts_steps: True when those count steps, since the batches differ in size.
         started_with_tables: operations that start iterators and that the initialisation of tables runs, too.
         participants: who keeps the tensors supplied, in each loop that takes them.
         source: what the tensors are from; None where it is only the graph.
@@ -57,6 +58,7 @@ class ModeInput:
     auto_batch: bool = True
     endless: bool = False
     positions: list[Any] = field(default_factory=list)
+    counts_steps: bool = False
     started_with_tables: list[Any] = field(default_factory=list)
     participants: list[Participant] = field(default_factory=list)
     source: InputSource | None = None
@@ -114,6 +116,8 @@ class ModeInput:
 
     def rows_per_step(self, batch_size: int) -> int:
         """How many rows a step takes: as the tensors say where batches are not made here, else `batch_size`."""
+        if self.counts_steps:
+            return 1
         first = self.tensors[0].shape
         rows = first[0] if not self.auto_batch and first.rank else None
         return batch_size if rows is None else int(rows)
@@ -146,6 +150,7 @@ def build_inputs(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_
     known = {key: len(tf1.get_collection(key)) for key in (INPUT_POSITIONS, tf1.GraphKeys.TABLE_INITIALIZERS)}
     source = _build(input_fn, mode, batch_size, auto_batch)
     source.positions = tf1.get_collection(INPUT_POSITIONS)[known[INPUT_POSITIONS] :]
+    source.counts_steps = bool(tf1.get_collection(INPUT_COUNTS_STEPS))
     started = tf1.get_collection(tf1.GraphKeys.TABLE_INITIALIZERS)[known[tf1.GraphKeys.TABLE_INITIALIZERS] :]
     source.started_with_tables = [op for op in started if op.type == "MakeIterator"]
     return source
