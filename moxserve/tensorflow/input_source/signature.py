@@ -12,12 +12,13 @@ import numpy as np
 
 from moxserve.errors import DataError, ModelSpecError
 from moxserve.tensorflow.executor.env import tf
-from moxserve.types import TensorSpec
+from moxserve.types import DTYPES, TensorSpec
 
 __all__ = ["Spec", "as_signature", "batched", "components", "fit", "infer"]
 
 # `tf.TensorSpec`; TensorFlow has no types.
 Spec = Any
+_ML_DTYPES = frozenset(d.numpy.name for d in DTYPES if d.numpy.kind == "V")
 _EXAMPLE = "signature=[tf.TensorSpec([28, 28], tf.uint8, 'image'), tf.TensorSpec([], tf.int32, 'label')]"
 
 
@@ -78,9 +79,31 @@ def components(datapoint: Any, what: str) -> dict[str, Any]:
     )
 
 
-def _array(value: Any) -> np.ndarray:
+def _as_array(value: Any, name: str, what: str) -> np.ndarray:
+    """Make an array of numbers or text.
+
+    Raises:
+        DataError: it is nothing that a tensor can hold.
+    """
+    try:
+        array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    except ValueError:  # lists in lists of different lengths
+        array = np.empty(0, object)
+        usable = False
+    else:
+        usable = array.dtype.kind in "biufcSU" or (array.dtype == object and _is_text(array))
+        usable = usable or array.dtype.name in _ML_DTYPES
+    if not usable:
+        raise DataError(
+            f"{what}: {name} is {type(value).__name__} of dtype {array.dtype}, which no tensor can hold",
+            hint="are its rows of different shapes? bring them to one shape",
+        )
+    return array
+
+
+def _array(value: Any, name: str, what: str) -> np.ndarray:
     """What a component is without a signature: Python's numbers are 32 bits wide, as in tensorpack."""
-    array = np.asarray(value)
+    array = _as_array(value, name, what)
     if type(value) is int and np.iinfo(np.int32).min <= value <= np.iinfo(np.int32).max:
         return array.astype(np.int32)
     return array.astype(np.float32) if type(value) is float else array
@@ -100,14 +123,8 @@ def infer(datapoint: Any, what: str, rows: int | None = None, fixed: bool = Fals
     """
     signature = []
     for name, value in components(datapoint, what).items():
-        array = _array(value)
-        try:
-            dtype = tf.string if array.dtype.kind in "SU" or _is_text(array) else tf.as_dtype(array.dtype)
-        except TypeError:
-            raise DataError(
-                f"{what}: {name} is {type(value).__name__} of dtype {array.dtype}, which no tensor can hold",
-                hint="are its rows of different shapes? bring them to one shape",
-            ) from None
+        array = _array(value, name, what)
+        dtype = tf.string if array.dtype.kind in "SUO" else tf.as_dtype(array.dtype)
         shape = list(array.shape)
         if shape and not fixed:
             shape[0] = rows
@@ -141,9 +158,9 @@ def fit(datapoint: Any, signature: Sequence[Spec], what: str) -> list[np.ndarray
 
 def _fit(value: Any, spec: Spec, what: str) -> np.ndarray:
     wanted = np.dtype(spec.dtype.as_numpy_dtype)
-    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    array = _as_array(value, spec.name, what)
     if spec.dtype == tf.string:
-        usable = array.dtype.kind in "SU" or array.dtype == object
+        usable = array.dtype.kind in "SUO"
         array = array.astype(object) if usable else array
     else:
         # A Python number is as wide as it needs to be.
