@@ -131,7 +131,7 @@ class BaseDataset:
 
 
 def _iterator(dataset: Any) -> Any:
-    """Make an iterator that starts by itself; where the data set looks up in a table, one that starts with the tables."""
+    """Make an iterator that starts by itself; one that starts with the tables, if the data set looks up in some."""
     try:
         return tf1.data.make_one_shot_iterator(dataset)
     except ValueError:  # it refers to a resource
