@@ -117,6 +117,17 @@ def test_regression(small: Make, tmp_path: Path):
         assert (spec.scores, spec.regression, list(spec.outputs_dict)) == (None, "predictions", ["predictions"])
 
 
+def test_a_seed_makes_training_the_same_again(small: Make, tmp_path: Path):
+    data = small("x,y", ["1,no", "2,yes", "3,no"], columns={"x": "float32"})
+    found = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        model = WideAndDeep(columns={"x": {"kind": "numeric"}}, deep=["x"], hidden_units=[8], dropout=0.5, seed=seed)
+        train(data, model, tmp_path / name, 3)
+        found.append(variables(tmp_path / name)["deep/hidden_0/weights"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+    assert not np.allclose(found[0], found[2])
+
+
 def test_three_classes(small: Make, tmp_path: Path):
     data = small("c,y", ["a,x", "b,y", "c,z"] * 4, columns={"c": "string"})
     model = WideAndDeep(

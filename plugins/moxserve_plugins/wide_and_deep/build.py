@@ -26,6 +26,8 @@ def model_function(config: WideAndDeep, data: InputBundle) -> Callable[..., Any]
     Raises:
         ParameterError: a column reads what the input does not give, there is nothing to learn, or the classes disagree.
     """
+    import tensorflow as tf
+
     import moxserve.tensorflow as mox
 
     every = mox.feature_columns(config.columns)
@@ -44,6 +46,8 @@ def model_function(config: WideAndDeep, data: InputBundle) -> Callable[..., Any]
     weights = _class_weights(config, data, classes)
 
     def model_fn(inputs: Sequence[Any], mode: str, **_: Any) -> Any:
+        if config.seed is not None:
+            tf.compat.v1.set_random_seed(config.seed)
         named = dict(zip(data.names, inputs, strict=True))
         raw = _as_read(columns, named)
         moments = _moments(columns, data) if mode == "TRAIN" else None

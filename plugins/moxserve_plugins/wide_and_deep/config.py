@@ -27,6 +27,9 @@ class WideAndDeep(ModelPlugin):
     )
     activation: Literal["relu", "elu", "tanh", "sigmoid"] = Field(default="relu", description="After each of them.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of the units that are left out while training.")
+    seed: int | None = Field(
+        default=None, ge=0, description="Seed of the first weights and of dropout; by default they differ each time."
+    )
     num_classes: int | None = Field(
         default=None, ge=2, description="Number of classes; by default as many as the input has labels."
     )
