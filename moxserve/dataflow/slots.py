@@ -3,7 +3,8 @@
     slot     header | arrays ... | table of arrays | pickle
     header   where the table is, how many arrays, length of the pickle, kind of message, worker, number of the datapoint
 
-Arrays lie as they are, 64-byte aligned; the rest of a datapoint is a pickle of protocol 5 with its arrays out of band.
+The arrays that a datapoint is made of lie as they are, 64-byte aligned; the rest is a pickle of protocol 5, with arrays
+deeper inside out of band.
 
 The memory is one file without a name: Linux keeps it in RAM (memfd), so that nothing is ever left in /dev/shm, whose
 size does not matter either; elsewhere it is a deleted file in the folder of temporary files. The file is sparse: a slot
@@ -37,6 +38,9 @@ _ALIGN = 64
 _FIRST_BYTES = 1 << 16
 _ROOM_BITS = 43
 _LEAST_BITS = 24
+_CONTAINERS = (list, tuple, dict)
+# Types of elements that their name tells all of; the others are pickled.
+_PLAIN = frozenset("?bBhHiIlLqQefdgFDGSUmM")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +140,12 @@ class Slots:
         table, arrays, length, number, kind, worker = _HEADER.unpack_from(window)
         start = table + arrays * _ENTRY.size
         window = self.window(slot, start + length)
-        whole, text = np.frombuffer(window, np.uint8), memoryview(window)
-        buffers = [whole[a : a + n].copy() for a, n in _ENTRY.iter_unpack(text[table:start])]
-        value = pickle.loads(text[start : start + length], buffers=buffers)
-        return Message(kind, worker, number, value)
+        view = memoryview(window)
+        buffers = [bytearray(view[a : a + n]) for a, n in _ENTRY.iter_unpack(view[table:start])]
+        laid, value, is_tuple = pickle.loads(view[start : start + length], buffers=buffers)
+        for key, place, dtype, shape in laid:
+            value[key] = np.ndarray(shape, dtype, window, place).copy()
+        return Message(kind, worker, number, tuple(value) if is_tuple else value)
 
 
 def _received(count: int, bits: int, file: Any) -> Slots:
@@ -189,44 +195,42 @@ class WritableSlot:
             DataError: there is no room.
         """
         found: list[pickle.PickleBuffer] = []
-        text = pickle.dumps(_contiguous(message.value), 5, buffer_callback=found.append)
-        entries, copies = self._entries([buffer.raw() for buffer in found])
+        dp = message.value
+        kind = type(dp)
+        laid, rest = self._lay(dp) if kind in _CONTAINERS else ((), dp)
+        text = pickle.dumps((laid, rest, kind is tuple), 5, buffer_callback=found.append)
+        entries = []
+        for buffer in found:
+            raw = buffer.raw()
+            place = self._place(raw.nbytes)
+            self._slots.window(self._slot, self._end)[place : place + raw.nbytes] = raw
+            entries.append((place, raw.nbytes))
         start = self._end + len(entries) * _ENTRY.size
         window = self._slots.window(self._slot, start + len(text))
-        for place, raw in copies:
-            window[place : place + raw.nbytes] = raw
         for i, entry in enumerate(entries):
             _ENTRY.pack_into(window, self._end + i * _ENTRY.size, *entry)
         window[start : start + len(text)] = text
         head = (self._end, len(entries), len(text), message.number, message.kind, message.worker)
         _HEADER.pack_into(window, 0, *head)
 
-    def _entries(self, raws: list[memoryview]) -> tuple[list[tuple[int, int]], list[tuple[int, memoryview]]]:
-        entries, copies = [], []
-        for raw in raws:
-            place = self._places.get(_address(raw)) if self._places and raw.nbytes else None
-            if place is None:
-                place = self._place(raw.nbytes)
-                copies.append((place, raw))
-            entries.append((place, raw.nbytes))
-        return entries, copies
+    def _lay(self, dp: Any) -> tuple[list[tuple[Any, int, str, tuple[int, ...]]], Any]:
+        """Put the arrays of a datapoint into the slot; return where they are, and the rest: a list or dict."""
+        laid = []
+        is_dict = type(dp) is dict
+        rest: Any = dp.copy() if is_dict else list(dp)
+        for key, value in dp.items() if is_dict else enumerate(dp):
+            if type(value) is np.ndarray and value.dtype.char in _PLAIN:
+                laid.append((key, self._put(value), value.dtype.str, value.shape))
+                rest[key] = None
+        return laid, rest
 
-
-def _address(raw: memoryview) -> int:
-    return int(np.frombuffer(raw, np.uint8).__array_interface__["data"][0])
-
-
-def _straight(value: Any) -> Any:
-    """An array in the order of memory: pickle copies others twice."""
-    if type(value) is np.ndarray and not value.flags.forc and not value.dtype.hasobject:
-        return np.ascontiguousarray(value)
-    return value
-
-
-def _contiguous(dp: Any) -> Any:
-    kind = type(dp)
-    if kind is list or kind is tuple:
-        return kind(map(_straight, dp))
-    if kind is dict:
-        return {key: _straight(value) for key, value in dp.items()}
-    return _straight(dp)
+    def _put(self, array: np.ndarray) -> int:
+        if self._places and array.flags.c_contiguous and array.size:
+            place = self._places.get(array.__array_interface__["data"][0])
+            if place is not None:
+                return place
+        place = self._place(array.nbytes)
+        window = self._slots.window(self._slot, self._end)
+        # Whatever its strides are, it is copied once.
+        np.ndarray(array.shape, array.dtype, window, place)[...] = array
+        return place
