@@ -165,3 +165,43 @@ def test_a_mode_without_arrays(tmp_path: Path, arrays: dict[str, np.ndarray]):
     with pytest.raises(DataError, match=r"input\.train is not set"):
         plugin.build().input_fn("TRAIN")
     assert plugin.describe() == "eval: 7 rows of x float64[3]"
+
+
+def test_a_training_that_goes_on_reads_on(digits_dir: Path, tmp_path: Path):
+    import moxserve.tensorflow as mox
+    from moxserve.tensorflow.executor.env import tf, tf1
+
+    def labels(log_dir: Path, *until: int) -> list[int]:
+        seen: list[int] = []
+
+        class Note(tf1.train.SessionRunHook):
+            def __init__(self, tensor: Any) -> None:
+                self.tensor = tensor
+
+            def before_run(self, run_context: Any) -> Any:
+                return tf1.train.SessionRunArgs(self.tensor)
+
+            def after_run(self, run_context: Any, run_values: Any) -> None:
+                seen.extend(run_values.results.tolist())
+
+        def model_fn(inputs: list[Any], mode: str) -> mox.ModelSpec:
+            loss = tf1.get_variable("w", []) * tf.reduce_mean(tf.cast(inputs[0], tf.float32))
+            return mox.ModelSpec(loss=loss, log_info={"loss": loss}, hooks=[Note(inputs[1])])
+
+        for steps in until:
+            mox.run(
+                input_fn=_mnist(digits_dir / "idx", seed=3).build().input_fn,
+                model_fn=model_fn,
+                optimizer_fn=mox.get_optimizer_fn("sgd", learning_rate=0.1),
+                run_mode=mox.ModeKeys.TRAIN,
+                batch_size=100,
+                auto_batch=False,
+                max_number_of_steps=steps,
+                log_dir=str(log_dir),
+                log_every_n_steps=0,
+            )
+        return seen
+
+    whole = labels(tmp_path / "whole", 20)
+    assert len(whole) == 2000
+    assert labels(tmp_path / "parts", 4, 15, 20) == whole
