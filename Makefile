@@ -53,6 +53,7 @@ format: $(STAMP) ## Rewrite the code in the project's format
 bench: $(STAMP) ## Every benchmark, as ratios against peers in one run
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/client.py
+	$(BIN)/python benchmarks/input.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/serving.py
 

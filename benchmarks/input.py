@@ -7,7 +7,8 @@ Random resized crop to 224, random flip, batch 64, shuffled, on 640 JPEGs of abo
 photographs. The figure is **images per CPU-second**: user + system of a pipeline's whole process tree, so that other
 work on the machine disturbs it less than the clock. All pipelines live at once and are asked in turns, each in each
 round; before and after, a pipeline is left alone until its buffers are full and it is idle, so that what it read ahead
-is counted where it belongs. A measurement is whole epochs, since some pipelines do not read ahead over their end. Ratios are taken within a round; the table has their medians.
+is counted where it belongs. A measurement is whole epochs, since some pipelines do not read ahead over their end.
+Ratios are taken within a round; the table has their medians.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The other side of `benchmarks/input.py`: a process that gives images when it is asked. Standard library only.
 
-Commands come on standard input, one line each, `<pipeline> <images>`; the answer is `done <images>`, once that many were
-consumed. Pipelines go on reading ahead in between, until their buffers are full.
+Commands come on standard input, one line each, `<pipeline> <images>`; the answer is `done <images>`, once that many
+were consumed. Pipelines go on reading ahead in between, until their buffers are full.
 """
 
 from __future__ import annotations
