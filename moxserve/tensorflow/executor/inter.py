@@ -97,7 +97,11 @@ def _build(functions: Functions, settings: Settings, devices: Sequence[str], tra
         source = build_inputs(functions.input_fn, mode, settings.batch_size, settings.auto_batch)
     # Iterators that input_fn asked to be started with the tables must be started again for each evaluation, too.
     source.initializers[:0] = source.started_with_tables
-    branch = build_branch(functions.model_fn, mode, [list(source.tensors)], devices, after=train)
+    try:
+        branch = build_branch(functions.model_fn, mode, [list(source.tensors)], devices, after=train)
+    except BaseException:
+        source.close()
+        raise
     writes = settings.log_dir is not None and settings.summary_every is not None
     folder = os.path.join(str(settings.log_dir), mode.lower()) if writes else None
     return InterBranch(branch, source, settings.batch_size, folder)

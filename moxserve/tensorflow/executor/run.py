@@ -154,6 +154,7 @@ class _Job:
         with contextlib.ExitStack() as stack:
             if self._checkpoint_dir is not None:
                 stack.enter_context(lock.held(self._checkpoint_dir))
+            self._opened = stack
             reason, signum = self._run()
         if signum:
             raise self._interrupted(signum)
@@ -189,6 +190,7 @@ class _Job:
             self.source: ModeInput = build_inputs(
                 self.functions.input_fn, settings.mode, settings.batch_size, settings.auto_batch
             )
+        self._opened.callback(self.source.close)  # also if the model cannot be built
         if self.source.endless and not settings.max_steps and (self.training or not self.source.steps):
             raise UsageError(
                 f"run(max_number_of_steps=0) in {settings.mode} means to the end of the input, which never ends",

@@ -439,3 +439,30 @@ def test_processes_of_a_flow_end_with_the_run(make: Any, model: Any, numbers: An
     with pytest.raises(RuntimeError, match="unplugged at 7"):
         model.run(lambda mode: make(runner), max_number_of_steps=1000)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("fails_in", ["TRAIN", "EVAL"])
+def test_processes_of_a_flow_end_with_a_model_that_cannot_be_built(fails_in: str, model: Any, numbers: Any) -> None:
+    import multiprocessing
+
+    from moxserve.dataflow import MultiProcessRunner
+
+    def model_fn(inputs: list[Any], mode: str) -> mox.ModelSpec:
+        assert multiprocessing.active_children()
+        if mode == fails_in:
+            raise ValueError("no such layer")
+        spec = model.model_fn(inputs, mode)
+        spec.hooks.append(mox.LogEvaluationMetricHook(spec.log_info, 4, 8, 8))
+        return spec
+
+    with pytest.raises(ValueError, match="no such layer"):
+        mox.run(
+            input_fn=lambda mode: MultiProcessRunner(numbers(10), 4, 1),
+            model_fn=model_fn,
+            optimizer_fn=mox.get_optimizer_fn("sgd", learning_rate=0.0),
+            run_mode="TRAIN",
+            inter_mode="EVAL",
+            batch_size=4,
+            max_number_of_steps=6,
+        )
+    assert not multiprocessing.active_children()
