@@ -61,5 +61,9 @@ def describe(path: str, depth: Depth | None = None) -> list[Report]:
 
 def _describe(found: Found, depth: Depth) -> Report:
     module, _, name = _DESCRIBERS[found.kind].partition(":")
-    report: Report = getattr(importlib.import_module(f"moxserve.data.inspection.{module}"), name)(found, depth)
+    describer = getattr(importlib.import_module(f"moxserve.data.inspection.{module}"), name)
+    try:
+        report: Report = describer(found, depth)
+    except OSError as error:
+        return Report(found.path, found.kind, problems=[f"cannot be read: {error}"])
     return report
