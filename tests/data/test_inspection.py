@@ -71,9 +71,11 @@ def test_broken_images_are_named(folder: Path) -> None:
     (part / "cat" / "1.jpg").write_bytes(b"")
     (part / "dog" / "0.jpg").write_text("no image")
     (part / "dog" / "notes.txt").write_text("x")
+    (part / "dog" / "9.jpg").symlink_to("nowhere.jpg")
     report = one(part)
-    assert [problem.partition(":")[0] for problem in report.problems] == ["cat/0.jpg", "cat/1.jpg", "dog/0.jpg"]
-    assert [row["broken"] for row in table(report, "classes")] == [1, 2]
+    broken = ["cat/0.jpg", "cat/1.jpg", "dog/0.jpg", "dog/9.jpg"]
+    assert [problem.partition(":")[0] for problem in report.problems] == broken
+    assert [row["broken"] for row in table(report, "classes")] == [2, 2]
     assert report.notes == ["1 file(s) or folder(s) are no images by name, and are left out: dog/notes.txt"]
 
 

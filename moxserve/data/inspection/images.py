@@ -137,7 +137,8 @@ def _files(base: str, folder: str, others: list[str]) -> Iterator[str]:
     """Yield the images of a folder by name, relative to the base; what is none goes to `others`."""
     for entry in visible(os.path.join(base, folder)):
         name = os.path.join(folder, entry.name) if folder else entry.name
-        if entry.is_file() and os.path.splitext(entry.name)[1].lower() in _EXTENSIONS:
+        # A link that leads nowhere is an image that cannot be read.
+        if not entry.is_dir() and os.path.splitext(entry.name)[1].lower() in _EXTENSIONS:
             yield name
         elif entry.name != LABELS_FILE and not (folder == "" and entry.is_dir()):
             others.append(name)
