@@ -106,6 +106,15 @@ class RawOptions:
         return getattr(self.augmentation_fn, "geometry", None) if callable(finish) else None
 
     @property
+    def window(self) -> tuple[int, int] | None:
+        """Height and width of images that are decoded straight into a batch; None where they are not."""
+        if self.geometry is not None:
+            window = self.geometry.window(1 << 10, 1 << 10, np.random.default_rng(0))
+            return window.out_height, window.out_width
+        resized = self.batch_size is not None and self.preprocess_fn is None and self.augmentation_fn is None
+        return self.size if resized else None
+
+    @property
     def full_batches(self) -> Any:
         """Whether all batches have `batch_size` rows: a bool, or a tensor of one."""
         return True if self.num_epochs is None else self.drop_remainder

@@ -2,7 +2,8 @@
 
     rows in their order
       -> fetched by a reader        where other threads read than those that decode
-      -> windows of whole batches   where the augmentation tells them; its colours are left to the device
+      -> decoded straight into a batch   windows that an augmentation tells, whose colours are left to the device;
+                                         or whole images, resized
       or decoded one by one         -> augmentation_fn -> batch
       or read as they are           -> batch -> preprocess_fn
 
@@ -67,8 +68,8 @@ class _Pipeline(ImagePipeline):
 
     def build(self) -> Any:
         """Return the data set."""
-        if self.finish is not None:
-            return self._ahead(self._windows())
+        if self.options.window is not None:
+            return self._ahead(self._whole_batches(self.options.window))
         dataset = self._samples()
         if self.options.preprocess_fn is not None:
             return self._ahead(self._preprocessed(dataset))
@@ -132,9 +133,9 @@ class _Pipeline(ImagePipeline):
             return sample
         return *sample, np.asarray(self.source.pair(position, row), np.int64)
 
-    # ---- whole batches of windows
+    # ---- whole batches
 
-    def _windows(self) -> Any:
+    def _whole_batches(self, window: tuple[int, int]) -> Any:
         options, label = self.options, self.source.label
         types = (tf.string, self.label_type, tf.string, tf.uint8, tf.int64)
 
@@ -144,11 +145,12 @@ class _Pipeline(ImagePipeline):
                 (names, [None]),
                 (labels, [None, *label.shape]),
                 (texts, [None]),
-                (images, [None, *(self.source.window or (None, None)), options.channels]),
+                (images, [None, *window, options.channels]),
                 (seeds, [None, 2]),
             ):
                 tensor.set_shape(shape)
-            return {"image_name": names, "label": labels, "label_desc": texts, "image": images, "seed": seeds}
+            element = {"image_name": names, "label": labels, "label_desc": texts, "image": images}
+            return element if self.finish is None else {**element, "seed": seeds}
 
         batches = self._map(self._rows(options.batch_size), load, BATCHES_AT_ONCE)
         return self._endless(batches.rebatch(options.batch_size, drop_remainder=options.full_batches))

@@ -17,8 +17,8 @@ from moxserve.errors import DataError
 from moxserve.images.bad import BadImageLog
 from moxserve.images.batch import BatchDecoder
 from moxserve.images.cache import BytesCache, DecodedCache, FileKey
-from moxserve.images.geometry import Geometry
 from moxserve.images.header import BadImageError, check_complete, read_header
+from moxserve.images.pool import each
 from moxserve.tensorflow.datasets.raw.caching import Cache, open_cache
 from moxserve.tensorflow.datasets.raw.metadata import Samples
 from moxserve.tensorflow.datasets.raw.options import RawOptions
@@ -79,12 +79,6 @@ class LabelForm:
         return label
 
 
-def _window_size(geometry: Geometry) -> tuple[int, int]:
-    """Return the size of a geometry's results; it is the same for all."""
-    window = geometry.window(1 << 10, 1 << 10, np.random.default_rng(0))
-    return window.out_height, window.out_width
-
-
 def resize_nearest(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize an image as `tf.compat.v1.image.resize_nearest_neighbor` does, to the last pixel.
 
@@ -127,10 +121,9 @@ class RawSource:
             decoded, remove = options.cache_decoded, options.remove_cache_on_finish
             self.cache = open_cache(self, options.cache_folder, base, decoded, remove)
         geometry = options.geometry
-        self.window = None if geometry is None else _window_size(geometry)
         self._decoder = BatchDecoder(
             geometry,
-            size=self.window,
+            size=None if geometry is None else options.window,
             channels=options.channels,
             threads=options.threads,
             on_bad=options.on_bad_image,
@@ -196,7 +189,7 @@ class RawSource:
     def load_batch(
         self, rows: Sequence[int], positions: Sequence[int], fetched: Sequence[Fetched | None] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a batch of windows of images, without those that are bad.
+        """Return a batch of windows of images, or of resized ones, without those that are bad.
 
         Args:
             rows: of the samples; `[batch]`.
@@ -211,15 +204,38 @@ class RawSource:
             DataError: no image is good, or the bucket cannot be read.
         """
         fetched = fetched or [None] * len(rows)
-        sources = [self._source(row, one) for row, one in zip(rows, fetched, strict=True)]
-        paths = [self.samples.paths[row] for row in rows]
-        decoder = self._decoder_of({path: one for path, one in zip(paths, fetched, strict=True) if one is not None})
-        seeds = [self.seed(position, row) for position, row in zip(positions, rows, strict=True)]
-        images, bad = decoder.decode(paths, sources, seeds)
+        images, bad = (self._resized if self.options.geometry is None else self._cut)(rows, positions, fetched)
         if not bad.any():
             return ~bad, images
         self._check_any_good()
         return ~bad, images[~bad]
+
+    def _resized(
+        self, rows: Sequence[int], _: Sequence[int], fetched: Sequence[Fetched | None]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        images = np.empty((len(rows), *(self.options.size or (0, 0)), self.options.channels), np.uint8)
+        errors: list[BadImageError | None] = [None] * len(rows)
+
+        def decode(number: int) -> None:
+            try:
+                images[number] = self._decoded(rows[number], fetched[number])
+            except BadImageError as error:
+                errors[number] = error
+
+        each(len(rows), decode, self.options.threads)
+        for error in errors:
+            if error is not None:
+                self._skip(error)
+        return images, np.array([error is not None for error in errors], bool)
+
+    def _cut(
+        self, rows: Sequence[int], positions: Sequence[int], fetched: Sequence[Fetched | None]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        sources = [self._source(row, one) for row, one in zip(rows, fetched, strict=True)]
+        paths = [self.samples.paths[row] for row in rows]
+        decoder = self._decoder_of({path: one for path, one in zip(paths, fetched, strict=True) if one is not None})
+        seeds = [self.seed(position, row) for position, row in zip(positions, rows, strict=True)]
+        return decoder.decode(paths, sources, seeds)
 
     def _source(self, row: int, fetched: Fetched | None) -> Any:
         """Return what the decoder takes: a path, the key of a file that is fetched or cached, or its content."""
