@@ -148,10 +148,12 @@ class _ProcessRunner(ProxyDataFlow):
         workers: how many processes.
         slots: datapoints that may wait.
         start_method: how processes start.
+        copy: out of the slots.
     """
 
-    def __init__(self, ds: DataFlow, workers: int, slots: int, start_method: str | None) -> None:
+    def __init__(self, ds: DataFlow, workers: int, slots: int, start_method: str | None, copy: bool) -> None:
         super().__init__(ds)
+        self._copy = copy
         self.num_proc = workers
         # Each worker has one in hand while it makes the datapoint.
         self._options = PoolOptions(type(self).__name__, workers, slots + workers, start_method)
@@ -184,14 +186,16 @@ class _ProcessRunner(ProxyDataFlow):
         pool = self._pool
         if pool is None:
             raise DataFlowTerminated(f"{type(self).__name__} was closed")
-        slot, message = pool.receive()
+        if self._copy:
+            slot, message = pool.receive()
+            pool.put_back(slot)
+        else:
+            message = pool.receive_view()
         try:
-            value = value_of(message)
+            return value_of(message)
         except BaseException as error:
             pool.fail(error)
             raise
-        pool.put_back(slot)
-        return value
 
     def close(self) -> None:
         """End the workers now, instead of when this flow is collected or the program ends."""
@@ -211,19 +215,29 @@ class MultiProcessRunnerZMQ(_ProcessRunner):
             with its own random numbers, and their datapoints come as they are ready.
         hwm: datapoints that may wait.
         start_method: `fork`, or `spawn` for a flow that can be pickled.
+        copy: False for arrays that lie in the memory that they came in, which is used again when the last view of them
+            is collected. Cheaper, above all for batches; not for a program that forks while it keeps such arrays,
+            since a child would see them change.
 
     Raises:
         UsageError: an argument is out of range.
     """
 
     def __init__(
-        self, ds: DataFlow, num_proc: int | None = None, hwm: int = 50, *, start_method: str | None = None, **old: int
+        self,
+        ds: DataFlow,
+        num_proc: int | None = None,
+        hwm: int = 50,
+        *,
+        start_method: str | None = None,
+        copy: bool = True,
+        **old: int,
     ) -> None:
         workers = old_name("num_proc", num_proc, old, 1)
         nothing_left(type(self), old)
         if hwm < 1:
             raise UsageError(f"hwm must be at least 1, got {hwm}")
-        super().__init__(ds, workers, int(hwm), start_method)
+        super().__init__(ds, workers, int(hwm), start_method, copy)
 
 
 class MultiProcessRunner(_ProcessRunner):
@@ -234,6 +248,7 @@ class MultiProcessRunner(_ProcessRunner):
         num_prefetch: datapoints that may wait; old name `nr_prefetch`.
         num_proc: processes; old name `nr_proc`.
         start_method: as for MultiProcessRunnerZMQ.
+        copy: as for MultiProcessRunnerZMQ.
 
     Raises:
         UsageError: an argument is missing or out of range.
@@ -246,12 +261,13 @@ class MultiProcessRunner(_ProcessRunner):
         num_proc: int | None = None,
         *,
         start_method: str | None = None,
+        copy: bool = True,
         **old: int,
     ) -> None:
         slots = old_name("num_prefetch", num_prefetch, old)
         workers = old_name("num_proc", num_proc, old)
         nothing_left(type(self), old)
-        super().__init__(ds, workers, slots, start_method)
+        super().__init__(ds, workers, slots, start_method, copy)
 
 
 class MultiThreadRunner(DataFlow):

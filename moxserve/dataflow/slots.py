@@ -13,11 +13,13 @@ has room for datapoints of any size, and takes the memory of the largest one tha
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import pickle
 import struct
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import reduction
 from typing import Any
@@ -134,17 +136,32 @@ class Slots:
         """
         WritableSlot(self, slot).write(message)
 
+    def view(self, slot: int) -> tuple[Message, Any]:
+        """Return a message whose arrays lie in the slot, and what those arrays keep alive: a weak reference tells when
+        none of them is left, and the slot may be filled again.
+        """
+        window = self.window(slot, self._size(slot))
+        owner: Any = (ctypes.c_char * len(window)).from_buffer(window)
+        return self._decode(window, lambda shape, dtype, place: np.ndarray(shape, dtype, owner, place)), owner
+
     def read(self, slot: int) -> Message:
         """Copy a message out of a slot; its arrays are writable, and nobody else's."""
-        window = self.window(slot, _FIRST_BYTES)
+        window = self.window(slot, self._size(slot))
+        return self._decode(window, lambda shape, dtype, place: np.ndarray(shape, dtype, window, place).copy())
+
+    def _size(self, slot: int) -> int:
+        table, arrays, length, *_ = _HEADER.unpack_from(self.window(slot, _FIRST_BYTES))
+        return int(table + arrays * _ENTRY.size + length)
+
+    @staticmethod
+    def _decode(window: mmap.mmap, array: Callable[[Any, Any, int], np.ndarray]) -> Message:
         table, arrays, length, number, kind, worker = _HEADER.unpack_from(window)
         start = table + arrays * _ENTRY.size
-        window = self.window(slot, start + length)
         view = memoryview(window)
         buffers = [bytearray(view[a : a + n]) for a, n in _ENTRY.iter_unpack(view[table:start])]
         laid, value, is_tuple = pickle.loads(view[start : start + length], buffers=buffers)
         for key, place, dtype, shape in laid:
-            value[key] = np.ndarray(shape, dtype, window, place).copy()
+            value[key] = array(shape, dtype, place)
         return Message(kind, worker, number, tuple(value) if is_tuple else value)
 
 

@@ -275,6 +275,30 @@ def test_batches_whose_type_grows_in_the_slot() -> None:
     assert np.array_equal(ours[0], plain[0])
 
 
+@pytest.mark.parametrize("hwm", [1, 2, 12])
+def test_arrays_that_are_not_copied_stay_as_long_as_they_are_kept(hwm: int) -> None:
+    flow = MultiProcessRunnerZMQ(Count(60), hwm=hwm, copy=False)
+    # All of them, which is more than there are slots.
+    kept = list(flow)
+    assert [dp[1].tolist() for dp in kept] == [np.full((4, 3), i).tolist() for i in range(60)]
+    part = kept[3][1][1:, :2]
+    del kept
+    for _ in range(3):
+        for i, dp in enumerate(flow):
+            assert (dp[1] == i).all()
+            dp[1][...] = -1
+    assert part.tolist() == np.full((3, 2), 3).tolist()
+    flow.close()
+    assert part.tolist() == np.full((3, 2), 3).tolist()
+
+
+def test_most_arrays_lie_in_the_slots_where_they_need_not_be_copied() -> None:
+    flow = MultiProcessRunnerZMQ(BatchData(Count(400), 4), hwm=9, copy=False)
+    assert sum(dp[1].base is not None for dp in flow) == 100
+    assert [dp[0].tolist() for dp in flow][7] == [28, 29, 30, 31]
+    flow.close()
+
+
 def test_dicts_and_large_datapoints_pass_small_slots() -> None:
     dps = [{"image": np.full((size, 7), size % 251, np.uint8), "n": size} for size in (1, 300_000, 5, 900_000, 20)]
     got = list(MultiProcessRunnerZMQ(DataFromList(dps, shuffle=False), hwm=1))
