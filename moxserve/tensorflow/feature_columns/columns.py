@@ -173,20 +173,23 @@ class _Builder:
             self._made[name] = made if isinstance(made, list) else [made]
         return self._made[name]
 
+    def _key(self, name: str) -> str:
+        return self._prepared.keys[name]
+
     def _one(self, name: str) -> Any:
         return self.make(name)[0]
 
     def _numeric(self, name: str, column: declared.Numeric) -> Any:
         self._prepared.number(name)
         return tf.feature_column.numeric_column(
-            name, shape=(column.shape,), normalizer_fn=self._prepared.normalizer(name)
+            self._key(name), shape=(column.shape,), normalizer_fn=self._prepared.normalizer(name)
         )
 
     def _bucketized(self, name: str, column: declared.Bucketized) -> Any:
         # Not of the numeric column itself: ranges are of numbers as they are read, and two bucketized columns of one
         # numeric column would have one name.
         shape = self._prepared.number_again(column.of, name)
-        numbers = tf.feature_column.numeric_column(name, shape=(shape,))
+        numbers = tf.feature_column.numeric_column(self._key(name), shape=(shape,))
         return tf.feature_column.bucketized_column(numbers, column.boundaries)
 
     def _vocabulary(self, name: str, column: declared.Vocabulary) -> Any:
@@ -200,20 +203,22 @@ class _Builder:
         if column.oov_buckets:
             del common["default_value"]
         if column.file is None:
-            return tf.feature_column.categorical_column_with_vocabulary_list(name, values, **common)
+            return tf.feature_column.categorical_column_with_vocabulary_list(self._key(name), values, **common)
         if column.default_value is not None and column.default_value >= len(values):
             raise UsageError(f"{name}: default_value is {column.default_value}; {column.file} has {len(values)} values")
         common["default_value"] = common.get("default_value")
-        return tf.feature_column.categorical_column_with_vocabulary_file(name, column.file, len(values), **common)
+        return tf.feature_column.categorical_column_with_vocabulary_file(
+            self._key(name), column.file, len(values), **common
+        )
 
     def _identity(self, name: str, column: declared.Identity) -> Any:
         self._prepared.category(name)
-        return tf.feature_column.categorical_column_with_identity(name, column.buckets, column.default_value)
+        return tf.feature_column.categorical_column_with_identity(self._key(name), column.buckets, column.default_value)
 
     def _hash(self, name: str, column: declared.Hash) -> Any:
         self._prepared.category(name)
         return tf.feature_column.categorical_column_with_hash_bucket(
-            name, column.buckets, dtype=tf.as_dtype(column.dtype)
+            self._key(name), column.buckets, dtype=tf.as_dtype(column.dtype)
         )
 
     def _crossed(self, name: str, column: declared.Crossed) -> Any:
@@ -221,7 +226,7 @@ class _Builder:
         for source in column.of:
             made = self._one(source)
             # A hash of hashes would throw values together twice, so TensorFlow takes what was to be hashed.
-            keys.append(source if isinstance(self._columns[source], declared.Hash) else made)
+            keys.append(self._key(source) if isinstance(self._columns[source], declared.Hash) else made)
         return tf.feature_column.crossed_column(keys, column.buckets, hash_key=column.hash_key)
 
     def _weighted(self, name: str, column: declared.Weighted) -> Any:
@@ -238,7 +243,7 @@ class _Builder:
         sources = [self._one(source) for source in column.of]
         try:
             made = tf1.feature_column.shared_embedding_columns(
-                sources, shared_embedding_collection_name=name, **self._vectors(column)
+                sources, shared_embedding_collection_name=self._key(name), **self._vectors(column)
             )
         except ValueError as error:
             raise UsageError(f"{name}: {error}") from error

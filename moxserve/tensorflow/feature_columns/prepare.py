@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ _SCOPE = "normalization"
 
 
 class Prepared:
-    """Tensors by the names of columns, made when a column asks for them.
+    """Tensors by keys of columns, made when a column asks for them.
 
     Args:
         columns: the declarations.
@@ -29,7 +30,8 @@ class Prepared:
         moments: mean and standard deviation by name, for columns with `fit`.
 
     Attributes:
-        tensors: what TensorFlow's columns read: `[batch, n] float32`, or sparse `[batch, values]`.
+        tensors: what TensorFlow's columns read, by key: `[batch, n] float32`, or sparse `[batch, values]`.
+        keys: column -> key: its name, in letters that the name of a variable may have.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Prepared:
         moments: Mapping[str, tuple[Any, Any]],
     ) -> None:
         self.tensors: dict[str, Any] = {}
+        self.keys = _keys(columns)
         self._columns = columns
         self._inputs = inputs
         self._moments = moments
@@ -47,7 +50,7 @@ class Prepared:
 
     def number(self, name: str) -> None:
         """Make `[batch, n] float32` of a numeric column, missing ones filled in, not normalized."""
-        if name in self.tensors:
+        if self.keys[name] in self.tensors:
             return
         column = self._columns[name]
         if not isinstance(column, declared.Numeric):
@@ -68,17 +71,17 @@ class Prepared:
             else:
                 absent = tf.math.is_nan(value)
             value = tf.where(absent, tf.constant(column.missing, tf.float32) * tf.ones_like(value), value)
-        self.tensors[name] = value
+        self.tensors[self.keys[name]] = value
 
-    def number_again(self, name: str, key: str) -> int:
-        """Give the tensor of a numeric column another key.
+    def number_again(self, name: str, other: str) -> int:
+        """Give the tensor of a numeric column to another column, too.
 
         Returns:
             How many numbers a row has.
         """
         self.number(name)
-        self.tensors[key] = self.tensors[name]
-        return int(self.tensors[name].shape[1])
+        value = self.tensors[self.keys[other]] = self.tensors[self.keys[name]]
+        return int(value.shape[1])
 
     def normalizer(self, name: str) -> Callable[[Any], Any] | None:
         """Return what normalizes a numeric column; None when nothing does."""
@@ -107,7 +110,7 @@ class Prepared:
         with tf1.variable_scope(_SCOPE, reuse=tf1.AUTO_REUSE):
             made = [
                 tf1.get_variable(
-                    f"{name}/{what}",
+                    f"{self.keys[name]}/{what}",
                     initializer=np.broadcast_to(np.asarray(value, np.float32), [shape]).copy(),
                     trainable=False,
                 )
@@ -117,7 +120,7 @@ class Prepared:
 
     def category(self, name: str) -> None:
         """Make a sparse `[batch, values]` of a categorical column: its values without the missing ones."""
-        if name in self.tensors:
+        if self.keys[name] in self.tensors:
             return
         column = self._columns[name]
         if not isinstance(column, (declared.Vocabulary, declared.Identity, declared.Hash)):
@@ -137,7 +140,7 @@ class Prepared:
         if isinstance(column, declared.Identity) and column.default_value is None:
             # TensorFlow would give zeros in one place and an error in another.
             present = present & (values >= 0) & (values < column.buckets)
-        self.tensors[name] = _sparse(values, present)
+        self.tensors[self.keys[name]] = _sparse(values, present)
         self._presence[name] = present
 
     def weights(self, name: str, column: declared.Weighted) -> str:
@@ -146,8 +149,8 @@ class Prepared:
         Returns:
             The key that they have among the tensors.
         """
-        key = f"{name}_weights"
-        while key in self._columns:
+        key = f"{self.keys[name]}_weights"
+        while key in self.keys.values():
             key += "_"
         if key not in self.tensors:
             present = self._presence[column.of]
@@ -161,6 +164,27 @@ class Prepared:
             with tf.control_dependencies([same]):
                 self.tensors[key] = _sparse(tf.identity(weights), present)
         return key
+
+
+def _keys(names: Iterable[str]) -> dict[str, str]:
+    """Return the names of columns as those of variables may be: plain letters, and no two the same."""
+    keys: dict[str, str] = {}
+    taken: set[str] = set()
+    # Names that can stay as they are come first, whatever others would become.
+    for name in sorted(names, key=lambda n: _plain(n) != n):
+        key = plain = _plain(name)
+        number = 0
+        while key in taken:
+            number += 1
+            key = f"{plain}_{number}"
+        keys[name] = key
+        taken.add(key)
+    return keys
+
+
+def _plain(name: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    return plain if plain[:1].isalnum() else f"c{plain}"
 
 
 def _missing_of(dtype: Any) -> Any:

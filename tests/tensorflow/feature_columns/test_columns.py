@@ -410,3 +410,23 @@ def test_wrong_use_is_told():
             },
             {"a": text("a"), "b": text("a")},
         )
+
+
+def test_names_may_have_any_letters():
+    config = {
+        "Alter (in Jahren)": {"kind": "numeric", "fit": True},
+        "年龄": {"kind": "bucketized", "of": "Alter (in Jahren)", "boundaries": [2]},
+        "职业": {"kind": "vocabulary", "values": ["农民", "Lehrer"]},
+        "x & y": {"kind": "crossed", "of": ["年龄", "职业"], "buckets": 9},
+        "向量": {"kind": "embedding", "of": "x & y", "dimension": 2},
+        "beide zusammen": {"kind": "shared_embedding", "of": ["职业", "2"], "dimension": 2},
+        "2": {"kind": "vocabulary", "key": "职业", "values": ["a", "b"]},
+        "schwer": {"kind": "weighted", "of": "职业", "weight": "Gewicht in kg"},
+    }
+    inputs = {
+        "Alter (in Jahren)": np.array([1, 3], np.float32),
+        "职业": np.array(["农民", "x"], object),
+        "Gewicht in kg": np.array([2, 3], np.float32),
+    }
+    dense, linear = run(config, inputs, lambda f: (f.dense(), f.linear()), moments={"Alter (in Jahren)": (2.0, 1.0)})
+    assert (dense.shape, linear.shape) == ((2, 9), (2, 1))
