@@ -198,8 +198,8 @@ def test_windows_differ_from_epoch_to_epoch(metadata: ImageClassificationRawMeta
     assert not np.array_equal(np.concatenate(images[:2]), np.concatenate(images[2:]))
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(workers=st.integers(1, 5), seed=st.integers(0, 99), position=st.integers(0, 30))
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(workers=st.integers(1, 3), seed=st.integers(0, 99), position=st.integers(0, 30))
 def test_shards_are_disjoint_and_complete_and_reading_goes_on_anywhere(
     metadata: ImageClassificationRawMetadata,
     folder: Path,
