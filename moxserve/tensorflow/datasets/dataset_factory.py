@@ -29,6 +29,7 @@ from moxserve.file.idx import read_idx
 from moxserve.tensorflow.datasets.arrays import ArrayDataset, LabelledImages
 from moxserve.tensorflow.datasets.base import BaseDataset
 from moxserve.tensorflow.datasets.raw.raw_dataset import ImageClassificationRawDataset, ImageClassificationRawMetadata
+from moxserve.tensorflow.datasets.raw.storage import is_remote, join, list_tree, plain_url
 from moxserve.tensorflow.datasets.tfrecord_common import ImageClassificationTFRecordMetadata
 from moxserve.tensorflow.datasets.tfrecord_image import ImageClassificationTFRecordDataset
 
@@ -103,7 +104,7 @@ def get_dataset(name: str, split_name: str, dataset_dir: str, capacity: int = 25
     Args:
         name: `mnist`, `cifar10`, `flowers` or `imagenet`.
         split_name: one of `get_dataset_meta(name).splits_to_sizes`.
-        dataset_dir: folder of the files, see the module.
+        dataset_dir: folder of the files, see the module. TFRecord files and folders of images also in a bucket.
         capacity: how many samples are ready ahead of those that are taken, at most.
         **kwargs: of the reader: `batch_size`, `num_epochs`, `shuffle`, `drop_remainder`, `augmentation_fn`,
             `label_one_hot`, `seed`, `shard`, `position`, ... By default samples come one by one, without end, in
@@ -116,9 +117,9 @@ def get_dataset(name: str, split_name: str, dataset_dir: str, capacity: int = 25
     meta = get_dataset_meta(name)
     if split_name not in meta.splits_to_sizes and not (split_name in _HELD_OUT and len(meta.splits_to_sizes) > 1):
         raise UsageError(f"{name} has no split {split_name!r}; {did_you_mean(str(split_name), meta.splits_to_sizes)}")
-    folder = os.fspath(dataset_dir)
+    folder = plain_url(dataset_dir)
     request = _Request(meta, "train" if split_name == "train" else "test", folder, {"capacity": capacity, **kwargs})
-    for reader in (_idx, _cifar, _tfrecord, _folders):
+    for reader in (_remote,) if is_remote(folder) else (_idx, _cifar, _tfrecord, _folders):
         dataset = reader(request)
         if dataset is not None:
             return dataset
@@ -205,13 +206,28 @@ def _tfrecord(request: _Request) -> BaseDataset | None:
         patterns += [f"{name}_{split}.tfrecord", f"{name}_{split}_*.tfrecord", f"{split}-*-of-*", f"{split}-*.tfrecord"]
         patterns += [f"{split}.tfrecord"]
     escaped = _glob.escape(request.folder)
-    if not any(_glob.glob(os.path.join(escaped, pattern)) for pattern in patterns):
+    if not is_remote(request.folder) and not any(_glob.glob(os.path.join(escaped, pattern)) for pattern in patterns):
         return None
     metadata = ImageClassificationTFRecordMetadata(request.folder, patterns)
     if not metadata.num_classes:
         names = [request.meta.labels_to_names[index] for index in sorted(request.meta.labels_to_names)]
         metadata.set_classes(request.meta.num_classes, names)
     return request.make(ImageClassificationTFRecordDataset, metadata, channels=request.meta.channels)
+
+
+def _remote(request: _Request) -> BaseDataset | None:
+    """Read what readers take from buckets: TFRecord files, and folders of images."""
+    tree = list_tree(request.folder)
+    for split in request.splits:
+        if split in tree.folders:
+            metadata = ImageClassificationRawMetadata(join(request.folder, split))
+            return request.make(ImageClassificationRawDataset, metadata, channels=request.meta.channels)
+    if any(name.endswith((".bin", "ubyte", "ubyte.gz")) for name in tree.files):
+        raise DataError(
+            f"{request.folder!r}: {request.meta.name}'s own files are read from local folders only",
+            hint="copy them first, or use TFRecord files",
+        )
+    return _tfrecord(request)
 
 
 def _folders(request: _Request) -> BaseDataset | None:

@@ -13,12 +13,11 @@ from functools import cached_property
 from typing import Any, Literal
 
 from moxserve.errors import UsageError
-from moxserve.file import exists
-from moxserve.file.labels import LABELS_FILE, read_labels
+from moxserve.file.labels import LABELS_FILE, parse_labels
 from moxserve.protocol.tfrecord import records_of
 from moxserve.protocol.tfrecord_index import RecordFile, RecordIndex, scan_files
 from moxserve.tensorflow.datasets.base import BaseDataset
-from moxserve.tensorflow.datasets.raw.storage import is_remote, plain_url
+from moxserve.tensorflow.datasets.raw.storage import is_remote, join, plain_url, read_file
 from moxserve.tensorflow.datasets.tfrecord_files import RecordSource, cached_copies, find_sources, open_source
 from moxserve.tensorflow.datasets.tfrecord_reader import Reading, check_integer, indexed_records, streamed_records
 from moxserve.tensorflow.executor.env import tf, tf1
@@ -159,9 +158,8 @@ class ImageClassificationTFRecordMetadata(BaseTFRecordMetadata):
         file_patterns: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(base_dir, file_pattern, num_samples, redirect_dir, file_patterns=file_patterns)
-        path = os.path.join(self.base_dir, label_map_file)
-        there = not is_remote(path) and exists(path)
-        self._labels: tuple[str, ...] = read_labels(path) if there else ()
+        path = join(self.base_dir, label_map_file)
+        self._labels = _labels_of(path)
         if num_classes < 0 or 0 < num_classes < len(self._labels):
             raise UsageError(f"num_classes={num_classes}: {path} names {len(self._labels)} classes")
         self.num_classes = num_classes or len(self._labels)
@@ -189,6 +187,14 @@ class ImageClassificationTFRecordMetadata(BaseTFRecordMetadata):
     def labels_list(self) -> list[str]:
         """Names of the classes by index; empty without a file of labels."""
         return list(self._labels)
+
+
+def _labels_of(path: str) -> tuple[str, ...]:
+    """Read a file of labels; nothing if it is not there."""
+    try:
+        return parse_labels(read_file(path), path)
+    except FileNotFoundError:
+        return ()
 
 
 def read_metadata(

@@ -535,3 +535,44 @@ def test_missing_file_after_listing(folder: Path) -> None:
 
 def test_numpy_integers_are_integers(folder: Path) -> None:
     assert len(read(folder, batch_size=np.int64(50))) == 2
+
+
+# -- in a bucket
+
+
+@pytest.fixture
+def bucket(store: Any, folder: Path) -> str:
+    """The files in a bucket, which is read as `s3://` and `obs://`."""
+    for path in sorted(folder.glob("*.tfrecord")):
+        store.client.upload_file(str(path), store.bucket, f"records/{path.name}")
+    return f"{store.bucket}/records"
+
+
+def test_files_in_a_bucket(bucket: str, folder: Path, tmp_path: Path) -> None:
+    for scheme in ("s3", "obs"):
+        with tf1.Graph().as_default():
+            metadata = BaseTFRecordMetadata(f"{scheme}://{bucket}", "train-*")
+            assert [path.rpartition("/")[2] for path in metadata.file_list] == [
+                f"train-{n}.tfrecord" for n in range(FILES)
+            ]
+            assert metadata.num_samples == 100
+            found = values(BaseTFRecordDataset(metadata, *SPEC, seed=1, num_epochs=1))
+            assert sorted(found) == list(range(100))
+            cached = BaseTFRecordDataset(metadata, *SPEC, seed=1, num_epochs=1, cache_dir=str(tmp_path / "cache"))
+            assert values(cached) == read(folder), "exactly shuffled once they are here"
+    with pytest.raises(DataError, match="matches 'absent-"):
+        BaseTFRecordMetadata(f"s3://{bucket}", "absent-*")
+
+
+def test_named_data_sets_and_labels_in_a_bucket(store: Any, bucket: str, digits_dir: Path) -> None:
+    assert ImageClassificationTFRecordMetadata(f"s3://{bucket}", "eval-*").labels_list == []
+    store.write("records/labels.txt", b"0: cat\n1: dog\n")
+    assert ImageClassificationTFRecordMetadata(f"s3://{bucket}", "eval-*").labels_list == ["cat", "dog"]
+    path = digits_dir / "tfrecord" / "eval-00000-of-00001.tfrecord"
+    store.client.upload_file(str(path), store.bucket, "mnist/mnist_test.tfrecord")
+    with tf1.Graph().as_default():
+        dataset = mox.get_dataset("mnist", "test", f"s3://{store.bucket}/mnist/", num_epochs=1)
+        assert (dataset.num_samples, len(values(dataset, item="label"))) == (360, 360)
+    store.write("own/train-images-idx3-ubyte.gz")
+    with pytest.raises(DataError, match="local folders only"):
+        mox.get_dataset("mnist", "train", f"s3://{store.bucket}/own")
