@@ -1,3 +1,3 @@
-"""Tables without TensorFlow: `columns` says how columns become features, `schema` what a table's columns are, the other
-modules read CSV, Parquet and tf.Examples.
+"""Tables without TensorFlow: `columns` says how columns become features, `declared` reads and checks such declarations;
+`cells`, `files` and `table` read CSV, Parquet and tf.Examples.
 """

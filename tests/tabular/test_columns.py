@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from moxserve.errors import ConfigError, UsageError
-from moxserve.tabular.columns import KINDS, Numeric, input_keys, read_columns
+from moxserve.tabular.columns import KINDS, Numeric
+from moxserve.tabular.declared import input_keys, read_columns
 
 AGE = {"kind": "numeric"}
 JOB = {"kind": "vocabulary", "values": ["a", "b"]}
@@ -130,5 +131,5 @@ def test_inputs_follow_what_a_column_is_made_of():
 
 
 def test_no_tensorflow_is_loaded():
-    code = "import sys, moxserve.tabular.columns; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, moxserve.tabular.declared; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

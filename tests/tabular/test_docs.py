@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from moxserve.tabular.columns import KINDS, read_columns
+from moxserve.tabular.columns import KINDS
+from moxserve.tabular.declared import read_columns
 
 
 @pytest.fixture(scope="module")

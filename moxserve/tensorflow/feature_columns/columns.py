@@ -9,6 +9,7 @@ from typing import Any
 
 from moxserve.errors import UsageError, did_you_mean
 from moxserve.tabular import columns as declared
+from moxserve.tabular.declared import input_keys, read_columns, read_vocabulary
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.feature_columns.prepare import Features, Prepared
 
@@ -24,7 +25,7 @@ def feature_columns(config: Mapping[str, Any] | str | os.PathLike[str]) -> Featu
     Raises:
         UsageError: a declaration is wrong, or they do not go together; every problem with its key.
     """
-    return FeatureColumns(declared.read_columns(config))
+    return FeatureColumns(read_columns(config))
 
 
 class FeatureColumns:
@@ -56,7 +57,7 @@ class FeatureColumns:
         Raises:
             UsageError: there is no such column.
         """
-        return declared.input_keys(self.columns, None if names is None else self.check(names))
+        return input_keys(self.columns, None if names is None else self.check(names))
 
     def example_spec(self, names: Iterable[str] | None = None, several: Collection[str] = ()) -> dict[str, Any]:
         """Return how the inputs are parsed from tf.Examples: for `tf.io.parse_example` and `mox.ExportSpec`.
@@ -194,7 +195,7 @@ class _Builder:
 
     def _vocabulary(self, name: str, column: declared.Vocabulary) -> Any:
         self._prepared.category(name)
-        values = declared.read_vocabulary(column)
+        values = read_vocabulary(column)
         common = {
             "dtype": tf.as_dtype(column.value_dtype),
             "default_value": -1 if column.default_value is None else column.default_value,

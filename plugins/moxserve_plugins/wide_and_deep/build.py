@@ -10,7 +10,8 @@ import numpy as np
 
 from moxserve.errors import did_you_mean
 from moxserve.pipeline.slots import InputBundle, ParameterError
-from moxserve.tabular.columns import Numeric, needed_columns
+from moxserve.tabular.columns import Numeric
+from moxserve.tabular.declared import needed_columns
 from moxserve_plugins.table.config import LABEL, WEIGHT
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from moxserve.errors import did_you_mean
 from moxserve.pipeline.slots import InputBundle, ModelPlugin
-from moxserve.tabular.columns import Column, column_problems
+from moxserve.tabular.columns import Column
+from moxserve.tabular.declared import column_problems
 
 __all__ = ["WideAndDeep"]
 
