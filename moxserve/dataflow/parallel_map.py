@@ -58,6 +58,21 @@ class Workshop(Protocol):
         """End the workers."""
 
 
+@dataclass
+class _Feed:
+    """What is handed in.
+
+    Attributes:
+        inputs: of the workers.
+        ended: whether there are no more.
+        failure: what the flow raised.
+    """
+
+    inputs: Iterator[Any]
+    ended: bool = False
+    failure: Exception | None = None
+
+
 class _ParallelMap(ProxyDataFlow):
     """What all of them share: what is handed in, what is given out, and when a pass ends.
 
@@ -119,22 +134,13 @@ class _ParallelMap(ProxyDataFlow):
                 self._source = self._inputs(Endless(self.ds))
             yield from self._pump(self._source)
 
-    def _pump(self, source: Iterator[Any]) -> Iterator[Any]:
-        ended, failure = False, None
-        workshop = self._opened()
+    def _pump(self, inputs: Iterator[Any]) -> Iterator[Any]:
+        feed = _Feed(inputs)
         while True:
-            while not ended and self._pending < workshop.capacity:
-                try:
-                    dp = next(source)
-                except StopIteration:
-                    ended = True
-                except Exception as error:  # noqa: BLE001 - raised below, behind the results before it
-                    ended, failure, self._source = True, error, None
-                else:
-                    self._submit(dp)
+            self._fill(feed)
             if not self._pending:
-                if failure is not None:
-                    raise failure
+                if feed.failure is not None:
+                    raise feed.failure
                 return
             number, result = self._take()
             if isinstance(result, Failure):
@@ -147,6 +153,19 @@ class _ParallelMap(ProxyDataFlow):
                     " in strict mode",
                     hint="drop datapoints with MapData before or behind it, or use strict=False",
                 )
+
+    def _fill(self, feed: _Feed) -> None:
+        """Hand in as much as there is room for."""
+        capacity = self._opened().capacity
+        while not feed.ended and self._pending < capacity:
+            try:
+                dp = next(feed.inputs)
+            except StopIteration:
+                feed.ended = True
+            except Exception as error:  # noqa: BLE001 - raised behind the results before it
+                feed.ended, feed.failure, self._source = True, error, None
+            else:
+                self._submit(dp)
 
     def _opened(self) -> Workshop:
         if self._workshop is None:

@@ -20,9 +20,8 @@ import pickle
 import struct
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing import reduction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,8 +44,7 @@ _CONTAINERS = (list, tuple, dict)
 _PLAIN = frozenset("?bBhHiIlLqQefdgFDGSUmM")
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """What was in a slot.
 
     Attributes:
@@ -140,29 +138,34 @@ class Slots:
         """Return a message whose arrays lie in the slot, and what those arrays keep alive: a weak reference tells when
         none of them is left, and the slot may be filled again.
         """
-        window = self.window(slot, self._size(slot))
+        head, window = self._head(slot)
         owner: Any = (ctypes.c_char * len(window)).from_buffer(window)
-        return self._decode(window, lambda shape, dtype, place: np.ndarray(shape, dtype, owner, place)), owner
+        return _decode(head, window, lambda shape, dtype, place: np.ndarray(shape, dtype, owner, place)), owner
 
     def read(self, slot: int) -> Message:
         """Copy a message out of a slot; its arrays are writable, and nobody else's."""
-        window = self.window(slot, self._size(slot))
-        return self._decode(window, lambda shape, dtype, place: np.ndarray(shape, dtype, window, place).copy())
+        head, window = self._head(slot)
+        return _decode(head, window, lambda shape, dtype, place: np.ndarray(shape, dtype, window, place).copy())
 
-    def _size(self, slot: int) -> int:
-        table, arrays, length, *_ = _HEADER.unpack_from(self.window(slot, _FIRST_BYTES))
-        return int(table + arrays * _ENTRY.size + length)
+    def _head(self, slot: int) -> tuple[_Head, mmap.mmap]:
+        window = self._windows[slot] or self.window(slot, _FIRST_BYTES)
+        head = _HEADER.unpack_from(window)
+        end = head[0] + head[1] * _ENTRY.size + head[2]
+        return head, window if end <= len(window) else self.window(slot, end)
 
-    @staticmethod
-    def _decode(window: mmap.mmap, array: Callable[[Any, Any, int], np.ndarray]) -> Message:
-        table, arrays, length, number, kind, worker = _HEADER.unpack_from(window)
-        start = table + arrays * _ENTRY.size
-        view = memoryview(window)
-        buffers = [bytearray(view[a : a + n]) for a, n in _ENTRY.iter_unpack(view[table:start])]
-        laid, value, is_tuple = pickle.loads(view[start : start + length], buffers=buffers)
-        for key, place, dtype, shape in laid:
-            value[key] = array(shape, dtype, place)
-        return Message(kind, worker, number, tuple(value) if is_tuple else value)
+
+_Head = tuple[int, int, int, int, int, int]
+
+
+def _decode(head: _Head, window: mmap.mmap, array: Callable[[Any, Any, int], np.ndarray]) -> Message:
+    table, arrays, length, number, kind, worker = head
+    start = table + arrays * _ENTRY.size
+    view = memoryview(window)
+    buffers = [bytearray(view[a : a + n]) for a, n in _ENTRY.iter_unpack(view[table:start])] if arrays else ()
+    laid, value, is_tuple = pickle.loads(view[start : start + length], buffers=buffers)
+    for key, place, dtype, shape in laid:
+        value[key] = array(shape, dtype, place)
+    return Message(kind, worker, number, tuple(value) if is_tuple else value)
 
 
 def _received(count: int, bits: int, file: Any) -> Slots:

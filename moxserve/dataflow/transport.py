@@ -21,6 +21,7 @@ import functools
 import os
 import select
 import signal
+import sys
 import threading
 import weakref
 from collections import deque
@@ -91,7 +92,7 @@ class Station:
         except Exception as error:  # noqa: BLE001 - it cannot be pickled, or there is no room: for the parent to know
             parts = ErrorParts.of(error)
             WritableSlot(self.slots, slot).write(Message(ERROR, self.index, message.number, parts))
-        os.write(self.up.fileno(), _pack([slot]))
+        os.write(self.up.fileno(), slot.to_bytes(_NUMBER_BYTES, sys.byteorder))
 
     def fail(self, slot: int, number: int, error: BaseException) -> None:
         """Send an error up in a slot."""
