@@ -509,6 +509,13 @@ def test_a_run_goes_on_with_the_records_that_it_has_not_seen(folder: Path, tmp_p
     assert first + second == whole
 
 
+def test_a_run_ends_with_the_error_itself(folder: Path) -> None:
+    write_records(folder / "train-1.tfrecord", numbers(30, RECORDS))
+    damage(folder / "train-1.tfrecord", 7)
+    with pytest.raises(DataError, match=r"train-1\.tfrecord: record 7 at byte \d+ is damaged"):
+        run_seen(folder, 25, None)
+
+
 def test_scanning_reads_no_payload(tmp_path: Path) -> None:
     """A file with holes in place of payloads: only a scan by length fields can be quick, and right."""
     import struct
