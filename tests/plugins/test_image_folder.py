@@ -145,7 +145,7 @@ def test_header_of_real_files(tmp_path: Path, mode: str, options: dict[str, Any]
     assert image_shape(str(path)) == expected
     for cut in (0, 3, 10, 25):
         path.write_bytes(data.getvalue()[:cut])
-        with pytest.raises(DataError, match="cut off within the header|is no image|is empty"):
+        with pytest.raises(DataError, match=r"cut off within the header|is no image|is empty"):
             image_shape(str(path))
 
 
