@@ -26,8 +26,9 @@ Examples:
   moxserve predict --rest http://localhost:8501 --model digits:3 --input rows.jsonl --output preds.jsonl
   moxserve predict --local models/digits --input rows.npy --output preds.jsonl
 
---input takes a folder of pictures (folder per class: accuracy is told), a picture, .npy, .npz, an IDX image file, or
-.jsonl with one instance a line. Float inputs get pixels scaled to 0..1, integer inputs 0..255.
+--input takes a folder of pictures (folder per class: accuracy is told), a picture, .npy, .npz, an IDX image file,
+.jsonl with one instance a line, .csv or .tsv with a column an input, or .tfrecord of tf.Examples. Float inputs get
+pixels scaled to 0..1, integer inputs 0..255.
 """
 
 
@@ -42,6 +43,8 @@ Examples:
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Rows a request.")
 @click.option("--concurrency", type=click.IntRange(1), default=4, show_default=True, help="Requests in flight.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N rows.")
+@click.option("--label", metavar="NAME", help="Column, array, key or feature of --input that holds the labels; by "
+              "default `label` or `labels`, if there is one.")  # fmt: skip
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True,
               metavar="S", help="Seconds for a request.")  # fmt: skip
 @click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
@@ -60,6 +63,7 @@ def predict(
     batch_size: int,
     concurrency: int,
     limit: int | None,
+    label: str | None,
     timeout_s: float,
     on_error: str,
     no_progress: bool,
@@ -76,7 +80,8 @@ def predict(
 
     target, name = _target(grpc_address, rest_url, local_dir, model)
     names = [n.strip() for n in outputs.split(",") if n.strip()] if outputs else None
-    job = PredictJob(name, source, output, signature, names, batch_size, concurrency, limit, on_error == "skip")
+    skip = on_error == "skip"
+    job = PredictJob(name, source, output, signature, names, batch_size, concurrency, limit, skip, label)
     done = 0
 
     def progress(rows: int, failed: int, total: int | None) -> None:

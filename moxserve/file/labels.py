@@ -4,8 +4,8 @@
     1: dog
 
 One line a class, in any order, the indices 0, 1, 2, ... each once; blank lines are skipped. UTF-8, with or without a
-byte order mark. MoXing's page on multi-label data has them all on one line (`0: cat 1: dog`), which is read where the
-caller asks for it.
+byte order mark. Read where the caller asks for it: all on one line (`0: cat 1: dog`), as MoXing's page on multi-label
+data has them; names alone, a line each, numbered as they come.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ _LINE = re.compile(r"(\d+)\s*:\s*(.*\S)\s*")
 _ENTRY = re.compile(r"(?:^|\s)(\d+)\s*:\s")
 
 
-def read_labels(file: str) -> tuple[str, ...]:
+def read_labels(file: str, bare: bool = False) -> tuple[str, ...]:
     """Read a labels.txt.
+
+    Args:
+        file: its path.
+        bare: whether it may hold names alone.
 
     Returns:
         Class names by index.
@@ -33,16 +37,17 @@ def read_labels(file: str) -> tuple[str, ...]:
         DataError: a line has another form, an index or a label is given twice, or an index is missing; with the line.
     """
     with File(file, "rb") as f:
-        return parse_labels(f.read(), file)
+        return parse_labels(f.read(), file, bare=bare)
 
 
-def parse_labels(data: bytes, file: str, one_line: bool = False) -> tuple[str, ...]:
+def parse_labels(data: bytes, file: str, one_line: bool = False, bare: bool = False) -> tuple[str, ...]:
     """Parse the content of a labels.txt.
 
     Args:
         data: the content.
         file: its name, for messages.
         one_line: whether several classes may share a line.
+        bare: whether all lines may be names alone.
 
     Returns:
         Class names by index.
@@ -56,17 +61,23 @@ def parse_labels(data: bytes, file: str, one_line: bool = False) -> tuple[str, .
         raise DataError(f"{file} is not UTF-8 text: byte {data[error.start]:#04x} at {error.start}") from None
     labels: dict[int, str] = {}
     lines: dict[str, int] = {}
-    for number, line in _lines(text, one_line):
-        match = _LINE.fullmatch(line)
-        if match is None:
-            raise DataError(f"{file}:{number}: expected `index: label`, such as `0: cat`, got {line!r}")
-        index, label = int(match[1]), match[2]
+    found = list(_lines(text, one_line))
+    bare = bare and not any(_LINE.fullmatch(line) for _, line in found)
+    for number, line in found:
+        index, label = (len(labels), line) if bare else _entry(line, f"{file}:{number}")
         if index in labels:
             raise DataError(f"{file}:{number}: index {index} is given twice, first for {labels[index]!r}")
         if label in lines:
             raise DataError(f"{file}:{number}: label {label!r} is given twice, first on line {lines[label]}")
         labels[index], lines[label] = label, number
     return _by_index(labels, file)
+
+
+def _entry(line: str, place: str) -> tuple[int, str]:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise DataError(f"{place}: expected `index: label`, such as `0: cat`, got {line!r}")
+    return int(match[1]), match[2]
 
 
 def _lines(text: str, one_line: bool) -> Iterator[tuple[int, str]]:

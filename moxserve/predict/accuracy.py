@@ -67,6 +67,8 @@ class Accuracy:
         if truth is not None:
             self.total += 1
             self.right += truth == guess
+        elif not self.total:
+            self.how = f"labels are names, such as {label.name!r}, and the model answers with numbers of classes"
 
     def _truth(self, label: Label, guess: str | int) -> str | int | None:
         if isinstance(guess, str):

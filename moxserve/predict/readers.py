@@ -5,23 +5,22 @@
     folder of pictures              no labels
     one picture                     one row
     .npy                            the first dimension counts rows, for a signature with one input
-    .npz                            one array an input, by name; `label` or `labels` holds labels
+    .npz                            one array an input, by name, and one of labels
     IDX images (…idx3…[.gz])        MNIST's format; labels from the idx1 file of the same name beside it
-    .jsonl                          one instance a line: a value, or an object of inputs by name, bytes as {"b64": …}; a
-                                    key `label` that is no input holds the label
-    .csv[.gz]                       one column an input, by name; see `tables`
+    .jsonl                          one instance a line: a value, or an object of inputs by name, bytes as {"b64": …},
+                                    and the label
+    .csv[.gz], .tsv[.gz]            one column an input, by name, and one of labels; see `tables`
     .tfrecord                       tf.Examples, for a signature that takes them; see `tables`
+
+The array, key, column or feature of the labels is called `label` or `labels`, or what `open_rows` is told.
 
 Rows are light: a row's data is read when `load` is called, which happens in the threads that send the requests.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -30,15 +29,30 @@ import numpy as np
 
 from moxserve.client.calls import Array
 from moxserve.client.fit import fit_tensor
-from moxserve.errors import DataError, UsageError
+from moxserve.errors import DataError, UsageError, did_you_mean
 from moxserve.file.idx import read_idx
+from moxserve.file.labels import LABELS_FILE, read_labels
 from moxserve.predict.images import array_to_input, file_to_input, image_form, is_image
 from moxserve.types import Signature, TensorSpec
 
-__all__ = ["Label", "Row", "Rows", "open_rows", "read_labels"]
+__all__ = [
+    "LABEL_KEYS",
+    "Label",
+    "Row",
+    "Rows",
+    "check_label",
+    "fit_row",
+    "label_key",
+    "only_input",
+    "open_rows",
+    "row_spec",
+    "to_label",
+]
 
-_EXPECTED = "a folder of pictures, a picture, .npy, .npz, .jsonl, .csv, .tfrecord, or an IDX image file (.gz or not)"
-_LABEL_KEYS = ("label", "labels")
+_EXPECTED = (
+    "a folder of pictures, a picture, .npy, .npz, .jsonl, .csv, .tsv, .tfrecord, or an IDX image file (.gz or not)"
+)
+LABEL_KEYS = ("label", "labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +107,29 @@ class Rows:
     classes_listed: bool = False
 
 
-def open_rows(path: str | os.PathLike[str], signature: Signature, limit: int | None = None) -> Rows:
+def open_rows(
+    path: str | os.PathLike[str], signature: Signature, limit: int | None = None, label: str | None = None
+) -> Rows:
     """Open a data set for a signature.
 
     Args:
         path: see the table of this module.
         signature: what the rows are made for.
         limit: only the first rows.
+        label: name of the labels' array, key, column or feature; None: `label` or `labels`, if there is one.
 
     Raises:
-        DataError: there is nothing there, or nothing that can be read.
-        UsageError: the data set's kind does not fit the signature.
+        DataError: there is nothing there, or nothing that can be read; or there are no such labels.
+        UsageError: the data set's kind does not fit the signature, or has no names.
     """
     name = os.fspath(path)
-    rows = _opener(name)(name, signature)
+    opener = _named_opener(name)
+    if opener is not None:
+        rows = opener(name, signature, label)
+    elif label is not None:
+        raise UsageError(f"{name}: the label {label!r} is looked for in .npz, .jsonl, .csv, .tsv and .tfrecord files")
+    else:
+        rows = _opener(name)(name, signature)
     if limit is None:
         return rows
     count = limit if rows.count is None else min(limit, rows.count)
@@ -121,6 +144,42 @@ def _first(items: Iterator[Row], limit: int) -> Iterator[Row]:
             return
 
 
+def label_key(names: Iterable[str], signature: Signature, wanted: str | None, path: str) -> str | None:
+    """Return which of the names that a data set has is that of the labels; None when none is.
+
+    Raises:
+        DataError: there is no such name as wanted.
+        UsageError: it is an input of the signature.
+    """
+    known = list(names)
+    if wanted is None:
+        return next((key for key in LABEL_KEYS if key in known and key not in signature.inputs), None)
+    check_label(signature, wanted)
+    if wanted not in known:
+        raise DataError(f"{path} has no label {wanted!r}; {did_you_mean(wanted, known, 20)}")
+    return wanted
+
+
+def check_label(signature: Signature, wanted: str) -> None:
+    """Raise UsageError if the label is an input."""
+    if wanted in signature.inputs:
+        raise UsageError(f"the label {wanted!r} is an input of signature {signature.name!r}")
+
+
+def _named_opener(path: str) -> Callable[[str, Signature, str | None], Rows] | None:
+    """Return what opens a data set whose parts have names, the label's among them."""
+    lower = path.lower()
+    for suffixes, opener in (
+        ((".npz",), _npz),
+        ((".jsonl", ".ndjson"), _jsonl),
+        ((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _csv),
+        ((".tfrecord", ".tfrecords"), _tfrecord),
+    ):
+        if lower.endswith(suffixes) and os.path.isfile(path):
+            return opener
+    return None
+
+
 def _opener(path: str) -> Callable[[str, Signature], Rows]:
     if os.path.isdir(path):
         return _image_folder
@@ -129,10 +188,6 @@ def _opener(path: str) -> Callable[[str, Signature], Rows]:
     lower = path.lower()
     for suffixes, opener in (
         ((".npy",), _npy),
-        ((".npz",), _npz),
-        ((".jsonl", ".ndjson"), _jsonl),
-        ((".csv", ".csv.gz"), _csv),
-        ((".tfrecord", ".tfrecords"), _tfrecord),
         (("-ubyte", "-ubyte.gz", ".idx", ".idx.gz", ".idx3", ".idx3.gz"), _idx),
     ):
         if lower.endswith(suffixes):
@@ -142,7 +197,12 @@ def _opener(path: str) -> Callable[[str, Signature], Rows]:
     raise DataError(f"{path}: unknown kind of data set", hint=f"expected {_EXPECTED}")
 
 
-def _only_input(signature: Signature, what: str) -> TensorSpec:
+def only_input(signature: Signature, what: str) -> TensorSpec:
+    """Return the input of a signature that has one.
+
+    Raises:
+        UsageError: it has several.
+    """
     if len(signature.inputs) != 1:
         raise UsageError(
             f"{what} holds one input; signature {signature.name!r} has {len(signature.inputs)}",
@@ -157,7 +217,7 @@ def _picture_input(signature: Signature, what: str) -> TensorSpec:
             f"signature {signature.name!r} takes serialized tf.Example records, not pictures ({what})",
             hint="choose a predict signature, such as --signature serving_default",
         )
-    return _only_input(signature, what)
+    return only_input(signature, what)
 
 
 def row_spec(spec: TensorSpec) -> TensorSpec:
@@ -206,35 +266,11 @@ def _list_images(base: str) -> list[tuple[str, str]]:
     return found
 
 
-def read_labels(path: str) -> list[str]:
-    """Read a labels file: `0: name` a line, or just `name`; blank lines are skipped.
-
-    Returns:
-        Names by index.
-
-    Raises:
-        DataError: a number is missing or there twice.
-    """
-    with open(path, encoding="utf-8") as f:
-        lines = [line.strip() for line in f]
-    numbered: dict[int, str] = {}
-    for place, line in enumerate(filter(None, lines)):
-        match = re.fullmatch(r"(\d+)\s*:\s*(.*)", line)
-        number, name = (int(match[1]), match[2]) if match else (place, line)
-        if number in numbered:
-            raise DataError(f"{path}: number {number} is there twice ({numbered[number]!r} and {name!r})")
-        numbered[number] = name
-    missing = [number for number in range(len(numbered)) if number not in numbered]
-    if missing:
-        raise DataError(f"{path}: expected numbers 0 to {len(numbered) - 1}; {missing[0]} is missing")
-    return [numbered[number] for number in range(len(numbered))]
-
-
 def _classes(base: str, folders: Sequence[str]) -> tuple[Sequence[str], bool]:
-    path = os.path.join(base, "labels.txt")
+    path = os.path.join(base, LABELS_FILE)
     if not os.path.exists(path):
         return folders, False
-    classes = read_labels(path)
+    classes = read_labels(path, bare=True)
     unknown = [folder for folder in folders if folder not in classes]
     if unknown:
         raise DataError(f"{path}: lacks the folder {unknown[0]!r}; it has {', '.join(classes)}")
@@ -244,7 +280,12 @@ def _classes(base: str, folders: Sequence[str]) -> tuple[Sequence[str], bool]:
 # ---- arrays
 
 
-def _fit_row(value: Any, spec: TensorSpec, where: str) -> Array:
+def fit_row(value: Any, spec: TensorSpec, where: str) -> Array:
+    """Make one row of an input of a value.
+
+    Raises:
+        DataError: it does not fit; with `where`.
+    """
     try:
         return fit_tensor(value, row_spec(spec))
     except UsageError as error:
@@ -272,17 +313,18 @@ def _array_rows(path: str, arrays: Mapping[str, Array], signature: Signature, la
 
     def load(number: int) -> Mapping[str, Array]:
         where = f"{base}[{number}]"
-        return {name: _fit_row(array[number], signature.inputs[name], where) for name, array in arrays.items()}
+        return {name: fit_row(array[number], signature.inputs[name], where) for name, array in arrays.items()}
 
     def rows() -> Iterator[Row]:
         for number in range(count):
-            label = None if labels is None else _label(labels[number])
+            label = None if labels is None else to_label(labels[number])
             yield Row(f"{base}[{number}]", partial(load, number), label)
 
     return Rows(f"arrays of {count} rows", rows(), count)
 
 
-def _label(value: Any) -> Label | None:
+def to_label(value: Any) -> Label | None:
+    """Return a label of a number or name; None for anything else."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bytes):
@@ -293,14 +335,14 @@ def _label(value: Any) -> Label | None:
 
 
 def _npy(path: str, signature: Signature) -> Rows:
-    spec = _only_input(signature, path)
+    spec = only_input(signature, path)
     return _array_rows(path, {spec.name: np.asarray(_load_numpy(path))}, signature, None)
 
 
-def _npz(path: str, signature: Signature) -> Rows:
+def _npz(path: str, signature: Signature, label: str | None) -> Rows:
     with _load_numpy(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    key = next((k for k in _LABEL_KEYS if k in arrays and k not in signature.inputs), None)
+    key = label_key(arrays, signature, label, path)
     labels = arrays.pop(key) if key else None
     if len(arrays) == 1 and len(signature.inputs) == 1:
         arrays = {next(iter(signature.inputs)): next(iter(arrays.values()))}
@@ -335,87 +377,22 @@ def _idx(path: str, signature: Signature) -> Rows:
     return Rows(f"IDX images, {len(images)} of them", rows(), len(images))
 
 
-# ---- tables
+# ---- what has modules of its own
 
 
-def _csv(path: str, signature: Signature) -> Rows:
+def _csv(path: str, signature: Signature, label: str | None) -> Rows:
     from moxserve.predict.tables import open_csv
 
-    return open_csv(path, signature)
+    return open_csv(path, signature, label)
 
 
-def _tfrecord(path: str, signature: Signature) -> Rows:
+def _tfrecord(path: str, signature: Signature, label: str | None) -> Rows:
     from moxserve.predict.tables import open_examples
 
-    return open_examples(path, signature)
+    return open_examples(path, signature, label)
 
 
-# ---- JSON lines
+def _jsonl(path: str, signature: Signature, label: str | None) -> Rows:
+    from moxserve.predict.json_lines import open_json_lines
 
-
-def _jsonl(path: str, signature: Signature) -> Rows:
-    def rows() -> Iterator[Row]:
-        with open(path, "rb") as f:
-            for number, line in enumerate(f, start=1):
-                if line.strip():
-                    yield _json_row(f"{os.path.basename(path)}:{number}", line, signature)
-
-    return Rows("JSON lines", rows(), None)
-
-
-def _json_row(where: str, line: bytes, signature: Signature) -> Row:
-    import orjson
-
-    try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return _odd_json_row(where, line, signature)
-    return _value_row(where, value, signature)
-
-
-def _odd_json_row(where: str, line: bytes, signature: Signature) -> Row:
-    """Read a line with the bare NaN or Infinity that Python writes, or give a row that tells what is wrong with it."""
-    try:
-        return _value_row(where, json.loads(line), signature)
-    except ValueError as error:
-        message = f"{where}: no JSON ({error})"
-        return Row(where, lambda: _fail(message))
-
-
-def _value_row(where: str, value: Any, signature: Signature) -> Row:
-    named = isinstance(value, Mapping) and not _is_b64(value)
-    label = None
-    if named and "label" in value and "label" not in signature.inputs:
-        value = dict(value)
-        label = _label(value.pop("label"))
-    return Row(where, lambda: _json_inputs(value, named, signature, where), label)
-
-
-def _fail(message: str) -> Mapping[str, Array]:
-    raise DataError(message)
-
-
-def _json_inputs(value: Any, named: bool, signature: Signature, where: str) -> Mapping[str, Array]:
-    if not named:
-        value = {_only_input(signature, where).name: value}
-    if set(value) != set(signature.inputs):
-        raise DataError(
-            f"{where}: has the inputs {', '.join(sorted(value)) or 'none'}; expected {', '.join(signature.inputs)}"
-        )
-    return {name: _fit_row(_unwrap(value[name], where), spec, where) for name, spec in signature.inputs.items()}
-
-
-def _is_b64(value: Any) -> bool:
-    return isinstance(value, Mapping) and set(value) == {"b64"}
-
-
-def _unwrap(value: Any, where: str) -> Any:
-    """Turn `{"b64": …}` objects at any depth into bytes."""
-    if isinstance(value, list):
-        return [_unwrap(item, where) for item in value]
-    if not _is_b64(value):
-        return value
-    try:
-        return base64.b64decode(value["b64"], validate=True)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{where}: wrong base64 ({error})") from None
+    return open_json_lines(path, signature, label)

@@ -42,6 +42,7 @@ class PredictJob:
         concurrency: requests in flight.
         limit: only the first rows; None means all.
         skip_errors: write error records for rows that fail and go on, instead of stopping at the first.
+        label: name of the labels' column, array, key or feature; None: `label` or `labels`, if there is one.
 
     Raises:
         UsageError: a figure is below 1.
@@ -56,6 +57,7 @@ class PredictJob:
     concurrency: int = 4
     limit: int | None = None
     skip_errors: bool = False
+    label: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "concurrency", "limit"):
@@ -139,7 +141,7 @@ def run_predict(client: Client, job: PredictJob, progress: Progress | None = Non
     metadata = client.metadata(job.model)
     signature = pick_signature(metadata.signatures, job.signature, job.model)
     check_outputs(job.outputs, signature)
-    rows = open_rows(job.input, signature, job.limit)
+    rows = open_rows(job.input, signature, job.limit, job.label)
     batch_size = fixed_batch(signature) or job.batch_size
     sender = Sender(client, job.model, signature, job.outputs, job.skip_errors)
     tally = _Tally(Accuracy(rows.classes, rows.classes_listed))

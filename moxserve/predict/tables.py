@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 from moxserve.client.calls import Array
 from moxserve.client.fit import fit_tensor
 from moxserve.errors import DataError, UsageError, did_you_mean
-from moxserve.predict.readers import Label, Row, Rows, row_spec
-from moxserve.tabular.cells import CellError, Field, column_array, from_text
-from moxserve.tabular.files import CsvFormat, csv_rows
+from moxserve.predict.readers import LABEL_KEYS, Label, Row, Rows, label_key, row_spec, to_label
+from moxserve.protocol.examples import parse_example, read_examples
+from moxserve.tabular.cells import CellError, Field, column_array
+from moxserve.tabular.files import CsvFormat, csv_table, from_cell
 from moxserve.types import Signature, TensorSpec
 
 __all__ = ["open_csv", "open_examples"]
@@ -22,31 +23,35 @@ __all__ = ["open_csv", "open_examples"]
 _STYLE = CsvFormat()
 
 
-def open_csv(path: str, signature: Signature) -> Rows:
-    """Open a CSV file whose first line names the columns; those that are no inputs are left out.
+def open_csv(path: str, signature: Signature, label: str | None = None) -> Rows:
+    """Open a CSV file whose first line names the columns; those that are neither inputs nor the label are left out.
 
     An empty cell is a missing value: NaN, -1 or empty text. A cell of an input with several values a row holds them
     with `|` between.
 
+    Args:
+        path: the file.
+        signature: what the rows are made for.
+        label: column of the labels; None: `label` or `labels`, if there is one.
+
     Raises:
-        DataError: an input has no column.
+        DataError: an input or the label has no column.
         UsageError: an input is no number or text a row, nor a list of them.
     """
     fields = {name: _field(spec) for name, spec in signature.inputs.items()}
-    lines = csv_rows(path, _STYLE)
-    first = next(lines, None)
-    names = [name.strip() for name in first[1]] if first is not None else []
+    names, lines = csv_table(path, _STYLE)
     for name in fields:
         if name not in names:
             raise DataError(
                 f"{path} has no column {name!r}; {did_you_mean(name, names, 20)}", hint=f"expected {signature}"
             )
-    label = next((names.index(key) for key in ("label", "labels") if key in names and key not in fields), None)
+    key = label_key(names, signature, label, path)
+    place = names.index(key) if key is not None else len(names)
     base = os.path.basename(path)
 
     def rows() -> Iterator[Row]:
         for line, cells in lines:
-            told = Label(name=cells[label]) if label is not None and label < len(cells) and cells[label] else None
+            told = Label(name=cells[place]) if place < len(cells) and cells[place] else None
             yield Row(f"{base}:{line}", partial(_load, f"{base}:{line}", names, cells, fields, signature), told)
 
     return Rows("a CSV table", rows())
@@ -77,20 +82,25 @@ def _load(
 
 
 def _value(text: str, field: Field, spec: TensorSpec) -> Array:
+    found = from_cell(text, field, _STYLE)
+    value: Any = column_array([found], field)[0]
     if field.several:
-        parts = [from_text(part, field) for part in text.split(_STYLE.separator)] if text else []
-        value: Any = column_array([parts], field)[0, : len(parts)]
-    else:
-        value = column_array([from_text(text, field)], field)[0]
+        value = value[: len(found)]
     if spec.dtype.name != "string":
         value = np.asarray(value).astype(spec.dtype.numpy)
     return fit_tensor(value, row_spec(spec))
 
 
-def open_examples(path: str, signature: Signature) -> Rows:
+def open_examples(path: str, signature: Signature, label: str | None = None) -> Rows:
     """Open a TFRecord file of serialized tf.Examples, for a signature that takes them.
 
+    Args:
+        path: the file.
+        signature: what the rows are made for.
+        label: feature of the labels; None: `label` or `labels`. An example without it has no label.
+
     Raises:
+        DataError: the first example has no such feature.
         UsageError: the signature has other inputs than one of strings.
     """
     from moxserve.protocol.tfrecord import read_records
@@ -102,12 +112,24 @@ def open_examples(path: str, signature: Signature) -> Rows:
             hint="choose a signature that takes tf.Examples, such as --signature classify or --signature predict",
         )
     name, base = specs[0].name, os.path.basename(path)
+    if label is not None:
+        label_key(next(read_examples(path), {}), signature, label, path)
+    keys = LABEL_KEYS if label is None else (label,)
 
     def rows() -> Iterator[Row]:
         for number, payload in enumerate(read_records(path)):
-            yield Row(f"{base}[{number}]", partial(_example, name, payload))
+            yield Row(f"{base}[{number}]", partial(_example, name, payload), _example_label(payload, keys))
 
     return Rows("tf.Examples", rows())
+
+
+def _example_label(payload: bytes, keys: Sequence[str]) -> Label | None:
+    try:
+        features = parse_example(payload)
+    except DataError:  # the model says what it cannot parse, as a row that fails
+        return None
+    found = next((features[key] for key in keys if key in features), None)
+    return to_label(found[0]) if found is not None and len(found) == 1 else None
 
 
 def _example(name: str, payload: bytes) -> Mapping[str, Array]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -89,27 +90,25 @@ def _checked_float(value: float, field: Field, text: Any) -> float:
 
 def _int(text: str, _: Field) -> int:
     try:
-        value = int("" if "_" in text else text)
+        return _checked_int(int("" if "_" in text else text), text)
     except ValueError:
-        value = _whole(text)
-    return _checked_int(value, text)
-
-
-def _whole(text: str) -> int:
-    """Read `3.0`, as tables write whole numbers when one of them is missing."""
+        pass
     try:
-        value = float("" if "_" in text else text)
-    except ValueError:
-        value = math.nan
-    if not value.is_integer():
+        # `3.0`, as tables write whole numbers when one of them is missing. A float would round what has over 53 bits.
+        return _checked_int(Decimal("" if "_" in text else text), text)
+    except (ArithmeticError, ValueError):
+        raise CellError(f"expected a whole number, got {_cut(text)}") from None
+
+
+def _checked_int(value: Any, text: Any) -> int:
+    if math.isnan(value) or math.isinf(value):
         raise CellError(f"expected a whole number, got {_cut(text)}")
-    return int(value)
-
-
-def _checked_int(value: int, text: Any) -> int:
+    # Before it is made an int: of 1e999999999 that takes forever.
     if not _INT64.min <= value <= _INT64.max:
         raise CellError(f"expected a whole number of 64 bits, got {_cut(text)}")
-    return value
+    if int(value) != value:
+        raise CellError(f"expected a whole number, got {_cut(text)}")
+    return int(value)
 
 
 _FROM_TEXT: Mapping[str, Callable[[str, Field], Any]] = {"float32": _float, "int64": _int, "string": _text}
@@ -132,15 +131,13 @@ def from_value(value: Any, field: Field) -> Any:
         if field.dtype != "string":
             raise CellError(f"expected a number, got {_cut(value)}")
         return value.encode() if isinstance(value, str) else value
-    if field.dtype == "string" or not isinstance(value, (bool, int, float, np.generic)):
+    if field.dtype == "string" or not isinstance(value, (bool, int, float, Decimal, np.generic)):
         raise CellError(f"expected {'text' if field.dtype == 'string' else 'a number'}, got {_cut(value)}")
     if field.dtype == "float32":
         return _checked_float(float(value), field, value)
-    if isinstance(value, float) and math.isnan(value):
+    if math.isnan(value):
         return _missing(field)
-    if int(value) != value:
-        raise CellError(f"expected a whole number, got {_cut(value)}")
-    return _checked_int(int(value), value)
+    return _checked_int(value, value)
 
 
 def column_array(values: Sequence[Any], field: Field) -> npt.NDArray[Any]:

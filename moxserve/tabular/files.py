@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from moxserve.errors import DataError, MissingExtraError, did_you_mean
 from moxserve.file import File
 from moxserve.tabular.cells import CellError, Field, from_text, from_value
 
-__all__ = ["FORMATS", "CsvFormat", "column_names", "csv_rows", "file_format", "read_rows"]
+__all__ = ["FORMATS", "CsvFormat", "column_names", "csv_rows", "csv_table", "file_format", "from_cell", "read_rows"]
 
 FORMATS = ("csv", "parquet", "tfrecord")
 _SUFFIXES = {
@@ -37,7 +38,7 @@ class CsvFormat:
     """How a CSV file is written.
 
     Attributes:
-        delimiter: between cells; one character.
+        delimiter: between cells; one character. None: a tab in `.tsv` files, a comma in others.
         quote: around cells; doubled inside. Empty: no cell is quoted.
         header: whether the first line names the columns.
         names: of the columns, where no line does.
@@ -46,7 +47,7 @@ class CsvFormat:
         skip_space: whether spaces after a delimiter belong to no cell.
     """
 
-    delimiter: str = ","
+    delimiter: str | None = None
     quote: str = '"'
     header: bool = True
     names: Sequence[str] | None = None
@@ -110,7 +111,7 @@ def column_names(path: str, style: CsvFormat | None = None, told: str | None = N
     """
     kind = file_format(path, told)
     if kind == "csv":
-        header, rows = _open_csv(path, style or CsvFormat())
+        header, rows = csv_table(path, style or CsvFormat())
         rows.close()
         return header
     if kind == "parquet":
@@ -138,10 +139,29 @@ def _positions(path: str, fields: Sequence[Field], names: Sequence[str]) -> list
     for field in fields:
         if field.name not in names:
             raise DataError(f"{path} has no column {field.name!r}; {did_you_mean(field.name, names, 20)}")
+        if names.count(field.name) > 1:
+            raise DataError(f"{path}: the column {field.name!r} is there twice")
     return [names.index(field.name) for field in fields]
 
 
 # ---- CSV
+
+
+@contextmanager
+def _content(path: str) -> Iterator[Any]:
+    with File(path, "rb") as raw:
+        if path.lower().endswith(".gz"):
+            import gzip
+
+            yield gzip.GzipFile(fileobj=raw)
+        else:
+            yield raw
+
+
+def _delimiter(path: str, style: CsvFormat) -> str:
+    if style.delimiter is not None:
+        return style.delimiter
+    return "\t" if path.lower().removesuffix(".gz").endswith(".tsv") else ","
 
 
 def csv_rows(path: str, style: CsvFormat) -> Iterator[tuple[int, list[str]]]:
@@ -152,16 +172,11 @@ def csv_rows(path: str, style: CsvFormat) -> Iterator[tuple[int, list[str]]]:
     """
     csv.field_size_limit(_MAX_CELL)
     line = 1
-    with File(path, "rb") as raw:
-        data: Any = raw
-        if path.lower().endswith(".gz"):
-            import gzip
-
-            data = gzip.GzipFile(fileobj=raw)
+    with _content(path) as data:
         text = io.TextIOWrapper(data, "utf-8-sig", newline="")
         reader = csv.reader(
             text,
-            delimiter=style.delimiter,
+            delimiter=_delimiter(path, style),
             quotechar=style.quote or None,
             quoting=csv.QUOTE_MINIMAL if style.quote else csv.QUOTE_NONE,
             skipinitialspace=style.skip_space,
@@ -173,13 +188,29 @@ def csv_rows(path: str, style: CsvFormat) -> Iterator[tuple[int, list[str]]]:
                     yield line, cells
                 line = reader.line_num + 1
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}:{line}: is not UTF-8 text: {error.reason}") from None
-        except (csv.Error, EOFError, OSError) as error:
+            wrong = f"byte {error.object[error.start]:#04x}"
+            raise DataError(f"{path}:{_undecodable_line(path)}: is not UTF-8 text: {wrong}") from None
+        except (csv.Error, EOFError, OSError, zlib.error) as error:
             raise DataError(f"{path}:{line}: {error}") from None
 
 
-def _open_csv(path: str, style: CsvFormat) -> tuple[list[str], Any]:
-    """Return the names of the columns and the rows after them."""
+def _undecodable_line(path: str) -> int:
+    """Find the line: text is decoded in blocks, far ahead of the rows."""
+    with _content(path) as data:
+        for number, line in enumerate(data, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def csv_table(path: str, style: CsvFormat) -> tuple[list[str], Any]:
+    """Return the names of a CSV file's columns, and an iterator of its rows as `csv_rows` gives them.
+
+    Raises:
+        DataError: as `csv_rows`, at once or while iterating; or the file is empty, or a name is there twice.
+    """
     rows: Any = csv_rows(path, style)
     if not style.header:
         first = next(rows, None)
@@ -192,7 +223,8 @@ def _open_csv(path: str, style: CsvFormat) -> tuple[list[str], Any]:
         raise DataError(f"{path} is empty; expected a line with the names of the columns")
     names = [name.strip() for name in first[1]]
     for place, name in enumerate(names):
-        if name in names[:place]:
+        # Spreadsheets write columns without names behind the others.
+        if name and name in names[:place]:
             raise DataError(f"{path}:{first[0]}:{place + 1}: the column {name!r} is there twice")
     return names, rows
 
@@ -203,7 +235,7 @@ def _chain(first: Any, rows: Any) -> Iterator[Any]:
 
 
 def _csv(path: str, fields: Sequence[Field], style: CsvFormat) -> Iterator[Row]:
-    names, rows = _open_csv(path, style)
+    names, rows = csv_table(path, style)
     columns = list(zip(fields, _positions(path, fields, names), strict=True))
     for line, cells in rows:
         place = f"{path}:{line}"
@@ -212,11 +244,16 @@ def _csv(path: str, fields: Sequence[Field], style: CsvFormat) -> Iterator[Row]:
         values = []
         for field, position in columns:
             with _placed(place, field, position):
-                values.append(_cell(cells[position], field, style))
+                values.append(from_cell(cells[position], field, style))
         yield place, values
 
 
-def _cell(text: str, field: Field, style: CsvFormat) -> Any:
+def from_cell(text: str, field: Field, style: CsvFormat) -> Any:
+    """Read a cell: a value, or a list of them where the column has several.
+
+    Raises:
+        CellError: it is no such value, or missing where it must not be.
+    """
     if not field.several:
         return from_text(text, field, style.missing)
     if text in style.missing:
@@ -291,8 +328,24 @@ def _examples(path: str, fields: Sequence[Field]) -> Iterator[Row]:
         absent -= example.keys()
         features: Mapping[str, Any] = example
         values = [features[f.name].tolist() if f.name in features else None for f in fields]
-        yield _typed_row(f"{path}:{number + 1}", fields, values)
-    # A feature that one example lacks is missing there; one that none has is most likely misspelt.
+        place = f"{path}:{number + 1}"
+        try:
+            row = _typed_row(place, fields, values)
+        except DataError as error:
+            raise _misspelt(place, fields, features) or error from None
+        yield row
+    # An optional feature that one example lacks is missing there; one that none has is most likely misspelt.
     if absent and number >= 0:
         name = min(absent)
         raise DataError(f"{path}: no example has the feature {name!r}; {did_you_mean(name, column_names(path), 20)}")
+
+
+def _misspelt(place: str, fields: Sequence[Field], features: Mapping[str, Any]) -> DataError | None:
+    """Tell of a number that is not among an example's features, with the names that are."""
+    for field in fields:
+        needed = not field.optional and not field.several and field.dtype != "string"
+        if needed and field.name not in features:
+            hint = f"if it may be missing, set `optional: true` for the column {field.name!r}"
+            told = f"{place}: has no feature {field.name!r}; {did_you_mean(field.name, features, 20)}"
+            return DataError(told, hint=hint)
+    return None

@@ -49,6 +49,16 @@ def test_several_entries_on_one_line_only_where_asked_for():
     assert parse_labels(b"0: scale 7: big", "f", one_line=True) == ("scale 7: big",)
 
 
+def test_names_alone_only_where_asked_for():
+    assert parse_labels(b"a\n\n b c\n", "f", bare=True) == ("a", "b c")
+    assert parse_labels(b"1 : b\n\n0:a\n", "f", bare=True) == ("a", "b")
+    for text, message in ((b"0: a\nb\n", "f:2: expected `index: label`"), (b"a\na\n", "f:2: label 'a' is given twice")):
+        with pytest.raises(DataError, match=message):
+            parse_labels(text, "f", bare=True)
+    with pytest.raises(DataError, match="f:1: expected `index: label`"):
+        parse_labels(b"a\nb\n", "f")
+
+
 def test_text_that_is_not_utf8_is_told(tmp_path: Path):
     (tmp_path / "labels.txt").write_bytes(b"0: caf\xe9\n")
     with pytest.raises(DataError, match=r"labels\.txt is not UTF-8 text: byte 0xe9 at 6"):

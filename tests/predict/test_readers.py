@@ -11,7 +11,7 @@ import pytest
 
 from moxserve.errors import DataError, UsageError
 from moxserve.predict import open_rows
-from moxserve.predict.readers import Label, read_labels
+from moxserve.predict.readers import Label
 from moxserve.types import Signature, TensorSpec, dtype_by_name
 
 
@@ -46,20 +46,10 @@ def test_labels_that_lack_a_folder(shades, signature) -> None:
         open_rows(shades, signature(images=("uint8", [None, 8, 8, 1])))
 
 
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [("0: a\n1: b\n", ["a", "b"]), ("1 : b\n\n0:a\n", ["a", "b"]), ("a\nb c\n", ["a", "b c"])],
-)
-def test_labels_files(tmp_path, text, names) -> None:
-    (tmp_path / "labels.txt").write_text(text)
-    assert read_labels(str(tmp_path / "labels.txt")) == names
-
-
-@pytest.mark.parametrize(("text", "message"), [("0: a\n0: b\n", "number 0 is there twice"), ("1: a\n", "0 is missing")])
-def test_wrong_labels_files(tmp_path, text, message) -> None:
-    (tmp_path / "labels.txt").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_labels(str(tmp_path / "labels.txt"))
+def test_a_labels_file_of_names_alone(shades, signature) -> None:
+    (shades / "labels.txt").write_bytes(b"\xef\xbb\xbfmid\r\n\r\nbright\r\ndark\r\n")
+    rows = open_rows(shades, signature(images=("uint8", [None, 8, 8, 1])))
+    assert (list(rows.classes), rows.classes_listed) == (["mid", "bright", "dark"], True)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,35 @@ def test_what_does_not_fit_is_told(tmp_path: Path, signature) -> None:
         open_rows(path, signature(agge=("float32", [None, 2, 2])))
 
 
+def test_the_column_of_the_labels_is_told(tmp_path: Path, signature) -> None:
+    wanted = signature(age=("float32", [None]))
+    for name, text in (
+        ("r.csv", "age,y\n1,no\n2,\n"), ("r.tsv", "age\ty\n1\tno\n2\t\n"),
+        ("r.jsonl", '{"age": 1, "y": "no"}\n{"age": 2}\n'),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        rows = list(open_rows(tmp_path / name, wanted, label="y").items)
+        assert [row.label for row in rows] == [Label("no"), None], name
+        assert [row.load()["age"] for row in rows] == [1, 2]
+        with pytest.raises(UsageError, match="the label 'age' is an input"):
+            open_rows(tmp_path / name, wanted, label="age")
+    np.savez(tmp_path / "r.npz", age=np.zeros(2, np.float32), y=np.array([3, 4]))
+    assert [row.label for row in open_rows(tmp_path / "r.npz", wanted, label="y").items] == [
+        Label(None, 3),
+        Label(None, 4),
+    ]
+    records = tmp_path / "r.tfrecord"
+    write_examples(records, [{"age": 1.0, "y": "no"}, {"age": 2.0}])
+    takes = signature(examples=("string", [None]))
+    assert [row.label for row in open_rows(records, takes, label="y").items] == [Label("no"), None]
+    for path, fits in ((tmp_path / "r.csv", wanted), (tmp_path / "r.npz", wanted), (records, takes)):
+        with pytest.raises(DataError, match="has no label 'yy'; did you mean 'y'"):
+            open_rows(path, fits, label="yy")
+    np.save(tmp_path / "r.npy", np.zeros(2, np.float32))
+    with pytest.raises(UsageError, match="the label 'y' is looked for in"):
+        open_rows(tmp_path / "r.npy", wanted, label="y")
+
+
 def test_examples_go_to_a_signature_that_takes_them(tmp_path: Path, signature) -> None:
     path = tmp_path / "rows.tfrecord"
     write_examples(path, [{"x": 1.0}, {"x": 2.0}])

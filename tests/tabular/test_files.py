@@ -6,6 +6,8 @@ import csv
 import gzip
 import io
 import math
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +151,7 @@ def test_several_values(tmp_path: Path):
         ("job,agge\n", "has no column 'age'; did you mean 'agge'?"),
         ("", "is empty; expected a line with the names of the columns"),
         ("job,age\n", "no rows in"),
-        (b"job,age\n\xff,1\n", "is not UTF-8 text"),
+        (b"job,age\n" + b"a,1\n" * 50 + b"\xff,1\n", ":52: is not UTF-8 text: byte 0xff"),
     ],
 )
 def test_wrong_csv(tmp_path: Path, text: str | bytes, told: str):
@@ -160,7 +162,7 @@ def test_wrong_csv(tmp_path: Path, text: str | bytes, told: str):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["1.5", "x", "9223372036854775808", "1e30", "0x10"])
+@pytest.mark.parametrize("text", ["1.5", "x", "9223372036854775808", "1e30", "0x10", "1e999999999"])
 def test_wrong_whole_numbers(tmp_path: Path, text: str):
     with pytest.raises(DataError, match=r"t\.csv:2:1: column 'level' is wrong: expected a whole number"):
         table_of(tmp_path / "t.csv", f"level\n{text}\n", LEVEL)
@@ -170,11 +172,45 @@ def test_damaged_gzip_and_unknown_suffix(tmp_path: Path):
     path = tmp_path / "t.csv.gz"
     with pytest.raises(DataError, match=r"t\.csv\.gz:"):
         table_of(path, gzip.compress(b"age\n" + b"1\n" * 9999)[:-20], AGE)
+    damaged = bytearray(gzip.compress(b"age\n" + np.random.default_rng(0).bytes(4000).hex().encode()))
+    damaged[900:1000] = b"\xff" * 100
+    with pytest.raises(DataError, match=r"t\.csv\.gz:"):
+        list(csv_rows(str(_written(path, bytes(damaged))), CsvFormat()))
     with pytest.raises(DataError, match=r"t\.cvs: no known suffix; did you mean '\.csv'"):
         table_of(tmp_path / "t.cvs", "age\n1\n", AGE)
 
 
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_whole_numbers_keep_their_digits_and_tsv_its_tabs(tmp_path: Path):
+    text = "level\tjob\n9007199254740993.0\ta,b\n1e3\tc\n"
+    packed = _written(tmp_path / "t.tsv.gz", gzip.compress(text.encode()))
+    table = read_table([str(packed)], [LEVEL, JOB])
+    assert table.columns["level"].tolist() == [9007199254740993, 1000]
+    assert table.columns["job"].tolist() == [b"a,b", b"c"]
+    # Columns without names, as spreadsheets leave them behind the others, are of no matter.
+    assert table_of(tmp_path / "t.csv", "level,,\n1,,\n", LEVEL).columns["level"].tolist() == [1]
+
+
 # ---- Parquet
+
+
+def test_parquet_of_other_kinds(tmp_path: Path):
+    path = str(tmp_path / "t.parquet")
+    pq.write_table(pa.table({"a": pa.array([Decimal("1.50"), Decimal("3")])}), path)
+    assert read_table([path], [Field("a")]).columns["a"].tolist() == [1.5, 3]
+    with pytest.raises(DataError, match=r"t\.parquet:1: column 'a' is wrong: expected a whole number"):
+        read_table([path], [Field("a", "int64")])
+    for value, dtype in ((math.inf, "int64"), ({"x": 1}, "float32"), (datetime(2020, 1, 1), "string")):
+        pq.write_table(pa.table({"a": [value]}), path)
+        with pytest.raises(DataError, match=r"t\.parquet:1: column 'a' is wrong: expected"):
+            read_table([path], [Field("a", dtype)])
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), path)
+    with pytest.raises(DataError, match="the column 'a' is there twice"):
+        read_table([path], [Field("a")])
 
 
 def test_parquet(tmp_path: Path):
@@ -229,7 +265,7 @@ def test_examples(tmp_path: Path):
     assert table.columns["job"].tolist() == [b"a", b"\xff"]
     assert table.columns["level"].tolist() == [-1, 3]
     assert table.columns["tags"].tolist() == [[b"x", b"y"], [b"", b""]]
-    with pytest.raises(DataError, match=r"t\.tfrecord:1: column 'level' is missing"):
+    with pytest.raises(DataError, match=r"t\.tfrecord:1: has no feature 'level'; known: age, job"):
         read_table([str(path)], [LEVEL])
     with pytest.raises(DataError, match="column 'tags' has 2 values"):
         read_table([str(path)], [Field("tags", "string")])

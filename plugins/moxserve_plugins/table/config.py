@@ -9,9 +9,10 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from moxserve.config.models import ExistingFile, StrictModel
 from moxserve.errors import DataError, did_you_mean
+from moxserve.file.labels import read_labels
 from moxserve.pipeline.slots import InputBundle
 from moxserve.tabular import cells
-from moxserve.tabular.files import CsvFormat, column_names
+from moxserve.tabular.files import CsvFormat, column_names, file_format
 from moxserve_plugins.inputs import BatchedInput
 
 __all__ = ["LABEL", "WEIGHT", "Csv", "Table", "TableColumn"]
@@ -44,7 +45,9 @@ def _column(value: Any) -> Any:
 class Csv(StrictModel):
     """How CSV files are written."""
 
-    delimiter: str = Field(default=",", description="Between cells; one character.")
+    delimiter: str | None = Field(
+        default=None, description="Between cells; one character. By default a tab in .tsv files, a comma in others."
+    )
     quote: str = Field(default='"', description="Around cells, doubled inside; '' where no cell is quoted.")
     header: bool = Field(default=True, description="Whether the first line names the columns.")
     names: list[str] | None = Field(default=None, min_length=1, description="Of the columns, for `header: false`.")
@@ -54,7 +57,9 @@ class Csv(StrictModel):
 
     @field_validator("delimiter", "quote")
     @classmethod
-    def _one_character(cls, value: str, info: ValidationInfo) -> str:
+    def _one_character(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
         if len(value) > 1 or (not value and info.field_name == "delimiter") or value in ("\n", "\r"):
             raise ValueError("expected one character, no line break")
         return value
@@ -167,7 +172,7 @@ class Table(BatchedInput):
         keys |= {name: key for key, name in (("label", self.label), ("weight", self.weight)) if name is not None}
         for name, key in keys.items():
             # An example may lack any feature.
-            if name not in names and names and self.format != "tfrecord" and not path.endswith("record"):
+            if name not in names and file_format(path, self.format) != "tfrecord":
                 yield key, f"{path} has no column {name!r}; {did_you_mean(name, names, 20)}"
 
     def class_names(self) -> list[str] | None:
@@ -178,12 +183,10 @@ class Table(BatchedInput):
         """
         if self.labels_file is None:
             return self.labels
-        from moxserve.predict.readers import read_labels
-
-        names = read_labels(self.labels_file)
-        if len(set(names)) != len(names) or len(names) < 2:
-            raise DataError(f"{self.labels_file}: expected at least two classes, none of them twice")
-        return names
+        names = read_labels(self.labels_file, bare=True)
+        if len(names) < 2:
+            raise DataError(f"{self.labels_file}: expected at least two classes, got {names[0]!r}")
+        return list(names)
 
     def describe(self) -> str:
         """Say what is there."""
