@@ -44,7 +44,7 @@ def to_tfrecord(
     """Write a data set as TFRecord files of tf.Examples.
 
     SOURCE is a folder with a folder a class; a folder with images/ and labels/ (several labels an image); a folder of
-    such folders named train, eval, test or validation; a .csv file; or a .npz file.
+    such folders named train, eval, test or validation; a .csv or .tsv file; or a .npz file.
     """
     from moxserve.cli.render import echo_json
     from moxserve.data.to_tfrecord import RecordJob, parse_split, write_tfrecords

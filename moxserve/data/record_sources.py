@@ -3,7 +3,7 @@
     SRC/<class>/*.jpg                            a folder a class; with labels.txt, or classes sorted as text
     SRC/images/*, SRC/labels/<image>.txt         several labels an image: a line each
     SRC/<split>/...                              any of these in folders named train, eval, test, validation, val
-    SRC.csv                                      a column a feature
+    SRC.csv, SRC.tsv, each also with .gz         a column a feature
     SRC.npz                                      an array a feature, a row a sample
 
 No TensorFlow, and no image is decoded: its bytes are copied.
@@ -11,7 +11,6 @@ No TensorFlow, and no image is decoded: its bytes are copied.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,12 @@ import numpy as np
 from moxserve.errors import DataError
 from moxserve.file.labels import LABELS_FILE, check_folders, parse_labels, read_labels
 from moxserve.images.header import check_complete, read_header
+from moxserve.tabular.files import CsvFormat, csv_table
 
 __all__ = ["SPLITS", "RecordSource", "find_record_sources"]
 
+_TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_INT64, _FLOAT32_MAX = np.iinfo(np.int64), float(np.finfo(np.float32).max)
 SPLITS = ("train", "eval", "test", "validation", "val")
 _EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp")
 
@@ -55,11 +57,11 @@ def find_record_sources(path: str) -> list[RecordSource]:
         DataError: it is nothing of what the module lists, or breaks its rules.
     """
     if os.path.isfile(path):
-        if path.endswith(".csv"):
+        if path.lower().endswith(_TABLES):
             return [_csv(path)]
-        if path.endswith(".npz"):
+        if path.lower().endswith(".npz"):
             return [_npz(path)]
-        raise DataError(f"{path!r}: expected a folder of images, a .csv or a .npz file")
+        raise DataError(f"{path!r}: expected a folder of images, a .csv, .tsv or .npz file")
     folders = _folders(path)
     if not folders:
         raise DataError(f"{path!r} has no folders: expected a folder a class, or images/ and labels/")
@@ -160,18 +162,23 @@ def _picture(base: str, name: str) -> dict[str, Any]:
 
 
 def _csv(path: str) -> RecordSource:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as f:
-            rows = list(csv.reader(f))
-    except UnicodeDecodeError:
-        raise DataError(f"{path!r} is not UTF-8 text") from None
-    if len(rows) < 2:
-        raise DataError(f"{path!r} has no rows; expected a header and at least one row")
-    header, body = rows[0], rows[1:]
-    for number, row in enumerate(body, 2):
+    header, rows = csv_table(path, CsvFormat())
+    if "" in header:
+        raise DataError(f"{path}:1:{header.index('') + 1}: the column has no name, which a feature needs")
+    lines, body = [], []
+    for line, row in rows:
         if len(row) != len(header):
-            raise DataError(f"{path}:{number}: {len(row)} fields; the header has {len(header)}")
-    columns = {name: _column([row[place] for row in body]) for place, name in enumerate(header)}
+            raise DataError(f"{path}:{line}: has {len(row)} cells; expected {len(header)}: {', '.join(header[:8])}")
+        lines.append(line)
+        body.append(row)
+    if not body:
+        raise DataError(f"{path!r} has no rows; expected a header and at least one row")
+    columns = {}
+    for place, name in enumerate(header):
+        columns[name] = _column([row[place] for row in body])
+        for line, value in zip(lines, columns[name], strict=True):
+            if isinstance(value, float) and _FLOAT32_MAX < abs(value) < float("inf"):
+                raise DataError(f"{path}:{line}:{place + 1}: {value:g} is beyond float32, which features have")
 
     def read(number: int) -> Mapping[str, Any]:
         # An empty field is a missing value: a feature that is not there.
@@ -182,13 +189,17 @@ def _csv(path: str) -> RecordSource:
 
 def _column(fields: Sequence[str]) -> list[Any]:
     """Read a column as integers, else as floats, else as text; None where a field is empty."""
+    text = [field.encode() if field else None for field in fields]
     # Python reads 1_000 as a number; nobody else does.
     for kind in () if any("_" in field for field in fields) else (int, float):
         try:
-            return [kind(field) if field else None for field in fields]
+            values = [kind(field) if field else None for field in fields]
         except ValueError:
             continue
-    return [field.encode() if field else None for field in fields]
+        # Integers of more than 64 bits are names of something: as floats they would lose digits.
+        fits = kind is float or all(v is None or _INT64.min <= v <= _INT64.max for v in values)
+        return values if fits else text
+    return text
 
 
 def _npz(path: str) -> RecordSource:

@@ -128,6 +128,9 @@ def test_tables(tmp_path: Path) -> None:
         "odd": [b"7"],
     }
     assert "weight" not in second, "an empty field is a missing value"
+    (tmp_path / "ids.tsv").write_text("id\tx\n99999999999999999999\t1\n\n7\t2\n")
+    write(tmp_path / "ids.tsv", tmp_path / "tsv")
+    assert sorted(e["id"].tolist() for e in examples(tmp_path / "tsv")) == [[b"7"], [b"99999999999999999999"]]
     np.savez(tmp_path / "t.npz", x=np.arange(6.0).reshape(3, 2), y=np.array([3, 4, 5]), z=np.array(["a", "b", "c"]))
     write(tmp_path / "t.npz", tmp_path / "npz")
     rows = sorted(({k: v.tolist() for k, v in e.items()} for e in examples(tmp_path / "npz")), key=lambda e: e["y"])
@@ -162,9 +165,20 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"PK nothing")
     np.savez(tmp_path / "uneven.npz", x=np.zeros(3), y=np.zeros(4))
     (tmp_path / "x.txt").write_text("x")
+    for name, text in (
+        ("twice", "a,a\n1,2\n"),
+        ("open", 'a,b\n1,"x\n'),
+        ("noname", "a,\n1,2\n"),
+        ("far", "a\n1e300\n"),
+    ):
+        (tmp_path / f"{name}.csv").write_text(text)
     for name, message in (
+        ("twice.csv", "twice.csv:1:2: the column 'a' is there twice"),
+        ("open.csv", "open.csv:2: unexpected end of data"),
+        ("noname.csv", "noname.csv:1:2: the column has no name"),
+        ("far.csv", "far.csv:2:1: 1e\\+300 is beyond float32"),
         ("empty", "has no folders"),
-        ("short.csv", "short.csv:2: 1 fields; the header has 2"),
+        ("short.csv", "short.csv:2: has 1 cells; expected 2: a, b"),
         ("head.csv", "has no rows"),
         ("bad.npz", "cannot be read as .npz"),
         ("uneven.npz", "the same number of rows"),

@@ -104,6 +104,9 @@ def test_labels_and_weights(tmp_path: Path, read_batches: Read):
     path.write_text("x,n\n1,7\n")
     with pytest.raises(DataError, match=r"t\.csv:2: column 'n' is 7; expected a class, 0 to 1"):
         read(label="n", label_dtype="int64", labels=["a", "b"])
+    path.write_text("x,n\n1,1\n2,4000000000\n")
+    with pytest.raises(DataError, match=r"t\.csv:3: column 'n' is 4000000000; expected the number of a class"):
+        read(label="n", label_dtype="int64")
 
 
 def test_several_values_have_an_open_width(tmp_path: Path, read_batches: Read):

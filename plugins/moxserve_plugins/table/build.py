@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bundle"]
 
+# More than a model can have; what a table numbers beyond it is an identifier.
+_MOST_CLASSES = 1_000_000
 _PARTS = {"TRAIN": "train", "EVAL": "eval", "PREDICT": "eval"}
 
 
@@ -70,9 +72,20 @@ def _labels(config: Config, tables: dict[str, Table]) -> list[str] | None:
     first = tables.get("train") or tables["eval"]
     values = first.columns[config.label]
     if config.label_dtype == "int64":
-        return given or [str(number) for number in range(int(values.max()) + 1)]
+        return given or _numbers(config, first)
     # A row without a class is told of with its place, where its class is looked up.
     return given or sorted({value.decode("utf-8", "backslashreplace") for value in values} - {""})
+
+
+def _numbers(config: Config, table: Table) -> list[str]:
+    values = table.columns[str(config.label)]
+    row = int(values.argmax())
+    if values[row] >= _MOST_CLASSES:
+        raise DataError(
+            f"{table.places[row]}: column {config.label!r} is {values[row]}; expected the number of a class, from 0",
+            hint="for a number to predict set `label_dtype: float32`; or name the classes with `labels`",
+        )
+    return [str(number) for number in range(int(values[row]) + 1)]
 
 
 def _arrays(config: Config, table: Table, labels: Sequence[str] | None) -> dict[str, np.ndarray]:
