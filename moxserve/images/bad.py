@@ -23,9 +23,16 @@ class BadImageLog:
     Args:
         what: where the images come from, for messages.
         warn: takes a line; a warning of the logger `moxserve.images` by default.
+        told: gets the name of each image that is skipped, whenever it is.
     """
 
-    def __init__(self, what: str = "images", warn: Callable[[str], None] = log.warning) -> None:
+    def __init__(
+        self,
+        what: str = "images",
+        warn: Callable[[str], None] = log.warning,
+        told: Callable[[str], None] | None = None,
+    ) -> None:
+        self._told = told
         self._counts = _Counts(what, warn)
         self._finish = weakref.finalize(self, self._counts.summarize)
 
@@ -42,6 +49,8 @@ class BadImageLog:
 
     def skip(self, error: BadImageError) -> None:
         """Note an image that is skipped."""
+        if self._told is not None:
+            self._told(error.name)
         self._counts.add(error)
 
     def close(self) -> None:

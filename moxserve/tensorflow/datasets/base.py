@@ -9,18 +9,20 @@ from moxserve.dataflow.order import EpochOrder
 from moxserve.errors import UsageError, did_you_mean
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.position import INPUT_COUNTS_STEPS, INPUT_POSITIONS
+from moxserve.tensorflow.executor.skipped import SkippedRows
 
 __all__ = ["INPUT_COUNTS_STEPS", "INPUT_POSITIONS", "BaseDataset", "input_position", "numbered_rows", "ordered_rows"]
 
 _FOR_EVER = 1 << 62
 
 
-def input_position(default: Any = 0) -> Any:
+def input_position(default: Any = 0, skipped: SkippedRows | None = None) -> Any:
     """Return a scalar `int64` of the current graph: how many rows this worker has been given before; see
     `executor.position`.
 
     Args:
         default: the value where nobody feeds another. A tensor is the position: nobody feeds it.
+        skipped: notes the rows that are left out, where some may be.
     """
     if tf.is_tensor(default):
         return tf.cast(default, tf.int64)
@@ -29,10 +31,12 @@ def input_position(default: Any = 0) -> Any:
         return value
     position = tf1.placeholder_with_default(value, [], "input_position")
     tf1.add_to_collection(INPUT_POSITIONS, position)
+    if skipped is not None:
+        skipped.attach(position)
     return position
 
 
-def numbered_rows(order: EpochOrder, epochs: int | None, start: Any = 0) -> Any:
+def numbered_rows(order: EpochOrder, epochs: int | None, start: Any = 0, skipped: SkippedRows | None = None) -> Any:
     """Return a `tf.data.Dataset` of pairs `(position, row)`, `int64` scalars, in the current graph.
 
     The position counts the rows that this worker is given over all epochs, from 0: with a seed, it names what is drawn
@@ -42,8 +46,9 @@ def numbered_rows(order: EpochOrder, epochs: int | None, start: Any = 0) -> Any:
         order: which rows, in which order.
         epochs: how often; None for no end.
         start: the position to start at, as `input_position` takes it.
+        skipped: notes the rows that are left out, where some may be.
     """
-    position = input_position(start)
+    position = input_position(start, skipped)
     return tf.data.Dataset.zip((tf.data.Dataset.counter(start=position), _rows_from(position, order, epochs)))
 
 
@@ -89,6 +94,7 @@ class BaseDataset:
         self._dataset = dataset
         self._finish = finish
         self._element: Mapping[str, Any] | None = None
+        self._iterator: Any = None
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -101,14 +107,36 @@ class BaseDataset:
         Args:
             items: names, such as `image` and `label`.
 
+        Where TensorFlow runs eagerly each call takes the next element.
+
         Raises:
-            UsageError: an item is unknown, or `items` is one name instead of a list.
+            UsageError: an item is unknown, `items` is one name instead of a list, or the data set was made in another
+                graph.
         """
         self._check(items)
+        element = self._next_eagerly() if tf1.executing_eagerly() else self._next_in_graph()
+        return [element[item] for item in items]
+
+    def _next_eagerly(self) -> Mapping[str, Any]:
+        if self._iterator is None:
+            self._iterator = iter(self._dataset)
+        try:
+            element = next(self._iterator)
+        except StopIteration:
+            raise tf.errors.OutOfRangeError(None, None, "End of sequence") from None
+        return self._finish(element) if self._finish else element
+
+    def _next_in_graph(self) -> Mapping[str, Any]:
+        made_in = getattr(self._dataset._variant_tensor, "graph", None)
+        if made_in is not tf1.get_default_graph():
+            raise UsageError(
+                f"{type(self).__name__}.get() in another graph than that in which the data set was made",
+                hint="make the data set inside of input_fn: each run, and each mode of it, has its own graph",
+            )
         if self._element is None:
             element = _iterator(self._dataset).get_next()
             self._element = self._finish(element) if self._finish else element
-        return [self._element[item] for item in items]
+        return self._element
 
     def to_tf_data(self, items: Sequence[str] | None = None) -> Any:
         """Return a `tf.data.Dataset` of dicts, or of tuples in the order of `items`."""

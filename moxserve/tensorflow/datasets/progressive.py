@@ -120,7 +120,7 @@ class ProgressiveImagenetDataset(BaseDataset):
                 on_bad_image=on_bad_image,
             )
             records = read_metadata(metadata, reading, cache_dir, remove_cache_on_finish)
-            part = RecordImages(metadata, options, {}, False, seed).build(records)
+            part = RecordImages(metadata, options, {}, False, seed, reading.skipped).build(records)
             part = part.map(lambda element: _items(element, labels_offset))
             parts.append(part if stage.steps is None else part.take(tf.maximum(stage.steps - left, 0)))
         whole = parts[0]

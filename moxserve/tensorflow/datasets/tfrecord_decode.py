@@ -22,6 +22,7 @@ from moxserve.tensorflow.datasets.images import BATCHES_AT_ONCE, ImagePipeline, 
 from moxserve.tensorflow.datasets.raw.options import RawOptions
 from moxserve.tensorflow.datasets.tfrecord_common import BaseTFRecordMetadata
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.skipped import SkippedRows
 
 __all__ = ["RecordImages"]
 
@@ -66,6 +67,7 @@ class RecordImages(ImagePipeline):
         custom: further features, by their names.
         label_one_hot: labels as `[num_classes] float32`.
         seed: of all that is random; None draws one.
+        skipped: notes the records that are left out.
     """
 
     def __init__(
@@ -75,12 +77,13 @@ class RecordImages(ImagePipeline):
         custom: Mapping[str, Any],
         label_one_hot: bool,
         seed: int | None,
+        skipped: SkippedRows,
     ) -> None:
         super().__init__(options, seed)
         self.custom, self.label_one_hot = dict(custom), label_one_hot
         self.names = list(getattr(metadata, "labels_list", []))
         self.num_classes: int = getattr(metadata, "num_classes", 0)
-        self.log, self.hope = BadImageLog(metadata.base_dir), _Hope(metadata.base_dir)
+        self.log, self.hope = BadImageLog(metadata.base_dir, told=skipped.note), _Hope(metadata.base_dir)
         self.draws = secrets.randbits(62) if seed is None else seed
         scalar = tf.io.FixedLenFeature
         self.features = {

@@ -121,7 +121,7 @@ class ImageClassificationTFRecordDataset(BaseDataset):
                 hint="give the metadata num_classes, or write a labels.txt beside the files",
             )
         records = read_metadata(self.metadata, reading, cache_dir, remove_cache_on_finish, exact_shuffle)
-        images = RecordImages(self.metadata, options, custom, bool(label_one_hot), seed)
+        images = RecordImages(self.metadata, options, custom, bool(label_one_hot), seed, reading.skipped)
         super().__init__(images.build(records), images.finish)
         self._log = images.log
 

@@ -24,6 +24,7 @@ from moxserve.protocol.tfrecord_index import RecordIndex
 from moxserve.tensorflow.datasets.base import input_position, numbered_rows
 from moxserve.tensorflow.datasets.tfrecord_files import open_source
 from moxserve.tensorflow.executor.env import tf
+from moxserve.tensorflow.executor.skipped import SkippedRows
 
 __all__ = ["BadRecords", "Reading", "check_integer", "indexed_records", "streamed_records"]
 
@@ -57,6 +58,7 @@ class Reading:
         shard: number of this worker, from 0, and how many there are.
         on_bad_record: `raise`, or `skip` with a counted warning.
         position: how many records this worker was given before, where a run does not tell; a tensor: as it says.
+        skipped: notes the records that are left out.
     """
 
     shuffle: bool = True
@@ -67,6 +69,7 @@ class Reading:
     shard: tuple[int, int] = (0, 1)
     on_bad_record: Literal["raise", "skip"] = "raise"
     position: Any = 0
+    skipped: SkippedRows = field(default_factory=SkippedRows, compare=False)
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -132,6 +135,8 @@ def indexed_records(index: RecordIndex, reading: Reading) -> Any:
     def read(positions: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], ...]:
         payloads = index.read(rows, bad.skip if bad else None)
         kept = [number for number, payload in enumerate(payloads) if payload is not None]
+        for number in set(range(len(payloads))).difference(kept):
+            reading.skipped.note(index.name(int(rows[number])))
         if bad and kept:
             bad.good()
         return (
@@ -140,7 +145,8 @@ def indexed_records(index: RecordIndex, reading: Reading) -> Any:
             positions[kept],
         )
 
-    rows = numbered_rows(order, reading.num_epochs, reading.position)
+    reading.skipped.of_rows(order, lambda: map(index.name, range(len(index))))
+    rows = numbered_rows(order, reading.num_epochs, reading.position, reading.skipped)
     chunks = rows.batch(_CHUNK_RECORDS).map(
         lambda positions, row: _element(tf.numpy_function(read, [positions, row], _TYPES)),
         num_parallel_calls=reading.num_parallel,

@@ -29,6 +29,7 @@ from moxserve.tensorflow.executor.participants import (
     is_end_of_input,
 )
 from moxserve.tensorflow.executor.position import INPUT_COUNTS_STEPS, INPUT_POSITIONS
+from moxserve.tensorflow.executor.skipped import SkippedRows
 from moxserve.tensorflow.input_source.base import InputSource
 from moxserve.tensorflow.input_source.queue import QueueInput
 
@@ -70,7 +71,7 @@ class ModeInput:
             session: whose input it is.
             position: how many rows were given; only inputs that say where they stand start later than at the beginning.
         """
-        feed = dict.fromkeys(self.positions, position)
+        feed = {scalar: self._row_position(scalar, position) for scalar in self.positions}
         # Tables are initialised without a position, and before each restart nobody initialises them again.
         tables = self.started_with_tables if position and self.positions else []
         for initializer in (*tables, *self.initializers):
@@ -78,6 +79,16 @@ class ModeInput:
         if self.source is not None:
             with session.as_default():
                 self.source.reset_state(feed)
+
+    def keep_skipped(self, path: str) -> None:
+        """Let a file remember which rows are left out; those that it knows are passed by when the input starts."""
+        for scalar in self.positions:
+            if (skipped := SkippedRows.attached(scalar)) is not None:
+                skipped.keep(path)
+
+    def _row_position(self, scalar: Any, given: int) -> int:
+        skipped = SkippedRows.attached(scalar)
+        return given if skipped is None or not given or self.counts_steps else skipped.row_position(given)
 
     def close(self) -> None:
         """End the threads and processes of the input, while the session is open."""

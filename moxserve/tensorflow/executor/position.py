@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from moxserve.file import atomic_write
 from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.skipped import skipped_file
 
 __all__ = ["INPUT_COUNTS_STEPS", "INPUT_POSITIONS", "PositionLog"]
 
@@ -50,10 +52,14 @@ class PositionLog:
     Args:
         folder: the `log_dir`.
         worker: number of this worker.
+
+    Attributes:
+        skipped_path: where the names of the rows are that were left out, see `skipped`.
     """
 
     def __init__(self, folder: str, worker: int = 0) -> None:
         self._path = os.path.join(folder, f"input-{worker}.json")
+        self.skipped_path = skipped_file(folder, worker)
 
     def resume(self, step: int, rows_per_step: int) -> int:
         """Note that a run goes on from a checkpoint of this folder, and return how many rows were given before.
@@ -70,7 +76,9 @@ class PositionLog:
         return rows
 
     def restart(self, step: int, rows_per_step: int) -> int:
-        """Note that a run begins without a checkpoint of this folder: no rows were given."""
+        """Note that a run begins without a checkpoint of this folder: no rows were given, and none left out."""
+        with suppress(FileNotFoundError):
+            os.remove(self.skipped_path)
         self._write([], _Run(step, 0, rows_per_step))
         return 0
 

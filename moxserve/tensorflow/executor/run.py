@@ -265,7 +265,9 @@ class _Job:
             return 0
         known = PositionLog(settings.log_dir, self.topology.index)
         begin = known.restart if self.resume is None else known.resume
-        return begin(self.clock.global_step, self.source.rows_per_step(settings.batch_size))
+        given = begin(self.clock.global_step, self.source.rows_per_step(settings.batch_size))
+        self.source.keep_skipped(known.skipped_path)
+        return given
 
     def _restore(self, session: Any, variables: list[Any]) -> None:
         """Restore from `log_dir` exactly, from `checkpoint_path` what fits and the flags allow."""

@@ -17,13 +17,14 @@ from moxserve.tensorflow.datasets.tfrecord_image import ProgressiveImagenetDatas
 from moxserve.tensorflow.executor.env import tf, tf1
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """12 images in two sizes of files, labels 1 to 12."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 images in two sizes of files, labels 1 to 12. Read only."""
     from PIL import Image
 
+    base = tmp_path_factory.mktemp("progressive")
     for name, side in (("small", 10), ("large", 20)):
-        (tmp_path / name).mkdir()
+        (base / name).mkdir()
         records = []
         for number in range(1, 13):
             buffer = io.BytesIO()
@@ -31,8 +32,8 @@ def folder(tmp_path: Path) -> Path:
             records.append(make_example({"image/encoded": [buffer.getvalue()], "image/class/label": [number]}))
         for part in range(2):
             chosen = (record.SerializeToString() for record in records[part::2])
-            write_records(tmp_path / name / f"train-{part:05}-of-00002", chosen)
-    return tmp_path
+            write_records(base / name / f"train-{part:05}-of-00002", chosen)
+    return base
 
 
 def spec(folder: Path) -> list[tuple[str, int, int, float]]:
@@ -87,20 +88,23 @@ def trained(
 SHAPES = [(6, 8, 8, 3)] * 3 + [(4, 16, 16, 3)] * 2 + [(3, 20, 20, 3)] * 3
 
 
-def test_sizes_switch_at_their_steps(folder: Path) -> None:
-    seen = trained(folder, 8)
-    assert [shape for shape, *_ in seen] == SHAPES
-    for _, labels, brightness in seen:
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> list[tuple[tuple[int, ...], list[int], list[int]]]:
+    """What a run through all stages is given."""
+    return trained(folder, 8)
+
+
+def test_sizes_switch_at_their_steps(whole: list[Any]) -> None:
+    assert [shape for shape, *_ in whole] == SHAPES
+    for _, labels, brightness in whole:
         assert brightness == [(label + 1) * 20 for label in labels], "each image has its own label, less the offset"
-    first = [label for _, labels, _ in seen[:2] for label in labels]
+    first = [label for _, labels, _ in whole[:2] for label in labels]
     assert sorted(first) == list(range(12)), "an epoch is a permutation"
 
 
-def test_a_run_that_goes_on_is_where_it_was(folder: Path, tmp_path: Path) -> None:
-    whole = trained(folder, 8)
-    for stop in (2, 4, 6):
-        log_dir = tmp_path / f"log{stop}"
-        assert trained(folder, stop, log_dir) + trained(folder, 8, log_dir) == whole
+def test_a_run_that_goes_on_is_where_it_was(folder: Path, whole: list[Any], tmp_path: Path) -> None:
+    # Stopped twice, in the middle of a stage each time.
+    assert [step for stop in (4, 6, 8) for step in trained(folder, stop, tmp_path)] == whole
 
 
 def test_one_stage(folder: Path) -> None:

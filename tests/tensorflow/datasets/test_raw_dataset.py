@@ -343,3 +343,18 @@ def test_as_a_tf_data_dataset_under_eager_execution(metadata: ImageClassificatio
     assert shapes == [(7, 8, 8, 3)] * 2
     fetched = ImageClassificationRawDataset(metadata, num_epochs=1, reader_class=mox.AsyncRawGenerator, seed=1)
     assert len(list(fetched.to_tf_data(["label"]))) == 14
+
+
+@pytest.mark.usefixtures("eager")
+def test_each_get_is_the_next_element_under_eager_execution(metadata: ImageClassificationRawMetadata):
+    dataset = ImageClassificationRawDataset(metadata, num_epochs=1, shuffle=False)
+    assert [int(dataset.get(["label"])[0]) for _ in range(14)] == [0] * 7 + [1] * 7
+    with pytest.raises(tf.errors.OutOfRangeError):
+        dataset.get(["label"])
+
+
+def test_a_data_set_belongs_to_the_graph_that_it_was_made_in(metadata: ImageClassificationRawMetadata):
+    dataset = ImageClassificationRawDataset(metadata)
+    dataset.get(["label"])
+    with tf1.Graph().as_default(), pytest.raises(UsageError, match="another graph"):
+        dataset.get(["label"])

@@ -208,6 +208,14 @@ def test_a_data_set_without_a_good_image_ends_with_an_error(tmp_path: Path, read
         read(_dataset(tmp_path, batch_size=2, num_epochs=None, **_how(how)), ["image"])
 
 
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_shard_without_a_good_image_ends_with_an_error(folder: Path, read: Read, batch_size: int | None):
+    for path in sorted(folder.glob("*/*.jpg"))[::2]:
+        path.write_bytes(b"")
+    with pytest.raises(tf.errors.UnknownError, match=r"none of the 7 images of shard 0 of 2 of .* can be decoded"):
+        read(_dataset(folder, batch_size=batch_size, image_size=8, num_epochs=None, shard=(0, 2)), ["image"])
+
+
 def test_odd_images_are_images(folder: Path, read: Read, crops: dict[str, list[np.ndarray]]):
     """A PNG that is called .jpg, CMYK, 16-bit and palette PNG, gray with alpha, GIF, BMP, WebP."""
     photo = Image.fromarray(crops["flower"][0])

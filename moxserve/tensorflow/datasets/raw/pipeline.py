@@ -88,14 +88,14 @@ class _Pipeline(ImagePipeline):
         options, order = self.options, self.source.order
         remote = any(key is not None for key in self.source.samples.keys) or is_remote(self.source.base)
         if options.inline_reading(remote):
-            rows = numbered_rows(order, options.num_epochs, options.position)
+            rows = numbered_rows(order, options.num_epochs, options.position, self.source.skipped)
             return rows if at_once is None else rows.batch(at_once)
         reader = options.reader_class or (AsyncRawGenerator if remote else ParallelReader)
         kwargs = {"num_readers": options.num_readers, "capacity": options.capacity, **(options.reader_kwargs or {})}
         size = at_once or min(_FETCHED_AT_ONCE, options.capacity)
         fetched = tf.data.Dataset.from_generator(
             FetchedRows(self.source, reader, kwargs, size),
-            args=(input_position(options.position),),
+            args=(input_position(options.position, self.source.skipped),),
             output_signature=tuple(tf.TensorSpec([None], dtype) for dtype in ROW_AND_CONTENT),
         )
         return self._endless(fetched.unbatch() if at_once is None else fetched)

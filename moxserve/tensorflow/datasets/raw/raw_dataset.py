@@ -70,7 +70,8 @@ class ImageClassificationRawDataset(RawImageDataset):
         label_one_hot: `[num_classes] float32` labels instead of indices.
         seed: of the order, and of all that is random; None draws one.
         shard: number of this worker, from 0, and how many there are.
-        position: how many images this worker was given before: where to go on. `mox.run` tells it by itself.
+        position: how many images this worker has passed, bad ones included: where to go on. `mox.run` tells it by
+            itself.
         on_bad_image: `skip`, or `raise` a DataError.
         channels: of decoded images: 1 (gray), 3 (colour) or 4 (colour and alpha).
         cache_decoded: keep decoded images, as large as they were stored, in `cache_dir` instead of files.

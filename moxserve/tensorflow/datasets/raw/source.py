@@ -24,6 +24,7 @@ from moxserve.tensorflow.datasets.raw.metadata import Samples
 from moxserve.tensorflow.datasets.raw.options import RawOptions
 from moxserve.tensorflow.datasets.raw.storage import read_file
 from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.skipped import SkippedRows
 
 __all__ = ["Fetched", "LabelForm", "RawSource", "resize_nearest"]
 
@@ -115,7 +116,9 @@ class RawSource:
             raise DataError(f"shard {order.shard[0]} of {order.shard[1]} has no image: {base} has {len(samples)}")
         self.base, self.samples, self.order, self.label, self.options = base, samples, order, label, options
         self.encoded = options.preprocess_fn is not None
-        self.log = BadImageLog(base, tf1.logging.warning)
+        self.skipped = SkippedRows()
+        self.skipped.of_rows(order, lambda: samples.paths)
+        self.log = BadImageLog(base, tf1.logging.warning, self.skipped.note)
         self.cache: Cache | None = None
         if options.cache_folder is not None:
             decoded, remove = options.cache_decoded, options.remove_cache_on_finish
@@ -280,6 +283,8 @@ class RawSource:
 
     def _check_any_good(self) -> None:
         """An endless data set without a good image would be searched for one for ever."""
-        total = len(self.samples)
+        # Without shuffling a worker sees no others than those of its shard.
+        total = len(self.samples) if self.order.shuffle else self.order.rows
         if self.log.count >= total and len(self.log.names) >= total:
-            raise DataError(f"none of the {total} images of {self.base} can be decoded")
+            part = "" if total == len(self.samples) else f"shard {self.order.shard[0]} of {self.order.shard[1]} of "
+            raise DataError(f"none of the {total} images of {part}{self.base} can be decoded")
