@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import itertools
 import queue
-import threading
-import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from moxserve.dataflow import seeds
 from moxserve.dataflow.base import DataFlow, DataFlowReentrantGuard, DataFlowTerminated, ProxyDataFlow
 from moxserve.dataflow.batch import BatchData
 from moxserve.dataflow.slots import DATA, Message, WritableSlot
+from moxserve.dataflow.threads import start_threads
 from moxserve.dataflow.transport import Pool, PoolOptions, Station, value_of
 from moxserve.errors import DataError, UsageError
 
@@ -301,7 +301,7 @@ class MultiThreadRunner(DataFlow):
         if len({id(flow) for flow in self._flows}) < self.num_thread:
             raise UsageError("get_df returned one flow for several threads", hint="make a new one in each call")
         self._guard = DataFlowReentrantGuard()
-        self._stop: Callable[[], None] | None = None
+        self._stop: Callable[[], Any] | None = None
 
     def __len__(self) -> int:
         """The length of the flow of the first thread."""
@@ -316,10 +316,8 @@ class MultiThreadRunner(DataFlow):
         self._lanes = _Lanes(self.num_prefetch)
         self._failure: Failure | None = None
         path = seeds.worker_path()
-        for i, flow in enumerate(self._flows):
-            arguments = (flow, self._lanes, (*path, i))
-            threading.Thread(target=_run_in_thread, args=arguments, name=f"moxserve-flow-{i}", daemon=True).start()
-        self._stop = weakref.finalize(self, _Lanes.stop, self._lanes, self.num_thread)
+        works = [partial(_run_in_thread, flow, self._lanes, (*path, i)) for i, flow in enumerate(self._flows)]
+        self._stop = start_threads(self, works, partial(self._lanes.stop, self.num_thread), "moxserve-flow")
 
     def __iter__(self) -> Iterator[Any]:
         """Yield as many datapoints as the flow says it has, or without end; the next iteration goes on.

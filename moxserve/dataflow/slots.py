@@ -42,6 +42,8 @@ _LEAST_BITS = 24
 _CONTAINERS = (list, tuple, dict)
 # Types of elements that their name tells all of; the others are pickled.
 _PLAIN = frozenset("?bBhHiIlLqQefdgFDGSUmM")
+# `isbuiltin` of types of other packages, such as ml_dtypes, some of which have a letter of NumPy's.
+_FOREIGN = 2
 
 
 class Message(NamedTuple):
@@ -239,7 +241,7 @@ class WritableSlot:
         is_dict = type(dp) is dict
         rest: Any = dp.copy() if is_dict else list(dp)
         for key, value in dp.items() if is_dict else enumerate(dp):
-            if type(value) is np.ndarray and value.dtype.char in _PLAIN:
+            if type(value) is np.ndarray and value.dtype.char in _PLAIN and value.dtype.isbuiltin != _FOREIGN:
                 laid.append((key, self._put(value), value.dtype.str, value.shape))
                 rest[key] = None
         return laid, rest

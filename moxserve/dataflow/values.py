@@ -94,6 +94,11 @@ class _Writer:
             self.write(item, depth + 1)
 
     def _array(self, tag: int, array: np.ndarray, depth: int = 0) -> None:
+        if isinstance(array, np.ma.MaskedArray):
+            raise DataError(
+                "cannot write a masked array: its mask would be lost",
+                hint="write its `data` and its `mask` as two components, or `filled()`",
+            )
         shape = struct.pack(f"<B{array.ndim}Q", array.ndim, *array.shape)
         if array.dtype == object:
             self.parts += (_TAGS[_OBJECTS], shape)
@@ -109,7 +114,10 @@ class _Writer:
 
 def _dtype_text(dtype: np.dtype[Any]) -> str:
     text = dtype.str if dtype.names is None else repr(np.lib.format.dtype_to_descr(dtype))
-    if dtype.names is None and not (_SIMPLE_DTYPE.fullmatch(text) and np.dtype(text) == dtype):
+    # 2: a type of another package, such as bfloat16, whose text says something else.
+    if dtype.isbuiltin == 2 or (
+        dtype.names is None and not (_SIMPLE_DTYPE.fullmatch(text) and np.dtype(text) == dtype)
+    ):
         raise DataError(f"cannot write arrays of dtype {dtype}", hint="convert them with astype first")
     if dtype.hasobject or len(text) > 0xFFFF:
         raise DataError(f"cannot write arrays of dtype {dtype}: it has fields of Python objects, or too many fields")

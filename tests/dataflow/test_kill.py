@@ -202,3 +202,25 @@ def test_an_exception_in_the_program_ends_the_workers(start: Callable[..., Progr
     assert program.process.returncode == 1
     assert errors.rstrip().endswith("RuntimeError: enough")
     wait_until(program.gone, "workers were alive after their program")
+
+
+THREADS = """
+import sys, cv2, numpy as np
+from moxserve.dataflow import *
+
+image = np.zeros((1000, 1000, 3), np.uint8)
+source = DataFromList([[i] for i in range(1000)])
+blur = lambda dp: [cv2.GaussianBlur(image, (51, 51), 0).shape]
+if sys.argv[1] == "map":
+    flow = MultiThreadMapData(source, 2, blur, buffer_size=50)
+else:
+    flow = MultiThreadRunner(lambda: MapData(DataFromList(source.lst), blur), 10, 2)
+next(iter(flow))
+"""
+
+
+@pytest.mark.parametrize("kind", ["map", "runner"])
+def test_a_program_ends_well_while_threads_are_in_native_code(kind: str) -> None:
+    pytest.importorskip("cv2")
+    ended = subprocess.run([sys.executable, "-c", THREADS, kind], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")

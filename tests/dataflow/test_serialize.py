@@ -97,10 +97,29 @@ def test_arrays_that_were_read_can_be_written_to() -> None:
     assert loads(data)[0].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, 1j, np.array([object()]), np.zeros(1, [("o", object)]), print])
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        {1, 2},
+        1j,
+        np.array([object()]),
+        np.zeros(1, [("o", object)]),
+        print,
+        np.ma.masked_array([1, 2], [0, 1]),
+    ],
+)
 def test_what_cannot_be_written(value: Any) -> None:
     with pytest.raises(DataError, match="cannot write"):
         dumps([value])
+
+
+def test_types_of_other_packages_cannot_be_written() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    # NumPy calls them V2, f1 and V1.
+    for dtype in (ml_dtypes.bfloat16, ml_dtypes.float8_e5m2, ml_dtypes.float8_e4m3fn):
+        with pytest.raises(DataError, match="cannot write arrays of dtype"):
+            dumps([np.zeros(2, dtype)])
 
 
 def test_values_that_hold_themselves() -> None:

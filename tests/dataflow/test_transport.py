@@ -56,6 +56,17 @@ def equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
+def test_types_of_other_packages_stay_what_they_are(memory: Slots) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    # The second one has the letter of NumPy's unsigned long.
+    for dtype in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3b11fnuz):
+        array = np.arange(3).astype(dtype)
+        memory.write(0, Message(DATA, 0, 0, [array]))
+        (found,) = memory.read(0).value
+        assert found.dtype == dtype
+        assert found.tobytes() == array.tobytes()
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(dp=DATAPOINTS, slot=st.integers(0, 2), number=st.integers(0, 2**64 - 1))
 def test_what_comes_out_is_what_went_in(memory: Slots, dp: Any, slot: int, number: int) -> None:

@@ -1,0 +1,56 @@
+"""The life of the threads of flows: how they start, and that none is inside native code when the interpreter goes.
+
+A thread that comes back from OpenCV, say, while the interpreter is being taken down is torn out of C++ code, which
+aborts the program ("terminate called without an active exception"). So the threads are told to stop at the end of the
+program, and waited for; only those that wait for something else, such as a network, are left behind, which is harmless.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+__all__ = ["start_threads"]
+
+# How long a thread may take at the end of the program to come back from what it does.
+_PATIENCE_S = 3.0
+# How each is told to stop.
+_running: weakref.WeakKeyDictionary[threading.Thread, weakref.finalize[..., Any]] = weakref.WeakKeyDictionary()
+
+
+def start_threads(
+    owner: Any, works: Sequence[Callable[[], None]], stop: Callable[[], None], name: str
+) -> Callable[[], Any]:
+    """Start a thread for each of `works`, which end when `owner` is collected, or with the program.
+
+    Args:
+        owner: the flow; neither `works` nor `stop` may refer to it.
+        works: what each thread does.
+        stop: tells them to end; called once, anywhere, as collecting garbage may call it.
+        name: of the threads.
+
+    Returns:
+        Calls `stop`, if nobody did before.
+    """
+    ending = weakref.finalize(owner, stop)
+    # `_join` calls it at the end of the program, before it waits.
+    ending.atexit = False
+    for i, work in enumerate(works):
+        thread = threading.Thread(target=work, name=f"{name}-{i}", daemon=True)
+        _running[thread] = ending
+        thread.start()
+    return ending
+
+
+@atexit.register
+def _join() -> None:
+    alive = [(thread, ending) for thread, ending in list(_running.items()) if thread.is_alive()]
+    for _, ending in alive:
+        ending()
+    deadline = time.monotonic() + _PATIENCE_S
+    for thread, _ in alive:
+        thread.join(max(0.0, deadline - time.monotonic()))
