@@ -20,7 +20,8 @@ from moxserve.errors import DataError, UsageError
 def _tree_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        # Tests that read the records leave a hidden index of them.
+        if path.is_file() and not path.name.startswith("."):
             digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
