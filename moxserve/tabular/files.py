@@ -19,7 +19,17 @@ from moxserve.errors import DataError, MissingExtraError, did_you_mean
 from moxserve.file import File
 from moxserve.tabular.cells import CellError, Field, from_text, from_value
 
-__all__ = ["FORMATS", "CsvFormat", "column_names", "csv_rows", "csv_table", "file_format", "from_cell", "read_rows"]
+__all__ = [
+    "FORMATS",
+    "CsvFormat",
+    "column_names",
+    "csv_rows",
+    "csv_table",
+    "file_format",
+    "from_cell",
+    "opened",
+    "read_rows",
+]
 
 FORMATS = ("csv", "parquet", "tfrecord")
 _SUFFIXES = {
@@ -148,7 +158,8 @@ def _positions(path: str, fields: Sequence[Field], names: Sequence[str]) -> list
 
 
 @contextmanager
-def _content(path: str) -> Iterator[Any]:
+def opened(path: str) -> Iterator[Any]:
+    """Open a file to read its bytes, unpacked where its name ends in `.gz`."""
     with File(path, "rb") as raw:
         if path.lower().endswith(".gz"):
             import gzip
@@ -172,7 +183,7 @@ def csv_rows(path: str, style: CsvFormat) -> Iterator[tuple[int, list[str]]]:
     """
     csv.field_size_limit(_MAX_CELL)
     line = 1
-    with _content(path) as data:
+    with opened(path) as data:
         text = io.TextIOWrapper(data, "utf-8-sig", newline="")
         reader = csv.reader(
             text,
@@ -196,7 +207,7 @@ def csv_rows(path: str, style: CsvFormat) -> Iterator[tuple[int, list[str]]]:
 
 def _undecodable_line(path: str) -> int:
     """Find the line: text is decoded in blocks, far ahead of the rows."""
-    with _content(path) as data:
+    with opened(path) as data:
         for number, line in enumerate(data, start=1):
             try:
                 line.decode()

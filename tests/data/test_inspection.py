@@ -189,7 +189,14 @@ def test_tables(tmp_path: Path) -> None:
     numbered = one(path)
     assert (numbered.facts["rows"], numbered.notes) == (2, ["the first line holds no names: the columns are numbered"])
     path.write_bytes(b"a,b\n\xff,1\n")
-    assert "not UTF-8" in one(path).problems[0]
+    assert one(path).problems == ["line 2: is not UTF-8 text: byte 0xff"]
+    path.write_text("a,b,a,,\n1,2,3,,\n")
+    assert one(path).problems == ["line 1: the column 'a' is there twice"]
+    packed = tmp_path / "t.tsv.gz"
+    packed.write_bytes(gzip.compress(b"a\tb\n1\tx\n"))
+    assert one(packed).facts["rows"] == 1
+    packed.write_bytes(packed.read_bytes()[:-4])
+    assert "end-of-stream" in one(packed).problems[0]
     path.write_text('a,b\n"never closed,1\n')
     assert one(path).problems == ["line 2: unexpected end of data"]
     path.write_text("")

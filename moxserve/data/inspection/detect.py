@@ -27,7 +27,7 @@ _DEPTH = 4
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 _HEAD_BYTES = 1 << 12
 _LMDB_MAGIC = b"\xde\xc0\xef\xbe"
-_TEXT_TABLES = (".csv", ".tsv")
+_TEXT_TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moxserve.data.inspection.detect import Found
-from moxserve.errors import MissingExtraError
+from moxserve.errors import DataError, MissingExtraError
 from moxserve.inspect.report import Report, Table, columns
+from moxserve.tabular.files import CsvFormat, csv_rows, opened
 
 if TYPE_CHECKING:
     from moxserve.data.inspection.describe import Depth
@@ -70,39 +71,32 @@ def describe_csv(found: Found, depth: Depth) -> Report:
     """Look into a file of comma-, semicolon-, tab- or bar-separated values."""
     report = Report(found.path, found.kind)
     size = os.path.getsize(found.path)
-    try:
-        with open(found.path, encoding="utf-8-sig", newline="") as file:
-            sample = file.read(1 << 16)
-            delimiter = _delimiter(sample)
-            file.seek(0)
-            rows = _rows(csv.reader(file, delimiter=delimiter, strict=True), report)
-            _read(rows, report, depth)
-    except UnicodeDecodeError as error:
-        report.problems.append(f"not UTF-8: byte {error.object[error.start]:#04x} near byte {error.start} of a block")
-        return report
+    delimiter = _delimiter(found.path)
+    _read(_rows(found.path, delimiter, report), report, depth)
     report.facts |= {"delimiter": {"\t": "tab"}.get(delimiter, delimiter), "size_bytes": size}
     return report
 
 
-def _delimiter(sample: str) -> str:
+def _delimiter(path: str) -> str:
     """Tell the delimiter by the first line, the one that is there most often."""
-    first = sample.partition("\n")[0]
-    return max(_DELIMITERS, key=lambda d: (first.count(d), -_DELIMITERS.index(d)))
+    # What is wrong with the line is told when it is read again.
+    with contextlib.suppress(OSError, EOFError, zlib.error), opened(path) as file:
+        first = file.readline(1 << 16).decode("utf-8", "replace")
+        return max(_DELIMITERS, key=lambda d: (first.count(d), -_DELIMITERS.index(d)))
+    return ","
 
 
-def _rows(reader: Any, report: Report) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: str, delimiter: str, report: Report) -> Iterator[tuple[int, list[str]]]:
     """Yield line numbers and fields; a line that cannot be read is a problem, and ends the file."""
     try:
-        for fields in reader:
-            if fields:
-                yield reader.line_num, fields
-    except csv.Error as error:
-        report.problems.append(f"line {reader.line_num}: {error}")
+        yield from csv_rows(path, CsvFormat(delimiter))
+    except DataError as error:
+        report.problems.append(f"line {error.message.removeprefix(f'{path}:')}")
 
 
 def _is_header(fields: Sequence[str]) -> bool:
-    """Names are different from each other, and no numbers."""
-    if len(set(fields)) != len(fields) or not all(name.strip() for name in fields):
+    """Names are no numbers."""
+    if not any(name.strip() for name in fields):
         return False
     for name in fields:
         with contextlib.suppress(ValueError):
@@ -114,9 +108,13 @@ def _is_header(fields: Sequence[str]) -> bool:
 def _read(rows: Iterator[tuple[int, list[str]]], report: Report, depth: Depth) -> None:
     first = next(rows, None)
     if first is None:
-        report.problems.append("the file is empty")
+        if not report.problems:
+            report.problems.append("the file is empty")
         return
     header = first[1] if _is_header(first[1]) else [f"column {i}" for i in range(len(first[1]))]
+    for place, name in enumerate(header):
+        if name.strip() and name in header[:place]:
+            report.problems.append(f"line {first[0]}: the column {name!r} is there twice")
     known = [_Column(name) for name in header]
     count = misfits = 0
     if header is not first[1]:
@@ -162,7 +160,7 @@ def describe_parquet(found: Found, depth: Depth) -> Report:
             "row_groups": metadata.num_row_groups,
             "size_bytes": os.path.getsize(found.path),
         }
-        rows = [_parquet_column(metadata, name, file.schema_arrow) for name in file.schema_arrow.names]
+        rows = [_parquet_column(metadata, field) for field in file.schema_arrow]
         report.tables.append(Table("column_list", _COLUMNS, rows, title="columns"))
         if depth.decode:
             for number in range(metadata.num_row_groups):
@@ -173,18 +171,18 @@ def describe_parquet(found: Found, depth: Depth) -> Report:
     return report
 
 
-def _parquet_column(metadata: Any, name: str, schema: Any) -> tuple[Any, ...]:
+def _parquet_column(metadata: Any, field: Any) -> tuple[Any, ...]:
     """A row of the report, from the statistics of all row groups that keep some."""
     found = []
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
         chunks = (row_group.column(i) for i in range(row_group.num_columns))
-        found += [chunk.statistics for chunk in chunks if chunk.path_in_schema == name]
+        found += [chunk.statistics for chunk in chunks if chunk.path_in_schema == field.name]
     known = [s for s in found if s is not None]
     missing = sum(s.null_count for s in known) if len(known) == len(found) and known else None
     limits = [s for s in known if s.has_min_max]
     least, most = (min(s.min for s in limits), max(s.max for s in limits)) if limits else (None, None)
-    return name, str(schema.field(name).type), missing or None, None, _cut(least), _cut(most)
+    return field.name, str(field.type), missing or None, None, _cut(least), _cut(most)
 
 
 def _cut(value: Any) -> str | None:
