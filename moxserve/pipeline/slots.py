@@ -69,6 +69,7 @@ class InputBundle:
         row_names: by mode, a name for each row (a file, say) in the order of EVAL and PREDICT; may be empty.
         moments: mean and standard deviation of a numeric tensor, by its name, over the training rows; None where nobody
             knows them.
+        missing: where the first missing number of a tensor is, by its name, for those that have one.
         diagnose: called when TensorFlow failed in the input; says which file or row is to blame, or nothing.
     """
 
@@ -81,6 +82,7 @@ class InputBundle:
     num_samples: Mapping[str, int] = field(default_factory=dict)
     row_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     moments: Callable[[str], tuple[Any, Any]] | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
     diagnose: Callable[[], str | None] | None = None
 
     def rows_per_step(self, mode: str) -> int:

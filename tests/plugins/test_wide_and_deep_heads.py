@@ -231,3 +231,13 @@ def test_without_a_label_there_is_nothing_to_learn(small: Make):
     data = small("x,y", ["1,no"], columns={"x": "float32"}, label=None)
     with pytest.raises(ParameterError, match="gives no tensor 'label' to learn"):
         WideAndDeep(columns={"x": {"kind": "numeric"}}, wide=["x"]).build(data)
+
+
+def test_a_number_that_is_missing_must_be_told_what_it_counts_as(small: Make, tmp_path: Path):
+    given = {"columns": {"x": {"optional": True}, "n": {"dtype": "int64", "optional": True}}}
+    data = small("x,n,y", ["1,2,no", ",3,yes", "3,,no"], **given)
+    for name, line in (("x", 3), ("n", 4)):
+        with pytest.raises(ParameterError, match=rf"missing: is needed: .*t\.csv:{line} has no number '{name}'"):
+            WideAndDeep(columns={"c": {"kind": "numeric", "key": name}}, deep=["c"]).build(data)
+        WideAndDeep(columns={"c": {"kind": "numeric", "key": name, "missing": 0}}, deep=["c"]).build(data)
+    assert small("x,n,y", ["1,2,no", "2,3,yes"], **given).missing == {}

@@ -9,6 +9,7 @@ import numpy as np
 
 from moxserve.errors import DataError
 from moxserve.pipeline.slots import InputBundle, ParameterError
+from moxserve.tabular.cells import MISSING
 from moxserve.tabular.table import Table, class_indices, moments, read_table, split_table
 from moxserve_plugins.inputs import batch_rows
 from moxserve_plugins.table.config import LABEL, WEIGHT
@@ -49,6 +50,7 @@ def bundle(config: Config) -> InputBundle:
         num_samples={mode: len(tables[part]) for mode, part in _PARTS.items() if part in tables},
         row_names={mode: tables[part].places for mode, part in _PARTS.items() if part in tables},
         moments=lambda name: _moments(config, tables, name),
+        missing=_missing(config, tables),
     )
 
 
@@ -113,6 +115,22 @@ def _label_array(config: Config, table: Table, labels: Sequence[str] | None) -> 
             f"{table.places[row]}: column {column!r} is {values[row]}; expected a class, 0 to {len(labels or ()) - 1}"
         )
     return values
+
+
+def _missing(config: Config, tables: dict[str, Table]) -> dict[str, str]:
+    """Return the place of the first row that lacks a number, by column."""
+    found: dict[str, str] = {}
+    for name, column in config.columns.items():
+        # In the others -1 is a number, and NaN was refused.
+        if column.dtype == "string" or not (column.optional or column.several):
+            continue
+        for table in tables.values():
+            values = table.columns[name]
+            absent = np.isnan(values) if column.dtype == "float32" else values == MISSING[column.dtype]
+            rows = absent.reshape(len(table), -1).any(axis=1)
+            if rows.any():
+                found.setdefault(name, table.places[int(rows.argmax())])
+    return found
 
 
 def _batches(config: Config, mode: str, arrays: Sequence[np.ndarray]) -> Any:

@@ -41,6 +41,12 @@ def model_function(config: WideAndDeep, data: InputBundle) -> Callable[..., Any]
                     f"model.columns.{name}",
                     f"reads {key!r}; the input gives no such tensor; {did_you_mean(key, data.names)}",
                 )
+        if isinstance(column, Numeric) and column.missing is None and (column.key or name) in data.missing:
+            # It would not be seen: a NaN is lost behind the first ReLU, and the weights are lost with it.
+            raise ParameterError(
+                f"model.columns.{name}.missing",
+                f"is needed: {data.missing[column.key or name]} has no number {column.key or name!r}",
+            )
     if LABEL not in data.names:
         raise ParameterError("input", f"gives no tensor {LABEL!r} to learn; set input.label")
     classes = _classes(config, data)
