@@ -15,6 +15,7 @@ from moxserve.errors import DataError, UsageError
 from moxserve.images.bad import BadImageLog
 from moxserve.images.cache import BytesCache, DecodedCache, FileKey
 from moxserve.images.decode import WindowDecoder, cut, opencv
+from moxserve.images.ending import before_the_end
 from moxserve.images.geometry import Geometry, Stretch
 from moxserve.images.header import BadImageError
 from moxserve.images.pool import each
@@ -119,12 +120,13 @@ class BatchDecoder:
             BadImageError: a row cannot be decoded and `on_bad` is `raise`; names it.
             DataError: images differ in size where there is neither a size nor a geometry.
             UsageError: the arguments differ in length.
+            ProgramEndsError: the program ends.
         """
         count = len(sources)
         if not len(names) == len(seeds) == count:
             raise UsageError(f"{len(names)} names, {count} sources, {len(seeds)} seeds: expected as many of each")
         job = _Job(self, names, sources, seeds)
-        with _one_thread_in_opencv():
+        with before_the_end(), _one_thread_in_opencv():
             if self.size is not None and count:
                 job.images = self._empty(count, self.size)
                 each(count, job.row, self.threads)

@@ -15,7 +15,6 @@ moved: readers map the files and need no lock.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import mmap
 import os
@@ -48,8 +47,6 @@ _RECORD = np.dtype([
 _SEGMENT_BYTES = 256 << 20
 _LOOK_AGAIN_S = 5.0
 _TABLES = 8
-# ENOENT: somebody removed the folder.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOENT)
 
 Key = tuple[int, int]
 
@@ -153,10 +150,23 @@ class _Writer:
         file, self.file = self.file, None
         file.close()
         if not self.entries:
-            os.remove(self.temp)
+            with contextlib.suppress(OSError):
+                os.remove(self.temp)
             return
-        fsync_path(self.temp)
         stem = os.path.join(self.folder, uuid.uuid4().hex[:16])
+        try:
+            self._publish(stem)
+        except OSError as error:
+            # What is not whole must not take up room.
+            for path in (self.temp, f"{stem}.pack"):
+                with contextlib.suppress(OSError):
+                    os.remove(path)
+            # Not when somebody removed the folder: there is nothing to be kept then.
+            if os.path.isdir(self.folder):
+                log.warning("%s: %d entries were not kept: %s", self.folder, len(self.entries), error.strerror or error)
+
+    def _publish(self, stem: str) -> None:
+        fsync_path(self.temp)
         os.rename(self.temp, f"{stem}.pack")
         fsync_directory(self.folder)
         records = np.zeros(len(self.entries), _RECORD)
@@ -241,7 +251,8 @@ class PackStore:
             shape: given back by `get`.
 
         Returns:
-            Whether it is stored now: not when another process writes, or the limit is reached, or the disk is full.
+            Whether it is stored now: not when another process writes, or the limit is reached, or the folder cannot be
+            written, as on a full disk.
         """
         self._own_process()
         if self._full:
@@ -252,21 +263,22 @@ class PackStore:
                 self._full = True
                 log.warning("%s is full: it holds %d of %d bytes", self.folder, self.stored_bytes, self.max_bytes)
                 return False
-            writer = self._writer()
-            if writer is None:
-                return False
-            if key in writer.entries and writer.file is not None:
-                return True
             try:
-                writer.add(key, data, shape)
-                if writer.size >= _SEGMENT_BYTES:
-                    self.commit()
+                return self._put(key, data, shape)
             except OSError as error:
-                if error.errno not in _FULL:
-                    raise
+                # A folder that cannot be written is no reason to lose images: they are read without it.
                 self._full = True
-                log.warning("%s takes no more: %s", self.folder, error.strerror)
+                log.warning("%s takes no more: %s", self.folder, error.strerror or error)
                 return False
+
+    def _put(self, key: Key, data: np.ndarray | bytes, shape: tuple[int, int, int]) -> bool:
+        writer = self._writer()
+        if writer is None:
+            return False
+        if key not in writer.entries or writer.file is None:
+            writer.add(key, data, shape)
+            if writer.size >= _SEGMENT_BYTES:
+                self.commit()
         return True
 
     @property
@@ -288,8 +300,7 @@ class PackStore:
         with self._mutex:
             writer = self._state["writer"]
             if writer is not None:
-                with contextlib.suppress(FileNotFoundError):  # somebody removed the folder
-                    writer.finish()
+                writer.finish()
                 self._load(force=True)
                 writer.entries = {}
 
@@ -364,8 +375,7 @@ def _close(state: dict[str, _Writer | None]) -> None:
     writer, state["writer"] = state["writer"], None
     # A child of the writing process must not finish the parent's pack.
     if writer is not None and writer.pid == os.getpid():
-        with contextlib.suppress(FileNotFoundError):
-            writer.finish()
+        writer.finish()
         writer.lock.close()
 
 

@@ -208,3 +208,30 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_no_tensorflow_is_loaded():
     program = "import sys, moxserve.images.batch; sys.exit(bool({'tensorflow', 'cv2'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+LIVE = """
+import threading, time, cv2, numpy as np
+from moxserve.images.batch import BatchDecoder
+from moxserve.images.ending import ProgramEndsError
+
+image = cv2.imencode(".jpg", np.zeros((1500, 1500, 3), np.uint8))[1].tobytes()
+decoder = BatchDecoder(size=(900, 900), threads=1)
+
+def forever():
+    try:
+        while True:
+            decoder.decode(["a"], [image], [0])
+    except ProgramEndsError:
+        print("refused")
+
+for _ in range(2):
+    threading.Thread(target=forever, daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+def test_a_program_ends_well_while_threads_of_others_decode():
+    ended = subprocess.run([sys.executable, "-c", LIVE], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.count("refused") == 2

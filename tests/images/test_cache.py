@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -159,6 +160,41 @@ def test_a_folder_that_somebody_removed_is_no_error(tmp_path: Path, paths: list[
     mine.read(paths[1])
     mine.close()
     assert mine.read(paths[1]) == Path(paths[1]).read_bytes()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO])
+def test_a_cache_that_cannot_be_written_costs_no_image(
+    tmp_path: Path, paths: list[str], code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def denied(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("moxserve.images.pack.temp_name", denied)
+    decoder = BatchDecoder(size=(8, 8), cache=DecodedCache(tmp_path / "cache"))
+    assert not decoder.decode(paths[:2], paths[:2], [0, 1]).bad.any()
+    assert decoder.log.count == 0
+    assert caplog.messages == [f"{tmp_path / 'cache' / 'decoded'} takes no more: {os.strerror(code)}"]
+
+
+@pytest.mark.parametrize("step", ["fsync_path", "fsync_directory", "atomic_write"])
+def test_a_pack_that_a_full_disk_does_not_take_is_told_of_and_removed(
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = PackStore(tmp_path)
+    assert store.put((1, 2), b"first")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"moxserve.images.pack.{step}", full)
+        store.commit()
+    assert caplog.messages == [f"{tmp_path}: 1 entries were not kept: No space left on device"]
+    assert (store.get((1, 2)), os.listdir(tmp_path)) == (None, ["lock"])
+    assert store.put((1, 2), b"again")
+    store.close()
+    found = PackStore(tmp_path).get((1, 2))
+    assert found is not None
+    assert found.data.tobytes() == b"again"
 
 
 def test_one_writes_and_others_read_through(tmp_path: Path):
