@@ -97,10 +97,11 @@ def run_bench(path: str, options: BenchOptions) -> Bench:
             raise UsageError(f"{name}={getattr(options, name)}: expected at least 1")
     found = _choose(path)
     augmentation = _augmentation(options)
-    whole = _whole(found, options, augmentation)
+    # First, because it says better than TensorFlow what records lack.
     sample = list(itertools.islice(_encoded(found), _SAMPLE))
     if not sample:
         raise DataError(f"{found.path} holds no image")
+    whole = _whole(found, options, augmentation)
     read_ms = _read(found, len(sample))
     geometry = getattr(augmentation, "geometry", None)
     decode_ms = _decode(sample, geometry)
@@ -218,10 +219,11 @@ def _encoded_records(files: Sequence[str]) -> Iterator[bytes]:
 
     for file in files:
         for payload in read_records(file):
-            value = parse_example(payload).get("image/encoded")
-            if value is None or len(value) != 1:
-                raise DataError(f"{file}: a record has no image/encoded", hint="bench reads records of images")
-            yield value[0]
+            features = parse_example(payload)
+            for name in ("image/encoded", "image/class/label"):
+                if len(features.get(name, ())) != 1:
+                    raise DataError(f"{file}: a record has no {name}", hint="bench reads records of images with labels")
+            yield features["image/encoded"][0]
 
 
 def _cpu_ms(work: Callable[[], int]) -> float:

@@ -8,6 +8,7 @@ import pytest
 
 from moxserve.data.bench import BenchOptions, run_bench
 from moxserve.errors import DataError, UsageError
+from moxserve.protocol.examples import write_examples
 
 
 @pytest.mark.parametrize("part", ["images", "tfrecord"])
@@ -30,6 +31,10 @@ def test_it_measures_what_the_reader_gives(part: str, augment: str | None, dtype
 def test_what_cannot_be_measured_says_so(digits_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images with labels"):
         run_bench(str(digits_dir / "idx"), BenchOptions())
+    for row, name in (({"x": 1}, "image/encoded"), ({"image/encoded": b"x"}, "image/class/label")):
+        write_examples(tmp_path / "t.tfrecord", [row])
+        with pytest.raises(DataError, match=f"a record has no {name}"):
+            run_bench(str(tmp_path), BenchOptions())
     with pytest.raises(UsageError, match="steps=0"):
         run_bench(str(digits_dir / "images"), BenchOptions(steps=0))
     with pytest.raises(UsageError, match="resnet_v1_50"):

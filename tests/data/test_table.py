@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from moxserve.cli.data_table import table
 from moxserve.data.table import COLUMNS, EVAL_SAMPLES, LABELS, OCCUPATIONS, load_survey, write_table
 from moxserve.errors import DataError, MissingExtraError, UsageError
 from moxserve.protocol.examples import read_examples
@@ -103,5 +105,6 @@ def test_command(run_moxserve: Run, tmp_path: Path):
     done = run_moxserve("data", "table", "--out", "d", "--formats", "csv", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "wrote 5000 training and 1366 evaluation rows to d\n  d/train.csv, d/eval.csv\n"
-    done = run_moxserve("data", "table", "--out", "d", "--formats", "csv", "--force", "--json", cwd=tmp_path)
+    args = ["--out", str(tmp_path / "d"), "--formats", "csv", "--force", "--json"]
+    done = CliRunner().invoke(table, args, catch_exceptions=False)
     assert json.loads(done.stdout)["labels"] == list(LABELS)
