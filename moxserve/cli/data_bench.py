@@ -34,7 +34,9 @@ def bench(path: str, batch_size: int, image_size: int | None, steps: int, augmen
 
     PATH is a folder of images (a folder per class, or images/ and labels/), TFRecord files with image/encoded and
     image/class/label, or a folder of such parts, of which train is read. Images per second of CPU time compare
-    between busy and idle machines. """ from dataclasses import asdict
+    between busy and idle machines.
+    """
+    from dataclasses import asdict
 
     from moxserve.cli.quiet import import_tensorflow, verbose
     from moxserve.cli.render import echo_json
