@@ -27,11 +27,11 @@ class EpochOrder:
     Attributes:
         count: how many rows the whole data set has.
         shuffle: another permutation each epoch; otherwise the rows' own order.
-        seed: of the permutations; None draws one, which workers that share a data set must not do.
+        seed: of the permutations, at least 0; None draws one, which workers that share a data set must not do.
         shard: number of this worker, from 0, and how many there are.
 
     Raises:
-        DataError: there are no rows, or the shard is none.
+        DataError: the number of rows or the seed is negative, or the shard is none.
     """
 
     count: int
@@ -45,6 +45,8 @@ class EpochOrder:
         index, workers = self.shard
         if self.count < 0:
             raise DataError(f"a data set cannot have {self.count} rows")
+        if self.seed is not None and self.seed < 0:
+            raise DataError(f"seed {self.seed}: expected at least 0, or None for one that is drawn")
         if not 0 <= index < workers:
             raise DataError(f"shard {index} of {workers}: expected a number from 0 to {workers - 1}")
         if self.shuffle and self.seed is None and workers > 1:

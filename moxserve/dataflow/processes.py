@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -151,8 +151,8 @@ class Lifeline:
         os._exit(0)
 
 
-def begin_worker(life: Lifeline) -> contextlib.AbstractContextManager[None]:
-    """Make a fresh process a worker: call it first of all there, and work within what it returns."""
+def begin_worker(life: Lifeline) -> None:
+    """Make a fresh process a worker: call it first of all there."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
@@ -162,15 +162,9 @@ def begin_worker(life: Lifeline) -> contextlib.AbstractContextManager[None]:
     if "cv2" in sys.modules:
         # A worker is one of many; OpenCV's own threads on top would fight for the same cores.
         sys.modules["cv2"].setNumThreads(0)
-    return _own_random_numbers(life.path)
-
-
-@contextlib.contextmanager
-def _own_random_numbers(path: tuple[int, ...]) -> Iterator[None]:
-    # The parent's own numbers were inherited with everything else.
-    with seeds.as_worker(path):
-        seeds.reseed()
-        yield
+    # The parent's own random numbers were inherited with everything else.
+    seeds.become_worker(life.path)
+    seeds.reseed()
 
 
 _MASK = (signal.SIGINT, signal.SIGTERM)

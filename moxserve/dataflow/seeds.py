@@ -21,8 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from moxserve.errors import UsageError
+
 __all__ = [
     "as_worker",
+    "become_worker",
     "fix_rng_seed",
     "get_rng",
     "in_worker",
@@ -39,6 +42,8 @@ _lock = threading.Lock()
 _seed: int | None = None
 _numbers = itertools.count()
 _place = threading.local()
+# Of threads that a worker's flow started on its own.
+_process_path: tuple[int, ...] = ()
 
 
 def _forked() -> None:
@@ -56,7 +61,13 @@ def fix_rng_seed(seed: int | None) -> None:
 
     Args:
         seed: at least 0; None takes fresh entropy again.
+
+    Raises:
+        UsageError: `seed` is negative, or no integer.
     """
+    if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
+        raise UsageError(f"fix_rng_seed({seed!r}): expected an integer of at least 0, or None")
+    seed = None if seed is None else int(seed)
     global _seed, _numbers
     with _lock:
         _seed, _numbers = seed, itertools.count()
@@ -70,7 +81,7 @@ def next_number() -> int:
 
 def worker_path() -> tuple[int, ...]:
     """Return which worker this is: empty in the main program, a number for each level of workers inside workers."""
-    return getattr(_place, "path", ())
+    return getattr(_place, "path", _process_path)
 
 
 def in_worker(*path: int) -> AbstractContextManager[None]:
@@ -95,6 +106,16 @@ def as_worker(path: tuple[int, ...]) -> Iterator[None]:
         yield
     finally:
         _place.path = before
+
+
+def become_worker(path: tuple[int, ...]) -> None:
+    """Make the whole of this process a worker, also threads that nobody tells which worker they are.
+
+    Args:
+        path: all numbers of the worker.
+    """
+    global _process_path
+    _process_path = _place.path = path
 
 
 def is_fixed() -> bool:

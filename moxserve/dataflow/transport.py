@@ -100,7 +100,8 @@ class Station:
 
 
 def _main(station: Station) -> None:
-    with processes.begin_worker(station.life), contextlib.suppress(BrokenPipeError):
+    processes.begin_worker(station.life)
+    with contextlib.suppress(BrokenPipeError):
         station.work(station)
 
 

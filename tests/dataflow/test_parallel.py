@@ -34,6 +34,7 @@ from moxserve.dataflow import (
     RNGDataFlow,
     fix_rng_seed,
 )
+from moxserve.dataflow.order import EpochOrder
 from moxserve.errors import DataError, MoxserveError, UsageError
 
 
@@ -443,3 +444,47 @@ def test_workers_fork_after_tensorflow_was_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split() == ["1225", "2450"], done.stderr
+
+
+class InThreads(DataFlow):
+    """Draws in a thread that it starts on its own."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        drawn: list[int] = []
+
+        def draw() -> None:
+            flow = Drawing()
+            flow.reset_state()
+            drawn.extend(number for (number,) in flow)
+
+        thread = threading.Thread(target=draw)
+        thread.start()
+        thread.join()
+        yield from ([number] for number in drawn)
+
+
+class Drawing(RNGDataFlow):
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from ([self.rng.randint(1 << 30)] for _ in range(4))
+
+
+def test_threads_that_a_worker_starts_on_its_own_draw_what_no_other_worker_draws() -> None:
+    fix_rng_seed(3)
+    try:
+        flow = MultiProcessRunnerZMQ(InThreads(), 2, hwm=4)
+        drawn = [number for (number,) in itertools.islice(flow, 100)]
+        flow.close()
+    finally:
+        fix_rng_seed(None)
+    assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a"])
+def test_a_seed_is_a_number_from_0(seed: Any) -> None:
+    with pytest.raises(UsageError, match="expected an integer of at least 0"):
+        fix_rng_seed(seed)
+
+
+def test_an_order_refuses_a_negative_seed() -> None:
+    with pytest.raises(DataError, match="seed -1: expected at least 0"):
+        EpochOrder(3, seed=-1)
