@@ -21,6 +21,10 @@ __all__ = ["data"]
     lazy={
         "bench": ("moxserve.cli.data_bench:bench", "Measure how fast a data set is read, and where the time goes."),
         "inspect": ("moxserve.cli.data_inspect:inspect", "Show what is in a data set, and what is broken in it."),
+        "native-decoder": (
+            "moxserve.cli.data_native:native_decoder",
+            "Build the optional decoder that reads crops of JPEGs faster.",
+        ),
         "table": ("moxserve.cli.data_table:table", "Write a survey as CSV, Parquet and TFRecord."),
         "to-tfrecord": ("moxserve.cli.data_records:to_tfrecord", "Write images or tables of your own as TFRecord."),
     },

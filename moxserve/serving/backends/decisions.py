@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from moxserve import __version__
 from moxserve.export.manifest import MANIFEST_PATH
 from moxserve.file import atomic_write
+from moxserve.file.places import cache_directory
 from moxserve.serving.machine import machine
 
 __all__ = ["Decision", "DecisionFile", "cache_directory"]
@@ -54,12 +55,6 @@ class Decision(BaseModel):
     deaths: dict[str, int] = Field(default_factory=dict)
     trying: str = ""
     pid: int = 0
-
-
-def cache_directory() -> str:
-    """Return where decisions are kept: MOXSERVE_CACHE, else moxserve in the user's cache directory."""
-    own = os.environ.get("MOXSERVE_CACHE")
-    return own or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "moxserve")
 
 
 class DecisionFile:
