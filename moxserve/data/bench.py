@@ -204,7 +204,8 @@ def _encoded(found: Found) -> Iterator[bytes]:
 
 def _spread(folder: str) -> Iterator[str]:
     """Yield paths of images, from all folders by turns."""
-    from moxserve.tensorflow.datasets.raw.storage import is_image, list_tree
+    from moxserve.images.names import is_image
+    from moxserve.tensorflow.datasets.raw.storage import list_tree
 
     by_class: dict[str, list[str]] = {}
     for name in filter(is_image, list_tree(folder).files):

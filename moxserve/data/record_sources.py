@@ -21,6 +21,7 @@ import numpy as np
 from moxserve.errors import DataError
 from moxserve.file.labels import LABELS_FILE, check_folders, parse_labels, read_labels
 from moxserve.images.header import check_complete, read_header
+from moxserve.images.names import IMAGE_EXTENSIONS, is_image
 from moxserve.tabular.files import CsvFormat, csv_table
 
 __all__ = ["SPLITS", "RecordSource", "find_record_sources"]
@@ -28,7 +29,6 @@ __all__ = ["SPLITS", "RecordSource", "find_record_sources"]
 _TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _INT64, _FLOAT32_MAX = np.iinfo(np.int64), float(np.finfo(np.float32).max)
 SPLITS = ("train", "eval", "test", "validation", "val")
-_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _folders(path: str) -> list[str]:
 
 
 def _pictures(path: str) -> list[str]:
-    return [name for name in _visible(path) if name.lower().endswith(_EXTENSIONS)]
+    return [name for name in _visible(path) if is_image(name)]
 
 
 def _images(path: str, split: str) -> RecordSource:
@@ -96,7 +96,9 @@ def _images(path: str, split: str) -> RecordSource:
         check_folders(labels, folders, path, labels_file)
     files = [(f"{name}/{file}", index) for index, name in enumerate(labels) for file in _pictures(f"{path}/{name}")]
     if not files:
-        raise DataError(f"{path!r} has no images in its class folders", hint=f"images are {', '.join(_EXTENSIONS)}")
+        raise DataError(
+            f"{path!r} has no images in its class folders", hint=f"images are {', '.join(IMAGE_EXTENSIONS)}"
+        )
 
     def read(number: int) -> Mapping[str, Any]:
         name, index = files[number]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from moxserve.errors import DataError, UsageError
 from moxserve.images.header import image_format
+from moxserve.images.names import IMAGE_EXTENSIONS
 from moxserve.protocol.tfrecord import compression_of, header_fits
 
 __all__ = ["KINDS", "Found", "detect", "has_images", "visible"]
@@ -99,8 +100,7 @@ _BY_CONTENT: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
 # A damaged or empty file is what its name says.
 _BY_NAME = {
     ".tfrecord": "tfrecord", ".tfrecords": "tfrecord", ".parquet": "parquet", ".npz": "npz", ".mdb": "lmdb",
-    ".lmdb": "lmdb", ".jpg": "images", ".jpeg": "images", ".png": "images", ".bmp": "images", ".gif": "images",
-    ".webp": "images", ".csv": "csv", ".tsv": "csv",
+    ".lmdb": "lmdb", **dict.fromkeys(IMAGE_EXTENSIONS, "images"),
 }  # fmt: skip
 
 

@@ -19,11 +19,11 @@ from moxserve.dataflow.format import RowsData
 from moxserve.errors import DataError, UsageError
 from moxserve.file import MoxFileNotExistsException, read
 from moxserve.images.decode import decode
+from moxserve.images.names import is_image
 
 __all__ = ["ILSVRC12", "ILSVRC12Files"]
 
 _PARTS = ("train", "val", "test")
-_EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp")
 
 
 class ILSVRC12Files(RowsData):
@@ -97,7 +97,7 @@ def _from_folders(folder: str) -> Sequence[tuple[str, int]]:
         (os.path.join(folder, name, file), label)
         for label, name in enumerate(classes)
         for file in sorted(os.listdir(os.path.join(folder, name)))
-        if file.lower().endswith(_EXTENSIONS)
+        if is_image(file)
     ]
     if not found:
         raise DataError(

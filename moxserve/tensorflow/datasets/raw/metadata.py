@@ -22,10 +22,9 @@ from moxserve.errors import DataError
 from moxserve.file import MoxFileNotExistsException
 from moxserve.file.labels import LABELS_FILE, check_folders, parse_labels
 from moxserve.images.cache import FileKey
+from moxserve.images.names import IMAGE_EXTENSIONS, is_image
 from moxserve.tensorflow.datasets.raw.storage import (
-    IMAGE_EXTENSIONS,
     Tree,
-    is_image,
     join,
     list_tree,
     plain_url,

@@ -10,8 +10,9 @@ import numpy as np
 from moxserve.errors import DataError, UsageError, did_you_mean
 from moxserve.file import MoxFileNotExistsException
 from moxserve.file.labels import LABELS_FILE
+from moxserve.images.names import IMAGE_EXTENSIONS, is_image
 from moxserve.tensorflow.datasets.raw.metadata import RawMetadata, Samples
-from moxserve.tensorflow.datasets.raw.storage import IMAGE_EXTENSIONS, Tree, is_image, join, list_tree, read_all
+from moxserve.tensorflow.datasets.raw.storage import Tree, join, list_tree, read_all
 from moxserve.tensorflow.executor.env import tf1
 
 __all__ = ["MultilabelClassificationRawMetadata"]

@@ -17,9 +17,7 @@ from moxserve.file.s3 import connect, is_s3, parse_url
 from moxserve.images.cache import FileKey
 
 __all__ = [
-    "IMAGE_EXTENSIONS",
     "Tree",
-    "is_image",
     "is_remote",
     "join",
     "list_tree",
@@ -29,7 +27,6 @@ __all__ = [
 ]
 
 # What a file's name ends in to be taken for an image; what is inside decides how it is decoded.
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".gif")
 _CONNECTIONS = 64
 _LATENCY_THREADS = 32
 
@@ -84,11 +81,6 @@ def is_remote(path: str) -> bool:
 def join(base: str, name: str) -> str:
     """Return the path of something in a folder."""
     return f"{base.rstrip('/')}/{name}" if name else base
-
-
-def is_image(name: str) -> bool:
-    """Tell whether a file is taken for an image by its name."""
-    return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 @cache
