@@ -8,6 +8,7 @@ program, and waited for; only those that wait for something else, such as a netw
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 import weakref
@@ -44,6 +45,17 @@ def start_threads(
         _running[thread] = ending
         thread.start()
     return ending
+
+
+def _forked() -> None:
+    # None of them is here: who waits for one is told so, instead of waiting for ever.
+    for ending in list(_running.values()):
+        ending()
+    _running.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @atexit.register

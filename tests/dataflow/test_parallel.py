@@ -27,6 +27,7 @@ from moxserve.dataflow import (
     MultiProcessPrefetchData,
     MultiProcessRunner,
     MultiProcessRunnerZMQ,
+    MultiThreadMapData,
     MultiThreadPrefetchData,
     MultiThreadRunner,
     PrefetchData,
@@ -488,3 +489,35 @@ def test_a_seed_is_a_number_from_0(seed: Any) -> None:
 def test_an_order_refuses_a_negative_seed() -> None:
     with pytest.raises(DataError, match="seed -1: expected at least 0"):
         EpochOrder(3, seed=-1)
+
+
+@pytest.mark.parametrize("kind", ["runner", "map"])
+def test_an_iteration_that_goes_on_in_a_forked_child_ends(kind: str) -> None:
+    def wait(dp: list[int]) -> list[int]:
+        time.sleep(0.001)
+        return dp
+
+    if kind == "runner":
+        flow: DataFlow = MultiThreadRunner(lambda: MapData(Count(None), wait), 2, 1)
+    else:
+        flow = MultiThreadMapData(Count(None), 1, wait, buffer_size=5)
+    datapoints = iter(flow)
+    next(datapoints)
+
+    def go_on(ended: Any) -> None:
+        try:
+            for _ in itertools.islice(datapoints, 20):
+                pass
+        except DataFlowTerminated:
+            ended.set()
+
+    context = multiprocessing.get_context("fork")
+    ended = context.Event()
+    child = context.Process(target=go_on, args=(ended,))
+    child.start()
+    try:
+        assert ended.wait(20)
+    finally:
+        child.kill()
+        child.join()
+    next(datapoints)
