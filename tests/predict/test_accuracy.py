@@ -65,3 +65,10 @@ def test_rows_without_label_are_left_out() -> None:
     accuracy = Accuracy()
     accuracy.add({"classes": np.array(1)}, None)
     assert (accuracy.value, accuracy.how) == (None, "no labels")
+
+
+def test_names_against_numbers_are_told() -> None:
+    accuracy = Accuracy()
+    accuracy.add({"classes": np.array(1)}, Label("no"))
+    assert accuracy.value is None
+    assert accuracy.how == "labels are names, such as 'no', and the model answers with numbers of classes"
