@@ -105,11 +105,13 @@ def array_table(load: Callable[[], Sequence[Any]], specs: Sequence[Any]) -> Any:
     """
     import tensorflow as tf
 
+    from moxserve.tensorflow.executor.python_calls import python_function
+
     def loaded() -> list[Any]:
         return list(load())
 
     def columns(_: Any) -> tuple[Any, ...]:
-        found = tf.numpy_function(loaded, [], [tf.as_dtype(spec.dtype) for spec in specs])
+        found = python_function(loaded, [], [tf.as_dtype(spec.dtype) for spec in specs])
         for tensor, spec in zip(found, specs, strict=True):
             tensor.set_shape(spec.shape)
         return tuple(found)

@@ -12,6 +12,7 @@ from moxserve.errors import DataError, UsageError
 from moxserve.tensorflow.datasets.base import BaseDataset, numbered_rows
 from moxserve.tensorflow.datasets.raw.options import RawOptions
 from moxserve.tensorflow.executor.env import tf
+from moxserve.tensorflow.executor.python_calls import python_function
 
 __all__ = ["ArrayDataset", "LabelledImages"]
 
@@ -113,7 +114,7 @@ def _samples(data: LabelledImages, order: EpochOrder, options: RawOptions, one_h
         return data.images[rows], labels, names[labels]
 
     def items(_: Any, rows: Any) -> dict[str, Any]:
-        images, labels, texts = tf.numpy_function(take, [rows], (tf.uint8, tf.int64, tf.string), stateful=False)
+        images, labels, texts = python_function(take, [rows], (tf.uint8, tf.int64, tf.string), stateful=False)
         images.set_shape([None, *shape])
         labels.set_shape([None])
         texts.set_shape([None])

@@ -9,6 +9,7 @@ from moxserve.dataflow.order import EpochOrder
 from moxserve.errors import UsageError, did_you_mean
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.position import INPUT_COUNTS_STEPS, INPUT_POSITIONS
+from moxserve.tensorflow.executor.python_calls import python_function
 from moxserve.tensorflow.executor.skipped import SkippedRows
 
 __all__ = ["INPUT_COUNTS_STEPS", "INPUT_POSITIONS", "BaseDataset", "input_position", "numbered_rows", "ordered_rows"]
@@ -69,7 +70,7 @@ def _rows_from(position: Any, order: EpochOrder, epochs: int | None) -> Any:
     first, start = position // rows, position % rows
 
     def epoch(number: Any) -> Any:
-        numbers = tf.numpy_function(lambda n: order.epoch(int(n)), [number], tf.int64, stateful=False)
+        numbers = python_function(lambda n: order.epoch(int(n)), [number], tf.int64, stateful=False)
         numbers.set_shape([None])
         return tf.data.Dataset.from_tensor_slices(numbers[tf.where(tf.equal(number, first), start, 0) :])
 

@@ -22,6 +22,7 @@ from moxserve.tensorflow.datasets.images import BATCHES_AT_ONCE, ImagePipeline, 
 from moxserve.tensorflow.datasets.raw.options import RawOptions
 from moxserve.tensorflow.datasets.tfrecord_common import BaseTFRecordMetadata
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.python_calls import python_function
 from moxserve.tensorflow.executor.skipped import SkippedRows
 
 __all__ = ["RecordImages"]
@@ -148,7 +149,7 @@ class RecordImages(ImagePipeline):
             return self._guarded(place, lambda name: decode(data, self.options.channels, name), self._no_pixels())
 
         def decoded(element: Element) -> dict[str, Any]:
-            good, image = tf.numpy_function(load, [element["place"], element["encoded"]], (tf.bool, tf.uint8))
+            good, image = python_function(load, [element["place"], element["encoded"]], (tf.bool, tf.uint8))
             good.set_shape([])
             image.set_shape([None, None, self.options.channels])
             return {**element, "good": good, "image": image}
@@ -170,7 +171,7 @@ class RecordImages(ImagePipeline):
             return self._guarded(place, lambda name: _whole(data, name), b"")
 
         def checked(element: Element) -> dict[str, Any]:
-            good, image = tf.numpy_function(load, [element["place"], element["encoded"]], (tf.bool, tf.string))
+            good, image = python_function(load, [element["place"], element["encoded"]], (tf.bool, tf.string))
             good.set_shape([])
             image.set_shape([])
             return {**element, "good": good, "image_buf": image}
@@ -211,7 +212,7 @@ class RecordImages(ImagePipeline):
             state = np.random.SeedSequence([self.draws, int(number)]).generate_state(2, np.uint64)
             return (state >> np.uint64(1)).astype(np.int64)
 
-        seed = tf.numpy_function(drawn, [position], tf.int64, stateful=False)
+        seed = python_function(drawn, [position], tf.int64, stateful=False)
         seed.set_shape([2])
         return seed
 
@@ -237,7 +238,7 @@ class RecordImages(ImagePipeline):
         def decoded(element: Element) -> dict[str, Any]:
             rows = element["encoded"].shape[0]
             inputs = [element[key] for key in ("place", "encoded", "position")]
-            images, good = tf.numpy_function(load, inputs, (tf.uint8, tf.bool))
+            images, good = python_function(load, inputs, (tf.uint8, tf.bool))
             images.set_shape([rows, *size, options.channels])
             good.set_shape([rows])
             items = {"image": images, **_public(element)}

@@ -24,6 +24,7 @@ from moxserve.protocol.tfrecord_index import RecordIndex
 from moxserve.tensorflow.datasets.base import input_position, numbered_rows
 from moxserve.tensorflow.datasets.tfrecord_files import open_source
 from moxserve.tensorflow.executor.env import tf
+from moxserve.tensorflow.executor.python_calls import python_function, steps
 from moxserve.tensorflow.executor.skipped import SkippedRows
 
 __all__ = ["BadRecords", "Reading", "check_integer", "indexed_records", "streamed_records"]
@@ -148,7 +149,7 @@ def indexed_records(index: RecordIndex, reading: Reading) -> Any:
     reading.skipped.of_rows(order, lambda: map(index.name, range(len(index))))
     rows = numbered_rows(order, reading.num_epochs, reading.position, reading.skipped)
     chunks = rows.batch(_CHUNK_RECORDS).map(
-        lambda positions, row: _element(tf.numpy_function(read, [positions, row], _TYPES)),
+        lambda positions, row: _element(python_function(read, [positions, row], _TYPES)),
         num_parallel_calls=reading.num_parallel,
         deterministic=True,
     )
@@ -212,10 +213,10 @@ def streamed_records(paths: Sequence[str], reading: Reading) -> Any:
 
     def of_file(number: Any) -> Any:
         types, shapes = (tf.string, tf.string), (tf.TensorShape([]), tf.TensorShape([]))
-        return tf.data.Dataset.from_generator(records.of, types, shapes, args=(number,))
+        return tf.data.Dataset.from_generator(steps(records.of), types, shapes, args=(number,))
 
     def epoch(number: Any) -> Any:
-        files = tf.numpy_function(lambda n: order.epoch(int(n)), [number], tf.int64, stateful=False)
+        files = python_function(lambda n: order.epoch(int(n)), [number], tf.int64, stateful=False)
         files.set_shape([None])
         at_once = min(_FILES_AT_ONCE, len(paths)) if reading.shuffle else 1
         mixed = tf.data.Dataset.from_tensor_slices(files).interleave(

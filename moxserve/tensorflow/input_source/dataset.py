@@ -11,6 +11,7 @@ from moxserve.errors import ModelSpecError, UsageError
 from moxserve.tensorflow.executor.batching import batch_dataset, is_endless
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.participants import NEVER, Clock, Participant
+from moxserve.tensorflow.executor.python_calls import steps
 from moxserve.tensorflow.input_source.base import FeedfreeInput
 from moxserve.tensorflow.input_source.reader import FlowReader
 from moxserve.tensorflow.input_source.signature import Spec, as_signature
@@ -35,7 +36,7 @@ class _FlowDataset:
 
     def dataset(self) -> Any:
         """Make the dataset."""
-        return tf.data.Dataset.from_generator(self._generate, output_signature=self._signature)
+        return tf.data.Dataset.from_generator(steps(self._generate), output_signature=self._signature)
 
     def _generate(self) -> Iterator[tuple[Any, ...]]:
         with self._lock:

@@ -136,6 +136,8 @@ def _missing(config: Config, tables: dict[str, Table]) -> dict[str, str]:
 def _batches(config: Config, mode: str, arrays: Sequence[np.ndarray]) -> Any:
     import tensorflow as tf
 
+    from moxserve.tensorflow.executor.python_calls import python_function
+
     dtypes = [tf.string if array.dtype == object else tf.as_dtype(array.dtype) for array in arrays]
 
     def take(numbers: np.ndarray) -> list[np.ndarray]:
@@ -143,7 +145,7 @@ def _batches(config: Config, mode: str, arrays: Sequence[np.ndarray]) -> Any:
 
     # The arrays stay where they are: a batch is a copy of its rows only.
     def rows(numbers: Any) -> tuple[Any, ...]:
-        found = tf.numpy_function(take, [numbers], dtypes, stateful=False)
+        found = python_function(take, [numbers], dtypes, stateful=False)
         for tensor, array in zip(found, arrays, strict=True):
             tensor.set_shape([numbers.shape[0], *array.shape[1:]])
         return tuple(found)

@@ -23,6 +23,7 @@ from moxserve.tensorflow.datasets.raw.source import RawSource
 from moxserve.tensorflow.datasets.raw.storage import is_remote
 from moxserve.tensorflow.datasets.reader.raw_reader import AsyncRawGenerator, ParallelReader
 from moxserve.tensorflow.executor.env import tf
+from moxserve.tensorflow.executor.python_calls import python_function, steps
 
 __all__ = ["RawImageDataset"]
 
@@ -94,7 +95,7 @@ class _Pipeline(ImagePipeline):
         kwargs = {"num_readers": options.num_readers, "capacity": options.capacity, **(options.reader_kwargs or {})}
         size = at_once or min(_FETCHED_AT_ONCE, options.capacity)
         fetched = tf.data.Dataset.from_generator(
-            FetchedRows(self.source, reader, kwargs, size),
+            steps(FetchedRows(self.source, reader, kwargs, size)),
             args=(input_position(options.position, self.source.skipped),),
             output_signature=tuple(tf.TensorSpec([None], dtype) for dtype in ROW_AND_CONTENT),
         )
@@ -109,7 +110,7 @@ class _Pipeline(ImagePipeline):
             types.append(tf.int64)
 
         def load(*row: Any) -> dict[str, Any]:
-            good, name, label, text, value, *seed = tf.numpy_function(self._load, row, types)
+            good, name, label, text, value, *seed = python_function(self._load, row, types)
             for tensor, shape in (
                 (good, []),
                 (name, []),
@@ -140,7 +141,7 @@ class _Pipeline(ImagePipeline):
         types = (tf.string, self.label_type, tf.string, tf.uint8, tf.int64)
 
         def load(*rows: Any) -> dict[str, Any]:
-            names, labels, texts, images, seeds = tf.numpy_function(self._load_batch, rows, types)
+            names, labels, texts, images, seeds = python_function(self._load_batch, rows, types)
             for tensor, shape in (
                 (names, [None]),
                 (labels, [None, *label.shape]),
