@@ -1,6 +1,7 @@
 """Images from disk to batches: ours, tf.data, torch and tensorpack in one run, and what the decoders can do at most.
 
     python benchmarks/input.py --setup-peers    # once: environments for torch and tensorpack under build/peers
+    moxserve data native-decoder                # optional: the rows with the native decoder
     python benchmarks/input.py [--rounds 5] [--epochs 2] [--only ours,tfdata] [--json]
 
 Random resized crop to 224, random flip, batch 64, shuffled, on 640 JPEGs of about 500 x 375 that are crops of real
@@ -31,6 +32,8 @@ from input_images import write_images
 from serving_processes import tree, tree_cpu_s
 from serving_targets import install
 
+from moxserve.images.native.library import SWITCH, installed
+
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / "build" / "peers"
 PEER_REQUIREMENTS = {
@@ -48,7 +51,7 @@ class Pipeline:
         worker: the program that has it.
         name: what that program calls it.
         title: what it does.
-        against: title-less key `worker.name` of ours that is compared with it.
+        against: name of the pipeline of ours that is compared with it, without the native decoder and with it.
     """
 
     worker: str
@@ -67,20 +70,23 @@ PIPELINES = (
     Pipeline("ours", "limit_simplejpeg", "simplejpeg, decoding alone, one thread"),
     Pipeline("ours", "uint8", "ours, raw data set, uint8"),
     Pipeline("ours", "batches", "ours, BatchDecoder alone, uint8"),
-    Pipeline("tfdata", "naive_uint8", "tf.data: decode, crop, resize, uint8", "ours.uint8"),
-    Pipeline("tfdata", "fused_uint8", "tf.data: decode_and_crop, resize, uint8", "ours.uint8"),
-    Pipeline("torch", "uint8", "torch DataLoader, OpenCV, uint8", "ours.uint8"),
-    Pipeline("tensorpack", "uint8", "tensorpack MultiProcessMapData, uint8", "ours.uint8"),
+    Pipeline("native", "uint8", "ours with the native decoder, raw data set, uint8", "uint8"),
+    Pipeline("native", "batches", "ours with the native decoder, BatchDecoder alone, uint8", "batches"),
+    Pipeline("tfdata", "naive_uint8", "tf.data: decode, crop, resize, uint8", "uint8"),
+    Pipeline("tfdata", "fused_uint8", "tf.data: decode_and_crop, resize, uint8", "uint8"),
+    Pipeline("torch", "uint8", "torch DataLoader, OpenCV, uint8", "uint8"),
+    Pipeline("tensorpack", "uint8", "tensorpack MultiProcessMapData, uint8", "uint8"),
     Pipeline("ours", "float32", "ours, raw data set, float32"),
-    Pipeline("tfdata", "naive_float32", "tf.data: decode, crop, resize, float32", "ours.float32"),
-    Pipeline("tfdata", "fused_float32", "tf.data: decode_and_crop, resize, float32", "ours.float32"),
-    Pipeline("torch", "float32", "torch DataLoader, OpenCV, float32", "ours.float32"),
-    Pipeline("tensorpack", "float32", "tensorpack MultiProcessMapData, float32", "ours.float32"),
+    Pipeline("native", "float32", "ours with the native decoder, raw data set, float32", "float32"),
+    Pipeline("tfdata", "naive_float32", "tf.data: decode, crop, resize, float32", "float32"),
+    Pipeline("tfdata", "fused_float32", "tf.data: decode_and_crop, resize, float32", "float32"),
+    Pipeline("torch", "float32", "torch DataLoader, OpenCV, float32", "float32"),
+    Pipeline("tensorpack", "float32", "tensorpack MultiProcessMapData, float32", "float32"),
     Pipeline("ours", "cached_uint8", "ours, raw data set, decoded cache, uint8"),
     Pipeline("ours", "batches_cached", "ours, BatchDecoder, decoded cache, uint8"),
-    Pipeline("tfdata", "cached_uint8", "tf.data: cache() of decoded images, uint8", "ours.cached_uint8"),
+    Pipeline("tfdata", "cached_uint8", "tf.data: cache() of decoded images, uint8", "cached_uint8"),
     Pipeline("ours", "bytes", "ours, bytes only"),
-    Pipeline("tfdata", "bytes", "tf.data: read_file, bytes only", "ours.bytes"),
+    Pipeline("tfdata", "bytes", "tf.data: read_file, bytes only", "bytes"),
 )
 
 
@@ -137,10 +143,15 @@ def commands(folder: Path, listed: Path, only: Sequence[str]) -> dict[str, list[
     """Return the programs that can be run here, and say which cannot."""
     threads = len(os.sched_getaffinity(0))
     arguments = [str(threads), str(BATCH), str(listed)]
+    ours = [sys.executable, str(HERE / "input_ours.py"), *arguments, str(folder / "cache")]
     found = {
-        "ours": [sys.executable, str(HERE / "input_ours.py"), *arguments, str(folder / "cache")],
+        "ours": ["env", f"{SWITCH}=0", *ours],
         "tfdata": [sys.executable, str(HERE / "input_tfdata.py"), *arguments],
     }
+    if installed() is not None:
+        found["native"] = ours
+    elif "native" in only:
+        print("the native decoder is left out: `moxserve data native-decoder` builds it", file=sys.stderr)
     for peer in PEER_REQUIREMENTS:
         if (PEERS / peer / ".complete").exists():
             found[peer] = [str(PEERS / peer / "bin" / "python"), str(HERE / "peers" / f"input_{peer}.py"), *arguments]
@@ -181,23 +192,27 @@ def report(found: dict[str, list[float]]) -> list[dict[str, object]]:
             "images_per_cpu_s": statistics.median(values),
             "best": max(values),
         }
-        ours = found.get(pipeline.against)
-        if ours:
-            ratios = [mine / theirs for mine, theirs in zip(ours, values, strict=True)]
-            row["ours_against_it"] = statistics.median(ratios)
-            row["lowest"], row["highest"] = min(ratios), max(ratios)
+        for worker in ("ours", "native"):
+            mine = found.get(f"{worker}.{pipeline.against}")
+            if mine and pipeline.worker != worker:
+                ratios = [one / other for one, other in zip(mine, values, strict=True)]
+                row[f"{worker}_against_it"] = [statistics.median(ratios), min(ratios), max(ratios)]
         rows.append(row)
     return rows
 
 
 def print_table(rows: list[dict[str, object]]) -> None:
     """Print as Markdown."""
-    print("| pipeline | images/CPU-s | best | ours / it (lowest..highest) |")
-    print("| --- | ---: | ---: | ---: |")
+    print("| pipeline | images/CPU-s | best | ours / it (lowest..highest) | with the native decoder / it |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for row in rows:
-        ratio = "{ours_against_it:.2f} ({lowest:.2f}..{highest:.2f})".format(**row) if "ours_against_it" in row else ""
-        figures = " | ".join(f"{row[key]:,.0f}" for key in ("images_per_cpu_s", "best"))
-        print(f"| {row['pipeline']} | {figures} | {ratio} |")
+        cells = [str(row["pipeline"]), *(f"{row[key]:,.0f}" for key in ("images_per_cpu_s", "best"))]
+        cells += [_ratio(row.get(f"{worker}_against_it")) for worker in ("ours", "native")]
+        print(f"| {' | '.join(cells)} |")
+
+
+def _ratio(found: object) -> str:
+    return "{:.2f} ({:.2f}..{:.2f})".format(*found) if isinstance(found, list) else ""
 
 
 def setup_peers() -> None:
@@ -222,7 +237,7 @@ def main() -> None:
     add("--rounds", type=int, default=5)
     add("--epochs", type=int, default=2, help="of one measurement; more where images are cached")
     add("--batches", type=int, default=10, help="of an epoch: so many times 64 files are made")
-    add("--only", default="ours,tfdata,torch,tensorpack", help="which programs, with commas")
+    add("--only", default="ours,native,tfdata,torch,tensorpack", help="which programs, with commas")
     add("--json", action="store_true")
     options = parser.parse_args()
     if options.setup_peers:
