@@ -26,7 +26,13 @@ class ColorSpace(PhotometricAugmentor):
         self.mode, self.keepdims = mode, keepdims
 
     def _augment(self, img: np.ndarray, params: Any) -> np.ndarray:
-        converted = in_single_precision(img, lambda image: opencv().cvtColor(image, self.mode))
+        cv2 = opencv()
+        try:
+            converted = in_single_precision(img, lambda image: cv2.cvtColor(image, self.mode))
+        except cv2.error as error:
+            raise UsageError(
+                f"{type(self).__name__} cannot convert an image of shape {img.shape} and dtype {img.dtype}: {error.err}"
+            ) from error
         return restore_channels(converted, img) if self.keepdims else converted
 
 

@@ -457,3 +457,9 @@ def test_without_opencv_the_missing_package_is_named(monkeypatch: pytest.MonkeyP
     ):
         imgaug.Brightness(3).augment(IMAGE)
     assert imgaug.CenterCrop(4).augment(IMAGE).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1), (4, 4, 2)])
+def test_grayscale_says_which_image_it_cannot_convert(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=rf"Grayscale cannot convert an image of shape \({shape[0]}, "):
+        imgaug.Grayscale().augment(np.zeros(shape, np.uint8))
