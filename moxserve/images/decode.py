@@ -19,6 +19,7 @@ What TensorFlow does otherwise:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -264,16 +265,37 @@ def _simplejpeg(data: bytes, header: ImageHeader, channels: int, rows: int, fact
             height = enough
             encoded = bytearray(data)
             encoded[header.height_at : header.height_at + 2] = height.to_bytes(2, "big")
-    options: dict[str, Any] = {}
+    width, options = header.width, {}
     if factor:
-        options = {
-            "fastdct": True, "fastupsample": True, "min_height": -(-height // factor),
-            "min_width": -(-header.width // factor),
-        }  # fmt: skip
-    try:
-        return simplejpeg.decode_jpeg(encoded, "GRAY" if channels == 1 else "RGB", strict=False, **options)
-    except ValueError:
-        return None
+        height, width = -(-height // factor), -(-width // factor)
+        options = {"fastdct": True, "fastupsample": True, "min_height": height, "min_width": width}
+    return _turbo(encoded, "GRAY" if channels == 1 else "RGB", (height, width), options)
+
+
+def _turbo(
+    data: bytes | bytearray, colours: str, size: tuple[int, int], options: Mapping[str, Any]
+) -> np.ndarray | None:
+    """Decode by simplejpeg to `size`, or to less if `options` allow it; None if it cannot be.
+
+    An error after a warning passes for another warning there, and what comes back is memory that nobody wrote to. Rows
+    are written from the top down, so a mark that is still in the last one tells; another mark, whether the image has
+    that colour.
+    """
+    height, width = size
+    row = width * {"GRAY": 1, "RGB": 3, "CMYK": 4}[colours]
+    memory = np.empty(height * row, np.uint8)
+    for mark in (0xA5, 0x5A):
+        # Of an image that comes out smaller the last row may be anywhere.
+        memory[0 if options else -row :] = mark
+        try:
+            image = simplejpeg.decode_jpeg(data, colours, strict=False, buffer=memory, **options)
+        except ValueError:
+            return None
+        if not options and image.shape[:2] != size:
+            return None
+        if (image[-1] != mark).any():
+            return image
+    return None
 
 
 def _cmyk(data: bytes, header: ImageHeader, name: str) -> np.ndarray | None:
@@ -281,9 +303,8 @@ def _cmyk(data: bytes, header: ImageHeader, name: str) -> np.ndarray | None:
         if header.inverted:
             return None  # OpenCV's formula may be 1 lower
         raise BadImageError(name, "a CMYK file without Adobe's marker, which OpenCV inverts; simplejpeg can read it")
-    try:
-        inks = simplejpeg.decode_jpeg(data, "CMYK", strict=False)
-    except ValueError:
+    inks = _turbo(data, "CMYK", (header.height, header.width), {})
+    if inks is None:
         return None
     light = (inks if header.inverted else ~inks).astype(np.uint16)
     return (light[..., :3] * light[..., 3:] // 255).astype(np.uint8)

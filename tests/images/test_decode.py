@@ -115,6 +115,34 @@ def test_files_that_are_cut_off_are_bad(files: dict[str, bytes], decoder: str):
                 decode(data[: int(len(data) * part)], 3, name)
 
 
+def _without_a_table(data: bytes) -> bytes:
+    """A JPEG whose scan gives the decoder something to warn of, and then names a table that is not there."""
+    damaged = bytearray(data)
+    scan = damaged.index(b"\xff\xda")
+    components = damaged[scan + 4]
+    damaged[scan + 6] = 0x33
+    damaged[scan + 5 + 2 * components : scan + 8 + 2 * components] = b"\x00\x01\x00"
+    return bytes(damaged)
+
+
+def test_memory_that_was_not_written_is_no_image(files: dict[str, bytes], decoder: str):
+    for name in ("jpeg.420.baseline.90", "jpeg.gray", "jpeg.cmyk"):
+        damaged = _without_a_table(files[name])
+        for channels in (1, 3):
+            with pytest.raises(BadImageError, match="the decoder refuses it"):
+                decode(damaged, channels)
+            with pytest.raises(BadImageError, match="the decoder refuses it"):
+                WindowDecoder(Stretch(8, 8), channels, exact=False)(damaged, np.random.default_rng(0))
+
+
+def test_a_flat_image_may_have_any_shade(encode: Any, decoder: str):
+    for shade in (0, 0x5A, 0xA5, 255):
+        flat = np.full((9, 11, 3), shade, np.uint8)
+        for mode in ("RGB", "L"):
+            image = decode(encode("JPEG", mode, flat, quality=95), 3)
+            assert np.abs(image.astype(int) - shade).max() <= 2
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_damage_is_refused_or_decoded_to_the_size_told(files: dict[str, bytes], data: st.DataObject):
@@ -207,6 +235,7 @@ def test_rows_below_the_window_are_not_decoded(files: dict[str, bytes], monkeypa
             return image
 
     monkeypatch.setattr(module, "simplejpeg", Spy)
+    monkeypatch.setattr(module.native, "installed", lambda: None)
     top = Window(0, 0, 8, 8, 8, 8)
     WindowDecoder(Fixed(top))(files["jpeg.420.baseline.90"], np.random.default_rng(0))
     WindowDecoder(Fixed(top))(files["jpeg.420.progressive.90"], np.random.default_rng(0))
