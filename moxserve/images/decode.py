@@ -19,6 +19,7 @@ What TensorFlow does otherwise:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -47,6 +48,8 @@ def opencv() -> ModuleType:
     Raises:
         MissingExtraError: OpenCV is not installed.
     """
+    # It tells of each damaged image on stderr, past every log; we count them, and name them ourselves.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")
     try:
         import cv2
     except ImportError:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -283,3 +286,21 @@ def test_stretch_takes_all_of_the_image(photo: np.ndarray, encode: Any):
 def test_windows_are_checked():
     with pytest.raises(UsageError, match="sides must be at least 1"):
         Window(0, 0, 0, 5, 3, 3)
+
+
+def test_opencv_says_nothing_of_a_damaged_image_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "cut.gif"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 40, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    code = (
+        "import sys\n"
+        "from moxserve.images.decode import decode\n"
+        "from moxserve.images.header import BadImageError\n"
+        "try:\n"
+        "    decode(open(sys.argv[1], 'rb').read())\n"
+        "except BadImageError:\n"
+        "    print('bad')\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("bad\n", "")
