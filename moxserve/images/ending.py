@@ -2,7 +2,8 @@
 
 Such a thread is not known to Python, which takes the interpreter down under it: when it comes back from OpenCV then, it
 is torn out of C++ code, and the program aborts ("terminate called without an active exception") or waits for ever for
-what the thread held. So the end of the program waits for calls that are under way, and lets no other begin.
+what the thread held. So the end of the program waits for calls that are under way, and lets no other begin: those that
+are tried are refused, which ends the pipelines that try them, and it waits until that has happened.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from moxserve.errors import MoxserveError
 
 __all__ = ["ProgramEndsError", "before_the_end"]
 
-# How long calls may take at the end of the program.
+# How long the end of the program waits, at most.
 _PATIENCE_S = 3.0
-# For the few instructions between the end of a call and the return to the other library.
-_RETURN_S = 0.02
+# How long no call may have ended, or been tried: for the few instructions until it is back in the other library, and
+# for that library to see an error.
+_QUIET_S = 0.02
 
 
 class ProgramEndsError(MoxserveError):
@@ -29,19 +31,38 @@ class ProgramEndsError(MoxserveError):
 
 
 class _Calls:
-    """Calls under way, and whether more may begin."""
+    """Calls under way, when one ended or was tried last, and whether more may begin."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition(threading.Lock())
         self.count, self.any, self.ending = 0, False, False
+        self.last = 0.0
+
+    def begin(self) -> None:
+        """Note that a call begins, or that it may not."""
+        with self.changed:
+            if self.ending:
+                self.last = time.monotonic()
+                raise ProgramEndsError("the program ends: no more data are read")
+            self.count, self.any = self.count + 1, True
+
+    def finish(self) -> None:
+        """Note that a call ends."""
+        with self.changed:
+            self.count, self.last = self.count - 1, time.monotonic()
+            self.changed.notify_all()
 
     def end(self) -> None:
-        """Let no other call begin, and wait for those under way."""
+        """Let no other call begin, and wait for those under way, and until no other is tried."""
         with self.changed:
             self.ending = True
-            self.changed.wait_for(lambda: not self.count, _PATIENCE_S)
-        if self.any:
-            time.sleep(_RETURN_S)
+            deadline = time.monotonic() + _PATIENCE_S
+            while self.any:
+                now = time.monotonic()
+                until = deadline if self.count else min(self.last + _QUIET_S, deadline)
+                if until <= now:
+                    return
+                self.changed.wait(until - now)
 
 
 _calls = _Calls()
@@ -70,13 +91,8 @@ def before_the_end() -> Iterator[None]:
         ProgramEndsError: the program ends already.
     """
     calls = _calls
-    with calls.changed:
-        if calls.ending:
-            raise ProgramEndsError("the program ends: no more data are read")
-        calls.count, calls.any = calls.count + 1, True
+    calls.begin()
     try:
         yield
     finally:
-        with calls.changed:
-            calls.count -= 1
-            calls.changed.notify_all()
+        calls.finish()
