@@ -61,6 +61,7 @@ class ProgressiveImagenetDataset(BaseDataset):
 
     The sizes change at exactly the steps that are given, and also in a run that goes on from a checkpoint: batches are
     counted, not seen from the global step, so that nothing has to be switched earlier for what is read ahead.
+    For each bad image that was left out in its stage, a run that goes on repeats one.
 
     Args:
         num_samples: how many samples an epoch has; None counts those of the first stage.

@@ -59,7 +59,7 @@ class ImageClassificationTFRecordDataset(BaseDataset):
         exact_shuffle: as `BaseTFRecordDataset`.
         position: as `BaseTFRecordDataset`.
         channels: 1 (gray), 3 (colour) or 4 (colour and alpha).
-        capacity: how many images are decoded ahead of those that are taken, at most.
+        capacity: how many images are decoded ahead of those that are taken, besides those that are under way.
         meta: another name of `metadata`, which the document's example uses.
 
     Raises:

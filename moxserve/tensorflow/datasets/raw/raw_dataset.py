@@ -48,7 +48,8 @@ class ImageClassificationRawDataset(RawImageDataset):
         num_epochs: how often all images are read; None for no end.
         shuffle: another order each epoch.
         shuffle_buffer_size: accepted as the original has it; the order is an exact permutation, which needs no buffer.
-        capacity: how many files are read, and how many images are decoded, ahead of those that are taken, at most.
+        capacity: how many files are read, and how many images are decoded, ahead of those that are taken. What is under
+            way comes on top: the next batch, and two that are decoded; or a few images for each thread.
         cache_dir: local folder that keeps what was read once; `ENV` for the one that $DLS_LOCAL_CACHE_PATH names. It
             pays for files that are slow to read, and with `cache_decoded`.
         preprocess_fn: makes the items from the files' contents: called with the tensors `image_name`, `image_buf`,
