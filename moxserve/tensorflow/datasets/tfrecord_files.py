@@ -114,8 +114,10 @@ def cache_folder(cache_dir: str) -> str:
     """Return the local folder that `cache_dir` means: itself, or for `ENV` what $DLS_LOCAL_CACHE_PATH names.
 
     Raises:
-        UsageError: it is in a bucket, or the variable is not set.
+        UsageError: it is no folder, or in a bucket, or the variable is not set.
     """
+    if not cache_dir or not isinstance(cache_dir, (str, os.PathLike)):
+        raise UsageError(f"cache_dir={cache_dir!r}: expected a local folder", hint="leave it out for no cache")
     if cache_dir == _ENV:
         folder = os.environ.get(_CACHE_VARIABLE, "")
         if not folder:

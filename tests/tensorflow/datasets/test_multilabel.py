@@ -84,8 +84,23 @@ def test_another_separator(scenes: Path, read: Read):
     np.testing.assert_array_equal(rows[0][1], [1, 1])
     spaced = mox.MultilabelClassificationRawMetadata(str(scenes), label_sep=" ")
     assert spaced.labels_list == ["a,", "b", "c,a,"]
-    with pytest.raises(UsageError, match="label_sep=''"):
-        mox.MultilabelClassificationRawDataset(metadata, label_sep="")
+    for wrong in ("", None, 3):
+        with pytest.raises(UsageError, match=f"label_sep={wrong!r}: expected what is between two labels"):
+            mox.MultilabelClassificationRawDataset(metadata, label_sep=wrong)
+    with pytest.raises(UsageError, match="label_sep=3: expected what is between two labels"):
+        mox.MultilabelClassificationRawMetadata(str(scenes), label_sep=3)  # type: ignore[arg-type]
+
+
+def test_data_sets_that_share_metadata_separate_alike(scenes: Path, read: Read):
+    for name in TEXTS:
+        (scenes / "labels" / f"{name}.txt").write_text("a,b c")
+    metadata = mox.MultilabelClassificationRawMetadata(str(scenes), label_sep=",")
+    assert [label.tolist() for _, label, _ in _rows(read, metadata)] == [[1, 1]] * 5
+    first = mox.MultilabelClassificationRawMetadata(str(scenes))
+    assert [label.tolist() for _, label, _ in _rows(read, first)] == [[1]] * 5
+    for shared, separator in ((metadata, " "), (first, ",")):
+        with pytest.raises(UsageError, match=f"label_sep='{separator}', and the metadata separate by"):
+            mox.MultilabelClassificationRawDataset(shared, label_sep=separator)
 
 
 def test_a_label_that_is_not_in_labels_txt_tells_of_the_separator(scenes: Path):

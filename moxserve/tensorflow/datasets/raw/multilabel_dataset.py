@@ -46,8 +46,9 @@ class MultilabelClassificationRawDataset(RawImageDataset):
         reader_class: see there.
         reader_kwargs: see there.
         drop_remainder: see there.
-        label_sep: what is between labels in a label file; `\n` by default. Blanks around labels do not count. The one
-            that the metadata were given has precedence.
+        label_sep: what is between labels in a label file; `\n` by default. Blanks around labels do not count. Where
+            the metadata, or an earlier data set with the same metadata, were given one, that is meant by the default,
+            and no third one can be given.
         skip_label_not_found: leave out images that have no label file, instead of raising a DataError that names one.
         augmentation_fn: see there.
         seed: see there.

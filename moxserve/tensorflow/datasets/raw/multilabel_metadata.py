@@ -43,6 +43,7 @@ class MultilabelClassificationRawMetadata(RawMetadata):
             are asked for before there is a data set.
 
     Raises:
+        UsageError: `label_sep` is no text, or empty.
         DataError: from every property and method: a folder is missing or holds no image, a file breaks the rules.
     """
 
@@ -58,8 +59,8 @@ class MultilabelClassificationRawMetadata(RawMetadata):
         label_sep: str | None = None,
     ) -> None:
         super().__init__(base_dir, redirect_dir, labels_filename)
-        if label_sep == "":
-            raise UsageError("label_sep='': expected what is between two labels", hint=r"such as '\n', ' ' or ','")
+        if label_sep is not None:
+            _check_separator(label_sep)
         self.images_sub_dir = images_sub_dir.strip("/")
         self.labels_sub_dir = labels_sub_dir.strip("/")
         self.labels_extension = labels_extension.lstrip(".")
@@ -127,11 +128,19 @@ class MultilabelClassificationRawMetadata(RawMetadata):
         return len(self._names)
 
     def use_separator(self, label_sep: str) -> None:
-        """Take a data set's separator, unless one was given to the constructor."""
-        if not label_sep:
-            raise UsageError("label_sep='': expected what is between two labels", hint=r"such as '\n', ' ' or ','")
+        """Take a data set's separator, unless there is one: from the constructor, or from an earlier data set.
+
+        Raises:
+            UsageError: there is another one, and this is not the default, so that somebody asks for both.
+        """
+        _check_separator(label_sep)
         if self.label_sep is None:
             self.label_sep = label_sep
+        elif label_sep not in (self.label_sep, _SEPARATOR):
+            raise UsageError(
+                f"label_sep={label_sep!r}, and the metadata separate by {self.label_sep!r}",
+                hint="make metadata of its own for each data set that separates labels in another way",
+            )
 
     def select(self, skip_label_not_found: bool = False) -> Samples:
         """Return the samples that have a label file.
@@ -178,6 +187,13 @@ class MultilabelClassificationRawMetadata(RawMetadata):
                     hint=f"labels are separated by {self.label_sep or _SEPARATOR!r}: is label_sep right?",
                 )
         return np.asarray([known[label] for label in labels], np.int64)
+
+
+def _check_separator(label_sep: str) -> None:
+    if not isinstance(label_sep, str) or not label_sep:
+        raise UsageError(
+            f"label_sep={label_sep!r}: expected what is between two labels", hint=r"such as '\n', ' ' or ','"
+        )
 
 
 def _decode(data: bytes, path: str) -> str:

@@ -61,6 +61,8 @@ class RawOptions:
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise UsageError(f"{name}={value!r} cannot be called")
+        if self.reader_kwargs is not None and not isinstance(self.reader_kwargs, Mapping):
+            raise UsageError(f"reader_kwargs={self.reader_kwargs!r}: expected a dict of keyword arguments")
         if self.on_bad_image not in get_args(OnBadImage):
             raise UsageError(f"on_bad_image={self.on_bad_image!r}: expected 'skip' or 'raise'")
         if self.channels not in _CHANNELS:
