@@ -79,6 +79,11 @@ class Pump:
             self._thread.join(_JOIN_S)
 
     @property
+    def moved(self) -> int:
+        """How many elements were moved since it was started."""
+        return self._moved
+
+    @property
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread is not None and self._thread.is_alive()

@@ -205,7 +205,8 @@ class BatchQueueInput(QueueInput):
         ds: the flow; its datapoints are samples of one shape.
         batch_size: rows of a batch.
         queue: a queue of your own; default a FIFOQueue of 10 batches.
-        infinite: as for QueueInput; the rest that fills no batch is left out where the flow ends.
+        infinite: as for QueueInput; the rest that fills no batch is left out where the flow ends, with a warning in
+            EVAL and PREDICT. A flow that has less than a batch is an error.
         signature: of a sample; None to take it off the first datapoint.
     """
 
@@ -264,7 +265,27 @@ class BatchQueueInput(QueueInput):
         return super()._size() // self._batch_size
 
     def _move(self) -> bool:
-        return all(super(BatchQueueInput, self)._move() for _ in range(self._batch_size))
+        rows = 0
+        while rows < self._batch_size and super()._move():
+            rows += 1
+        if rows < self._batch_size and not self._pump.stopping():
+            self._leave_out(rows)
+        return rows == self._batch_size
+
+    def _leave_out(self, rows: int) -> None:
+        if not self._pump.moved:
+            raise DataError(
+                f"{self._reader.name} gave {rows} datapoint(s), less than a batch of {self._batch_size}",
+                hint="QueueInput gives evaluations a smaller last batch",
+            )
+        if rows and self.mode != ModeKeys.TRAIN:
+            tf1.logging.warning(
+                "%s: the last %d datapoint(s) fill no batch of %d and are left out of %s; QueueInput gives them, too",
+                self.describe(),
+                rows,
+                self._batch_size,
+                self.mode,
+            )
 
 
 class ZMQInput(QueueInput):

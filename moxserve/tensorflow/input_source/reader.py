@@ -150,7 +150,7 @@ class FlowReader:
             for datapoint in self.ds:
                 empty = False
                 yield datapoint
-            if empty and self._repeats:
+            if empty:
                 raise DataError(f"{self.name} gave no data", hint="is it empty?")
             if not self._repeats:
                 return

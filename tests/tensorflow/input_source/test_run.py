@@ -16,6 +16,7 @@ import moxserve.tensorflow as mox
 from moxserve.errors import DataError, ModelSpecError, UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.inputs import collect_samples
+from moxserve.tensorflow.executor.participants import Clock
 from moxserve.tensorflow.input_source import (
     BatchQueueInput,
     DummyConstantInput,
@@ -262,6 +263,40 @@ def test_a_queue_that_makes_batches(model: Any, numbers: Any) -> None:
     assert (result.stop_reason, result.local_steps) == ("end_of_input", 2)
     with pytest.raises(ModelSpecError, match="makes batches of 5, and the run has batch_size=4"):
         model.run(lambda mode: BatchQueueInput(numbers(10), 5), max_number_of_steps=1)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("mode", ["TRAIN", "EVAL", "PREDICT"])
+@pytest.mark.parametrize("wrap", [lambda source: source, StagingInput], ids=["queue", "staged"])
+def test_less_than_a_batch_is_no_result(rows: int, mode: str, wrap: Any, numbers: Any) -> None:
+    signature = [tf.TensorSpec([None], tf.float32, "x")]
+    source = wrap(BatchQueueInput(numbers(rows), 4, infinite=False))
+    with tf1.Graph().as_default():
+        (participant,) = source.setup(signature, mode)
+        source.get_input_tensors()
+        with tf1.Session() as session:
+            session.run(tf1.local_variables_initializer())
+            source.reset_state()
+            with pytest.raises(DataError, match=f"gave {rows or 'no'} data"):
+                participant.ready(Clock())
+            source.close()
+
+
+def test_an_evaluation_is_told_what_fills_no_batch(model: Any, numbers: Any, tmp_path: Path, console: Any) -> None:
+    model.run(lambda mode: numbers(4), max_number_of_steps=1, log_dir=str(tmp_path))
+    model.run(lambda mode: BatchQueueInput(numbers(9), 4), "EVAL", log_dir=str(tmp_path))
+    assert model.seen["EVAL"] == [count(4), count(4, 4)]
+    assert "the last 1 datapoint(s) fill no batch of 4 and are left out of EVAL" in console.text
+
+
+@pytest.mark.parametrize("make", [FeedInput, QueueInput])
+def test_an_evaluation_without_data_is_an_error_where_the_signature_is_known(
+    make: Any, model: Any, numbers: Any, tmp_path: Path
+) -> None:
+    model.run(lambda mode: numbers(4), max_number_of_steps=1, log_dir=str(tmp_path))
+    given = [tf.TensorSpec([], tf.float32, "x")]
+    with pytest.raises(DataError, match="gave no data"):
+        model.run(lambda mode: make(numbers(0), signature=given), "EVAL", log_dir=str(tmp_path))
 
 
 def test_datasets_as_sources(model: Any, tmp_path: Path) -> None:
