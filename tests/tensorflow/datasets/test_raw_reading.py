@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import io
 import os
@@ -333,6 +334,26 @@ def test_two_data_sets_share_a_cache_until_the_last_is_gone(folder: Path, tmp_pa
         assert _entries(cache)
     del first
     gc.collect()
+    assert _entries(cache) == []
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_a_cache_that_another_process_uses_is_left_to_that(folder: Path, tmp_path: Path, read: Read, decoded: bool):
+    cache = tmp_path / "cache"
+
+    def packs(**how: Any) -> list[str]:
+        with tf1.Graph().as_default():
+            read(_dataset(folder, cache_dir=str(cache), image_size=4, cache_decoded=decoded, **how), ["image"])
+        gc.collect()
+        return [name for name in _entries(cache) if name.endswith(".pack")]
+
+    kept = packs(remove_cache_on_finish=False)
+    assert len(kept) == 1
+    (lock,) = cache.glob("*/*-in-use.lock")
+    with open(lock) as other:  # held as another process that uses the cache does
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert packs() == kept
+    assert packs() == []
     assert _entries(cache) == []
 
 

@@ -2,15 +2,17 @@
 
     <cache_dir>/<name of base_dir>-<hash of base_dir>/bytes/      encoded files, see moxserve.images.cache
                                                      /decoded/    decoded images
+                                                     /<one of the two>-in-use.lock
 
 Data sets of one process that read the same folder share its cache: the one that is done with it last removes it,
-unless one of them is to keep it. Processes share it too, as `moxserve.images.pack` says; one that removes it takes
-nothing from another that it cannot fetch again.
+unless one of them is to keep it. Processes share it too, as `moxserve.images.pack` says: each holds the lock, shared,
+and one that is done while another still has it leaves the cache to that.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import threading
@@ -31,6 +33,7 @@ _lock = threading.Lock()
 @dataclass
 class _Shared:
     cache: Cache
+    lock: int | None
     users: int = 0
     keep: bool = False
 
@@ -61,7 +64,7 @@ def open_cache(owner: object, cache_dir: str, base_dir: str, decoded: bool, remo
                 cache = DecodedCache(folder) if decoded else BytesCache(folder, fetch=read_file)
             except OSError as error:
                 raise DataError(f"cache_dir {cache_dir!r} cannot be used: {error}") from error
-            shared = _open[key] = _Shared(cache)
+            shared = _open[key] = _Shared(cache, _hold(key))
         shared.users += 1
         shared.keep |= not remove
     weakref.finalize(owner, _release, key, os.getpid())
@@ -77,9 +80,44 @@ def _release(key: tuple[str, bool], owner: int) -> None:
         if shared.users:
             return
         del _open[key]
-    if shared.keep:
-        shared.cache.close()
-        return
-    shared.cache.remove()
-    with contextlib.suppress(OSError):  # the other kind of cache is in it, too
-        os.rmdir(key[0])
+    try:
+        if shared.keep or not _last(shared.lock):
+            shared.cache.close()
+            return
+        shared.cache.remove()
+        with contextlib.suppress(OSError):  # there may be none; the other kind of cache may be in the folder, too
+            os.remove(_lock_path(key))
+        with contextlib.suppress(OSError):
+            os.rmdir(key[0])
+    finally:
+        if shared.lock is not None:
+            os.close(shared.lock)
+
+
+def _lock_path(key: tuple[str, bool]) -> str:
+    folder, decoded = key
+    return os.path.join(folder, f"{'decoded' if decoded else 'bytes'}-in-use.lock")
+
+
+def _hold(key: tuple[str, bool]) -> int | None:
+    """Hold the lock of a cache, shared; None where the disk has no locks, or may only be read."""
+    try:
+        descriptor = os.open(_lock_path(key), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def _last(lock: int | None) -> bool:
+    """Tell whether no other process holds the lock."""
+    if lock is None:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
