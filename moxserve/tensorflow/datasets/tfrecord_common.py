@@ -26,6 +26,7 @@ __all__ = ["BaseTFRecordDataset", "BaseTFRecordMetadata", "ImageClassificationTF
 
 _log = logging.getLogger(__name__)
 _FOUND = "Find tfrecord files. Using tfrecord files in this job."
+_FEATURES = ("FixedLenFeature", "FixedLenSequenceFeature", "VarLenFeature", "SparseFeature", "RaggedFeature")
 _COUNTING = (
     "Automatically extracting num_samples from tfrecord. If the dataset is large, it may take some time. You can also "
     "manually specify the num_samples to Dataset to save time."
@@ -339,13 +340,20 @@ def feature_spec(keys: Sequence[str] | None, values: Sequence[Any] | None) -> di
     """Pair the names of features with what they are.
 
     Raises:
-        UsageError: there is not one value for each name, or a name is given twice.
+        UsageError: there is not one value for each name, a value is no feature, or a name is given twice.
     """
+    kinds = tuple(getattr(tf.io, kind) for kind in _FEATURES)
+    # A single feature is a tuple, too.
+    if isinstance(keys, str) or isinstance(values, kinds):
+        raise UsageError("feature keys and values: expected a list of each, also for one feature")
     keys, values = list(keys or ()), list(values or ())
     if len(keys) != len(values):
         raise UsageError(f"{len(keys)} feature keys and {len(values)} feature values: expected one value for each key")
     if len(set(keys)) != len(keys):
         raise UsageError(f"a feature key is given twice: {', '.join(keys)}")
+    for key, value in zip(keys, values, strict=True):
+        if not isinstance(value, kinds):
+            raise UsageError(f"feature {key!r} is {value!r}: expected a tf.io.{', '.join(_FEATURES)}")
     return dict(zip(keys, values, strict=True))
 
 

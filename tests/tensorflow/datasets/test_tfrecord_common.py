@@ -321,6 +321,19 @@ def test_features_that_a_subclass_builds(folder: Path) -> None:
         BaseTFRecordDataset(metadata, ["a", "a"], features)
 
 
+@pytest.mark.parametrize(
+    ("keys", "values", "message"),
+    [
+        ("a", [tf.io.FixedLenFeature([], tf.int64)], "expected a list of each"),
+        (["a", "b", "c"], tf.io.FixedLenFeature([], tf.int64), "expected a list of each"),
+        (["a"], [tf.int64], "feature 'a' is tf.int64: expected a tf.io.FixedLenFeature, "),
+    ],
+)
+def test_what_is_no_feature(folder: Path, keys: Any, values: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message), tf1.Graph().as_default():
+        BaseTFRecordDataset(BaseTFRecordMetadata(folder, "train-*"), keys, values)
+
+
 def test_everyone_else_gets_a_tf_data_dataset(folder: Path, eager: None) -> None:
     dataset = BaseTFRecordDataset(BaseTFRecordMetadata(folder, "train-*"), *SPEC, num_epochs=1, batch_size=50, seed=1)
     first, second = [batch["x"].numpy().tolist() for batch in dataset.to_tf_data()]
