@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from moxserve.cli.data_bench import bench
@@ -15,6 +16,7 @@ from moxserve.cli.data_bench import bench
 Run = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_writes_tells_and_replaces_with_force_only(run_moxserve: Run, tmp_path: Path):
     done = run_moxserve("data", "digits", "--out", "d", "--formats", "idx, images", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -72,6 +74,7 @@ def test_inspect_of_nothing(run_moxserve: Run, tmp_path: Path):
     assert "no such file or folder" in done.stderr
 
 
+@pytest.mark.slow
 def test_bench_tells_where_the_time_goes(run_moxserve: Run, digits_dir: Path):
     args = ("data", "bench", digits_dir / "images", "--steps", "3", "--image-size", "28", "--batch-size", "4")
     done = run_moxserve(*args)

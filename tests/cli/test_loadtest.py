@@ -11,6 +11,7 @@ import time
 import pytest
 
 
+@pytest.mark.slow
 def test_grpc_with_report(run_moxserve, toy_server, tmp_path) -> None:
     report = tmp_path / "report.html"
     done = run_moxserve(
@@ -30,6 +31,7 @@ def test_grpc_with_report(run_moxserve, toy_server, tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
+@pytest.mark.slow
 def test_rest_as_json(run_moxserve, toy_server) -> None:
     done = run_moxserve(
         "loadtest", "--rest", toy_server.rest, "--model", "toy", "--users", "2", "--duration", "700ms", "--json"
@@ -55,6 +57,7 @@ def test_broken_limit(run_moxserve, toy_server, tmp_path) -> None:
     assert "(broken)" in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.slow
 def test_failing_requests_fail_the_test(run_moxserve, toy_server, tmp_path) -> None:
     """The first row is fine, so the test begins; the second is refused by the model each time."""
     (tmp_path / "rows.jsonl").write_text("4\n-1\n")

@@ -53,6 +53,7 @@ def server(bases, tmp_path) -> Iterator[SimpleNamespace]:
         )
 
 
+@pytest.mark.slow
 def test_status_over_rest(run_moxserve, server) -> None:
     done = run_moxserve("models", "status", "--rest", server.rest)
     assert (done.returncode, done.stderr) == (0, "")
@@ -87,6 +88,7 @@ def test_status_over_grpc(run_moxserve, server) -> None:
     assert "NOT_FOUND" in done.stderr
 
 
+@pytest.mark.slow
 def test_reload_and_what_it_changed(run_moxserve, server, bases, tmp_path) -> None:
     wanted = config(
         tmp_path / "next.config",
@@ -120,6 +122,7 @@ def test_reload_and_what_it_changed(run_moxserve, server, bases, tmp_path) -> No
     assert (changes["three"]["change"], changes["three"]["now"]) == ("new", [123])
 
 
+@pytest.mark.slow
 def test_a_reload_that_is_refused_changes_nothing(run_moxserve, server, bases, tmp_path) -> None:
     path = tmp_path / "refused.config"
 

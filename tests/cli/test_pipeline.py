@@ -31,6 +31,7 @@ def _broken(work: Path, old: str, new: str) -> None:
     (work / "broken.yaml").write_text(text.replace(old, new))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "validate", "check", "show"])
 @pytest.mark.parametrize(
     ("old", "new", "error"),
@@ -71,6 +72,7 @@ def test_broken_yaml(run_moxserve: Run, work: Path, command: str, old: str, new:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {error}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "validate"])
 def test_missing_files(run_moxserve: Run, work: Path, command: str):
     done = run_moxserve("pipeline", command, "pipelines/custom.yaml", cwd=work)
@@ -227,6 +229,7 @@ def test_schema(run_moxserve: Run, work: Path, repo_root: Path):
     assert (work / "s.json").read_text() == (repo_root / "pipelines" / "pipeline.schema.json").read_text()
 
 
+@pytest.mark.slow
 def test_run_from_the_command_line(run_moxserve: Run, work: Path):
     args = ("pipeline", "run", "pipelines/mnist_softmax.yaml", "--set", "run.max_number_of_steps=60")
     done = run_moxserve(*args, "--json", cwd=work)

@@ -70,6 +70,7 @@ def half(shared_dir: Path) -> Path:
     return shared_dir / "testdata" / "tfserving" / "saved_model_half_plus_two_cpu"
 
 
+@pytest.mark.slow
 def test_serves_until_sigterm(start, half) -> None:
     grpc_port, rest_port = free_port(), free_port()
     server = start(
@@ -97,6 +98,7 @@ def test_serves_until_sigterm(start, half) -> None:
     assert "Traceback" not in server.text
 
 
+@pytest.mark.slow
 def test_flags_of_the_transports_take_effect(start, half, tmp_path) -> None:
     import grpc
 
@@ -122,6 +124,7 @@ def test_flags_of_the_transports_take_effect(start, half, tmp_path) -> None:
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.slow
 def test_a_page_of_metrics_needs_a_rest_port(start, half, tmp_path) -> None:
     monitoring = tmp_path / "monitoring.txt"
     monitoring.write_text("prometheus_config { enable: true }")
@@ -161,6 +164,7 @@ def test_a_signal_that_comes_twice_at_once_drains_too(start, half, signum) -> No
     assert "all requests finished, all models are unloaded" in server.text
 
 
+@pytest.mark.slow
 def test_what_a_signal_before_the_first_request_waits_for(start, tmp_path) -> None:
     server = start("--port", str(free_port()), "--host=127.0.0.1", f"--model_base_path={tmp_path / 'nothing'}")
     server.wait_for("Could not find base path")
@@ -227,6 +231,7 @@ def test_labels_in_a_configuration_file(run_moxserve, tmp_path, half) -> None:
     assert "hint: start with --allow_version_labels_for_unavailable_models" in done.stderr
 
 
+@pytest.mark.slow
 def test_several_models_on_the_command_line_and_from_a_file(start, half, tmp_path) -> None:
     path = tmp_path / "models.txt"
     config = 'config {{ name: "{}" base_path: "{}" model_platform: "tensorflow" {} }}'
@@ -264,6 +269,7 @@ def test_a_port_that_is_taken(run_moxserve, half) -> None:
     assert "choose another --port" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded(run_moxserve, shared_dir) -> None:
     done = run_moxserve(
         "serve", f"--port={free_port()}", "--host=127.0.0.1", "--max_num_load_retries=1",

@@ -86,6 +86,7 @@ def test_labels_txt_has_the_documented_form(digits_dir: Path):
         assert lines == [f"{i}: {i}" for i in range(10)]
 
 
+@pytest.mark.slow
 def test_same_bytes_each_time(tmp_path: Path, digits_dir: Path):
     write_digits(tmp_path / "again")
     assert _tree_hash(tmp_path / "again") == _tree_hash(digits_dir)

@@ -49,6 +49,7 @@ def test_split_never_changes():
     assert digest[:16] == "a2cba9ad8230dc30"
 
 
+@pytest.mark.slow
 def test_formats_hold_the_same_rows_and_are_written_alike_each_time(tmp_path: Path):
     import pyarrow.parquet as pq
 

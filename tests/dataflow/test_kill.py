@@ -219,6 +219,7 @@ next(iter(flow))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["map", "runner"])
 def test_a_program_ends_well_while_threads_are_in_native_code(kind: str) -> None:
     pytest.importorskip("cv2")

@@ -471,6 +471,7 @@ def test_old_versions_stay_when_the_server_does_not_serve_the_new_one(
     assert list_versions(str(room.base)) == [1, 2]
 
 
+@pytest.mark.slow
 def test_what_is_required_of_the_saved_model_counts_without_variants(dense_model: str, room: Room, export: Any) -> None:
     with pytest.raises(VerificationError, match=r"saved_model: size_mb is 1\.0\d+, required is <= 0\.5"):
         export(job_of(dense_model, room, variants=variants(require=["saved_model.size_mb<=0.5"])))

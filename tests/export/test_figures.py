@@ -219,6 +219,7 @@ _NUMBERS = hnp.arrays(
 )
 
 
+@pytest.mark.slow
 @given(_NUMBERS, st.data())
 def test_every_figure_is_finite_and_json(expected: np.ndarray, data: st.DataObject) -> None:
     got = data.draw(hnp.arrays(expected.dtype, expected.shape, elements=st.floats(width=16)))

@@ -111,6 +111,7 @@ def test_a_tf2_model_is_copied_whole_and_without_devices(v2_model: str, stage: A
     assert loaded("look", word=[b"plum", b"?"])["index"].tolist() == [1, -1]
 
 
+@pytest.mark.slow
 def test_signatures_are_chosen_and_renamed_for_both_loaders(v2_model: str, stage: Any, load_model: Any) -> None:
     model, directory = stage(SavedModelJob, v2_model, signatures={"dot": "serving_default"})
     assert list(model.signatures) == ["dot"]

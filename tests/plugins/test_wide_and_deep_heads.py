@@ -117,6 +117,7 @@ def test_regression(small: Make, tmp_path: Path):
         assert (spec.scores, spec.regression, list(spec.outputs_dict)) == (None, "predictions", ["predictions"])
 
 
+@pytest.mark.slow
 def test_a_seed_makes_training_the_same_again(small: Make, tmp_path: Path):
     data = small("x,y", ["1,no", "2,yes", "3,no"], columns={"x": "float32"})
     found = []
@@ -128,6 +129,7 @@ def test_a_seed_makes_training_the_same_again(small: Make, tmp_path: Path):
     assert not np.allclose(found[0], found[2])
 
 
+@pytest.mark.slow
 def test_three_classes(small: Make, tmp_path: Path):
     data = small("c,y", ["a,x", "b,y", "c,z"] * 4, columns={"c": "string"})
     model = WideAndDeep(
@@ -139,6 +141,7 @@ def test_three_classes(small: Make, tmp_path: Path):
     assert metrics["accuracy"] == 1.0
 
 
+@pytest.mark.slow
 def test_an_export_takes_any_number_of_values_and_any_number(small: Make, tmp_path: Path):
     from moxserve.client import Client
     from moxserve.export.exporter import export_version
@@ -183,6 +186,7 @@ def test_an_export_takes_any_number_of_values_and_any_number(small: Make, tmp_pa
         np.testing.assert_allclose(parsed["logits"], short["logits"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_evaluation_in_the_middle_of_training_shares_variables(small: Make, tmp_path: Path):
     data = small("x,c,y", ["1,a,no", "2,b,yes", "3,a,yes"], columns={"x": "float32", "c": "string"})
     columns = {

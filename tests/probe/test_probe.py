@@ -216,6 +216,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_hang_is_ended_with_all_that_it_started(
     staged: Path, make_rows: Make, fake_onnxruntime: Callable[[str], Path], tmp_path: Path
 ) -> None:

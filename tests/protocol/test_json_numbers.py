@@ -105,6 +105,7 @@ documents = st.one_of(
 writers = st.sampled_from([{}, {"separators": (",", ":")}, {"indent": 1}])
 
 
+@pytest.mark.slow
 @given(documents, writers, st.sampled_from(DTYPES), st.booleans())
 @settings(max_examples=1500, deadline=None)
 def test_both_ways_give_the_same(document: Any, writer: Any, dtype: str, two: bool) -> None:

@@ -150,6 +150,7 @@ filters = st.builds(sized, st.just(3), keys)
 requests = st.lists(st.one_of(specs, entries(), entries(), entries(), filters, unknown), max_size=5).map(b"".join)
 
 
+@pytest.mark.slow
 @given(requests)
 @settings(max_examples=1500, deadline=None)
 def test_any_request_means_what_protobuf_says(data: bytes) -> None:

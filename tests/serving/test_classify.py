@@ -499,6 +499,7 @@ mox.run(
 """
 
 
+@pytest.mark.slow
 def test_an_export_with_scores_is_classified(tmp_path, serve) -> None:
     # A process of its own: training turns eager execution off for the whole process.
     done = subprocess.run([sys.executable, "-c", TRAIN, str(tmp_path)], capture_output=True, text=True, check=False)

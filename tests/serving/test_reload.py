@@ -165,6 +165,7 @@ with open_publication(base) as staged:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_during_a_publish_leaves_nothing_that_the_server_lists(
     tmp_path: Path, save_linear, serve, wait_for
 ) -> None:

@@ -274,6 +274,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(session: Any, tm
     assert latest_checkpoint(tmp_path) == str(tmp_path / "model.ckpt-1")
 
 
+@pytest.mark.slow
 def test_one_training_at_a_time_in_a_folder(train: Train, tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

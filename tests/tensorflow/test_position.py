@@ -83,6 +83,7 @@ class Rows:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("input_fn", [samples, whole_samples, dataset], ids=lambda f: f.__name__)
 def test_an_interrupted_training_sees_the_rows_of_an_uninterrupted_one(input_fn: Any, tmp_path: Path) -> None:
     rows = Rows(tmp_path / "log")
@@ -131,6 +132,7 @@ def test_another_log_dir_starts_at_the_first_row(tmp_path: Path) -> None:
     assert rows.seen == list(order().epoch(0))[:12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [None, "", "{", '{"runs": [{"step": -1}]}', '{"runs": 3}', "[]"])
 def test_without_a_readable_file_the_steps_tell(text: str | None, tmp_path: Path, console: Any) -> None:
     rows = Rows(tmp_path / "log")

@@ -59,6 +59,7 @@ def test_the_schedule_is_cubic_and_never_falls(begin: int, length: int, every: i
         assert set(shares[step : min(step + every, begin + length)]) == {shares[step]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_the_smallest_weights_become_zero_and_stay_so(optimizer: str, train: Any, tmp_path: Path, console: Any) -> None:
     def run(steps: int) -> mox.RunResult:
@@ -153,6 +154,7 @@ def test_evaluations_tell_the_sparsity(linear: Any, train: Any, tmp_path: Path) 
     assert evaluated.metrics["sparsity"] == pytest.approx(0.8, abs=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", ["quantization", "pruning"])
 def test_pruned_and_quantized_at_once(inside: str, linear: Any, train: Any, tmp_path: Path) -> None:
     pruning, quantization = mox.Pruning(end_step=6), mox.Quantization(start_step=4)

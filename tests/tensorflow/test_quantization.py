@@ -164,6 +164,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
 def test_a_model_is_rounded_and_hardly_another(network: Any, images: Images, tmp_path: Path, console: Any) -> None:
     kernels, grids, folded = NETWORKS[network]
@@ -202,6 +203,7 @@ def _error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [layers_spelled_out, transposed, residual], ids=lambda network: network.__name__)
 def test_but_for_the_rounding_it_is_the_same_model(
     network: Any, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -393,6 +395,7 @@ def test_evaluations_in_the_middle_of_training_are_those_of_the_rounded_model(
     assert f"step: 3 loss: {evaluated.metrics['loss']:.3f}" in console.text
 
 
+@pytest.mark.slow
 def test_a_float_phase_comes_first_and_the_run_is_one(images: Images, tmp_path: Path, console: Any) -> None:
     quantized_fn = mox.quantize_model_fn(classifier(layers_fused), mox.Quantization(start_step=6))
     result = images.train(quantized_fn, tmp_path, 10)
@@ -436,6 +439,7 @@ def test_what_cannot_be_meant(images: Images, tmp_path: Path) -> None:
         mox.quantize_model_fn(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "momentum", "a function"])
 def test_a_smaller_learning_rate_for_the_rounded_model(
     optimizer: str, images: Images, tmp_path: Path, variable: Any

@@ -51,6 +51,7 @@ def test_a_published_version_is_waited_for(transport: str, server: Any, tmp_path
         assert client.status("toy")[0] == VersionStatus(2, "AVAILABLE")
 
 
+@pytest.mark.slow
 def test_a_version_that_cannot_be_loaded_is_told_with_the_servers_reason(server: Any, tmp_path: Path) -> None:
     with open_publication(str(tmp_path / "toy")) as staged:
         Path(staged.staging, "saved_model.pb").write_bytes(b"\x0f no graph")
@@ -184,6 +185,7 @@ def test_a_server_that_refuses_to_tell_is_told(pushed: Any) -> None:
         pushed(Scripted(refusal))
 
 
+@pytest.mark.slow
 def test_pushes_of_two_exporters_do_not_disturb_each_other(server: Any, tmp_path: Path, toy_base: Path) -> None:
     """The older of two versions may be served for a moment only, or never."""
     outcomes: list[Any] = []

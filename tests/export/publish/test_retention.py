@@ -133,6 +133,7 @@ def publish(store: Any, fill: Any, count: int) -> None:
             fill(staged.staging)
 
 
+@pytest.mark.slow
 def test_old_versions_of_a_bucket_go_marker_first(store: Any, fill: Any) -> None:
     publish(store, fill, 4)
     for key in ("best/saved_model.pb", "20240101/report.csv", "notes.txt"):
@@ -181,6 +182,7 @@ apply_retention(sys.argv[1], 1, 2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "stays"), [(1, True), (2, False), (3, False)])
 def test_kill_9_in_a_bucket_is_finished_by_the_next_export(number: int, stays: bool, store: Any, fill: Any) -> None:
     publish(store, fill, 2)

@@ -158,6 +158,7 @@ def test_a_failure_of_the_exporter_uploads_nothing(store: Any, fill: Any, scratc
     assert os.listdir(scratch) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nth", range(1, 12))
 def test_a_store_that_fails_at_any_write_publishes_nothing_and_leaves_nothing(
     nth: int, store: Any, fill: Any, monkeypatch: pytest.MonkeyPatch, scratch: Path
@@ -270,6 +271,7 @@ with open_publication(base) as staged:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "number"), [("upload", 3), ("put", 1), ("copy", 1), ("copy", 4), ("copy", 5), ("delete", 1), ("delete", 2)]
 )

@@ -160,6 +160,7 @@ PATTERNS: dict[str, tuple[Callable[[Layers, Any], Any], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_patterns(pattern: str, net: Any, layers: Layers, images: np.ndarray, operations: Any) -> None:
     build, left = PATTERNS[pattern]

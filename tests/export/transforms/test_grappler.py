@@ -29,6 +29,7 @@ def _run(graph: Any, *passes: str, **options: Any) -> Any:
     return run_grappler(graph.graph_def, graph.inputs, graph.outputs, passes, graph.check(), **options)
 
 
+@pytest.mark.slow
 def test_every_pass_that_is_allowed(net: Any, operations: Any) -> None:
     graph = net(_model, {"x": ROWS, "unused": ROWS})
     result = _run(graph, *GRAPPLER_PASSES)
@@ -63,6 +64,7 @@ def test_refused(name: str, why: str, net: Any) -> None:
         _run(graph, "pruning", name)
 
 
+@pytest.mark.slow
 def test_failures_are_told(net: Any) -> None:
     graph = net(lambda x: x * 2.0, ROWS)
     check = graph.check()

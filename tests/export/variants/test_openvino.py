@@ -37,6 +37,7 @@ def kinds_read_by(model: Any, *types: str) -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", LIMITS)
 @pytest.mark.parametrize("name", ["residual", "heads"])
 def test_it_answers_as_tensorflow_does(
@@ -53,6 +54,7 @@ def test_it_answers_as_tensorflow_does(
         assert apart(served(work.directory, net.rows.load_inputs(), size), net.rows) < LIMITS[precision]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 @pytest.mark.parametrize("name", ["fixed", "twins"])
 def test_fixed_batches_and_shared_outputs(
@@ -96,6 +98,7 @@ def test_each_precision_is_really_computed_in(nets: Any, served: Any, apart: Any
     assert sizes["float16"] < 0.6 * sizes["float32"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_int8_of_trained_digits(per_channel: bool, digits: Any, served: Any, tmp_path: Path) -> None:
     work = digits.work(tmp_path / "v", INT8, settings=Calibration(per_channel=per_channel))
@@ -118,6 +121,7 @@ def test_int8_of_trained_digits(per_channel: bool, digits: Any, served: Any, tmp
     assert built.details["calibration"] == {"method": "minmax", "rows": 200, "per_channel": per_channel}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["percentile", "entropy"])
 def test_other_calibrations(method: Any, digits: Any, served: Any, tmp_path: Path) -> None:
     work = digits.work(tmp_path / "v", INT8, settings=Calibration(method=method, percentile=99.9))
@@ -128,6 +132,7 @@ def test_other_calibrations(method: Any, digits: Any, served: Any, tmp_path: Pat
     assert any("no calibration by entropy" in note for note in built.notes) is (method == "entropy")
 
 
+@pytest.mark.slow
 def test_operations_are_left_out_by_their_names_in_tensorflow(nets: Any, tmp_path: Path) -> None:
     net = nets("residual")
     settings = Calibration(exclude=("block/*",), max_drop=None)
@@ -176,6 +181,7 @@ def test_a_model_that_answers_one_row_otherwise_is_not_handed_back(
         convert(net.work(tmp_path / "w", Target("openvino")))
 
 
+@pytest.mark.slow
 def test_operations_that_cost_too_much_stay_in_floating_point(nets: Any, served: Any, tmp_path: Path) -> None:
     net = nets("outlier")
 
@@ -269,6 +275,7 @@ def test_a_signature_of_another_name(nets: Any, served: Any, tmp_path: Path) -> 
     np.testing.assert_array_equal(served(work.directory, rows, 1)["same"], rows["x"])
 
 
+@pytest.mark.slow
 def test_nobody_is_told_of_it(nets: Any, tmp_path: Path) -> None:
     """Neither OpenVINO's nor NNCF's reports of their use are sent, in a process that does nothing else."""
     import pickle

@@ -33,6 +33,7 @@ def details() -> Callable[[str], list[dict[str, Any]]]:
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", LIMITS)
 @pytest.mark.parametrize("name", ["residual", "heads"])
 def test_it_answers_as_tensorflow_does(
@@ -46,6 +47,7 @@ def test_it_answers_as_tensorflow_does(
         assert apart(served(work.directory, net.rows.load_inputs(), size), net.rows) < LIMITS[precision]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 @pytest.mark.parametrize("name", ["fixed", "twins", "pixels"])
 def test_fixed_batches_shared_outputs_and_single_pixels(

@@ -361,6 +361,7 @@ print(backends.load(sys.argv[1]).variant)
 """
 
 
+@pytest.mark.slow
 def test_a_variant_that_ends_the_process_is_given_up(version: Make, forms: Any, own_cache: Path) -> None:
     path = version(variants={"v": forms.onnx})
     ends = [

@@ -113,6 +113,7 @@ model.export(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["keras", "tf_keras"])
 def test_keras(package: str, tmp_path: Path) -> None:
     path = str(tmp_path / "1")

@@ -62,6 +62,7 @@ np.save(sys.argv[1] + "/y.npy", np.asarray(model(np.float32([[1, 2, 3], [4, 5, 6
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["keras", "tf_keras"])
 def test_keras(tmp_path: Path, package: str) -> None:
     # In a process of its own: Keras exports eagerly, and graph mode, once chosen by another test, stays.
@@ -124,6 +125,7 @@ def test_what_does_not_load(testdata: Path, tmp_path: Path) -> None:
         backends.load(broken)
 
 
+@pytest.mark.slow
 def test_a_rank_that_would_end_the_process(tmp_path: Path) -> None:
     """Convolutions of TensorFlow (oneDNN) abort when the input has not their rank: any client could stop the server."""
     import tensorflow as tf
@@ -162,6 +164,7 @@ def test_unknown_names(echo_base: Path) -> None:
         backend.run("float32", {"x": X}, ["zz"])
 
 
+@pytest.mark.slow
 def test_many_sets_of_outputs_do_not_pile_up(tmp_path: Path) -> None:
     import tensorflow as tf
 

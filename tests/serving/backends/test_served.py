@@ -224,6 +224,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_a_server_of_these_formats_never_loads_tensorflow(
     name: str, version: Make, forms: Any, free_port: int, wait_for: Any

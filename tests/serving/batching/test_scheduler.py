@@ -97,6 +97,7 @@ def test_as_many_batches_at_once_as_there_are_threads(threads: MakeThreads) -> N
     assert sorted(owner for _, batch in log.batches for owner in batch) == list(range(7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4])
 def test_an_earlier_batch_is_not_kept_waiting_by_a_later_one(count: int, threads: MakeThreads) -> None:
     """One thread watches the clock; it must learn of a queue whose time comes before the one it waits for."""

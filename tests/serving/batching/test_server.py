@@ -135,6 +135,7 @@ def test_multi_inferences_meet_in_any_order_of_their_tasks(half: Path, serve: Se
     assert server.metrics.wrapped_runs.value(()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", ["sample", "adaptive"])
 def test_many_clients_get_their_own_answers(batching: str, half: Path, testdata: Path, serve: Serve, ask: Ask) -> None:
     """With the sample parameters of the original, and without any."""
@@ -190,6 +191,7 @@ def test_a_bad_request_does_not_harm_those_it_meets(echo_base: Path, serve: Serv
     assert [y(reply) for i, reply in enumerate(replies) if i != 1] == [[values[i]] for i in (0, 2, 3)]
 
 
+@pytest.mark.slow
 def test_a_cancelled_call_is_not_run(half: Path, serve: Serve, ask: Ask, wait_for: Callable[..., None]) -> None:
     server = serve(half, batching=BatchingOptions(True, BatchingParameters(2, 1_500_000)))
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
@@ -251,6 +253,7 @@ def test_a_version_with_wrong_parameters_does_not_load(half: Path, options: Call
     assert PARAMETERS_FILE in caught.value.message
 
 
+@pytest.mark.slow
 def test_a_new_version_takes_over_under_load(
     serve: Serve, save_linear: Callable[..., Path], ask: Ask, tmp_path: Path
 ) -> None:

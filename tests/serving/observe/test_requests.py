@@ -284,6 +284,7 @@ def test_requests_are_spans_at_the_collector(serve, collector, monkeypatch, tmp_
     assert traced == {span.trace_id.hex() for span in collector.spans}
 
 
+@pytest.mark.slow
 def test_a_collector_that_does_not_answer_holds_up_nothing(serve, monkeypatch, caplog) -> None:
     pytest.importorskip("opentelemetry.sdk")
     with socket.socket() as silent:

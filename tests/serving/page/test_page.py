@@ -152,6 +152,7 @@ def test_names_of_users_run_nothing(server, browser) -> None:
     assert browser.run("document.querySelectorAll('[onclick]').length") == 0
 
 
+@pytest.mark.slow
 def test_the_page_keeps_itself_up_to_date(server, browser) -> None:
     browser.open(server.url)
     browser.wait("!document.querySelector('form button').disabled")

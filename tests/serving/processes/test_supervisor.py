@@ -194,6 +194,7 @@ def test_a_configuration_that_kills_costs_one_member_and_is_not_taken(supervise,
     assert (served(0)[-1], served(1)) == ("first", ["first"])
 
 
+@pytest.mark.slow
 def test_one_that_dies_again_and_again_gets_longer_pauses(supervise, wait_for, caplog) -> None:
     supervisor = supervise()
     supervisor.start()

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # Without what is tested three of four such programs never ended; with more sessions, or other readers, fewer.
 _PROGRAM = """
 import sys
@@ -22,6 +24,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_program_ends_though_its_sessions_still_read(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, str(folder)], check=False, capture_output=True, text=True, timeout=60

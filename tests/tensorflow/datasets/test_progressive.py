@@ -102,6 +102,7 @@ def test_sizes_switch_at_their_steps(whole: list[Any]) -> None:
     assert sorted(first) == list(range(12)), "an epoch is a permutation"
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_where_it_was(folder: Path, whole: list[Any], tmp_path: Path) -> None:
     # Stopped twice, in the middle of a stage each time.
     assert [step for stop in (4, 6, 8) for step in trained(folder, stop, tmp_path)] == whole

@@ -156,6 +156,7 @@ def _vgg(size: int = 24) -> Any:
     return mox.get_data_augmentation_fn("resnet_v1_50", mox.ModeKeys.TRAIN, output_height=size, output_width=size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["resized", "windows", "preprocessed"])
 def test_any_number_of_readers_and_threads_gives_the_same_batches(
     metadata: ImageClassificationRawMetadata, read: Read, kind: str

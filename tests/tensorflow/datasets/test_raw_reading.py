@@ -245,6 +245,7 @@ def _entries(cache: Path) -> list[str]:
     return sorted(str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoded", [False, True])
 @pytest.mark.parametrize("how", HOW)
 def test_a_cache_changes_nothing_and_is_removed(
@@ -276,6 +277,7 @@ def test_a_cache_changes_nothing_and_is_removed(
     assert _entries(cache) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoded", [False, True])
 def test_a_cache_that_is_kept_is_read_by_the_next_run(folder: Path, tmp_path: Path, read: Read, decoded: bool):
     def images() -> list[np.ndarray]:

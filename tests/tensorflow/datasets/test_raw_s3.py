@@ -36,6 +36,7 @@ def _gets(store: Any) -> list[str]:
     return sorted(path for method, path in store.calls if method == "GET" and path.endswith(".jpg"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["s3", "obs"])
 def test_a_bucket_gives_what_the_folder_gives(bucket: str, folder: Path, store: Any, read: Read, scheme: str):
     store.write("team/photos/labels.txt", b"0: flower\n1: china\n")
@@ -77,6 +78,7 @@ def test_files_are_fetched_many_at_once_and_no_further_ahead_than_capacity(bucke
     assert 3 <= most <= 6
 
 
+@pytest.mark.slow
 def test_each_file_is_fetched_once_with_a_cache(bucket: str, store: Any, tmp_path: Path, read: Read):
     metadata = mox.ImageClassificationRawMetadata(bucket)
     names = metadata.samples.paths

@@ -190,6 +190,7 @@ def test_an_epoch_is_a_permutation_and_the_next_another(folder: Path) -> None:
     assert read(folder, seed=2) != epochs[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_parallel", [1, 3, 16])
 def test_the_order_does_not_depend_on_the_readers(folder: Path, compressed: Path, num_parallel: int) -> None:
     for where in (folder, compressed):
@@ -237,6 +238,7 @@ def test_shards_are_disjoint_and_leave_nothing_out(source: str, request: pytest.
         read(where, shard=(0, 2), seed=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "compressed"])
 @pytest.mark.parametrize("given", [0, 1, 60, 100, 130, 200])
 def test_reading_goes_on_where_it_was(source: str, given: int, request: pytest.FixtureRequest) -> None:

@@ -242,6 +242,7 @@ def test_augmentation_fn(folder: Path) -> None:
         np.testing.assert_allclose(images[:, 0, 0, 0], [int(n[:-4]) * 5 for n in names], atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifarnet", "resnet_v1_50", "inception_v3"])
 def test_our_augmentations_decode_windows(folder: Path, name: str) -> None:
     def augmented(**options: Any) -> list[Any]:
@@ -263,6 +264,7 @@ def test_our_augmentations_decode_windows(folder: Path, name: str) -> None:
         assert made._dataset.element_spec["image"].dtype == tf.uint8, "what is fed to the device is bytes"
 
 
+@pytest.mark.slow
 def test_windows_do_not_depend_on_threads_and_repeat_with_the_seed(folder: Path) -> None:
     fn = mox.get_data_augmentation_fn(name="resnet_v1_50", run_mode=mox.ModeKeys.TRAIN, output_height=8, output_width=8)
     runs = [
@@ -378,6 +380,7 @@ def test_records_of_tensorflow(tmp_path: Path, folder: Path) -> None:
     assert ours[7].features.feature["image/class/label"].int64_list.value[0] == 2
 
 
+@pytest.mark.slow
 def test_a_run_on_the_digits(digits_dir: Path, tmp_path: Path) -> None:
     """The documented way: single samples, batches made by the run."""
 

@@ -44,6 +44,7 @@ def test_every_name_of_the_documents_has_its_preprocessing() -> None:
     assert {name: default_image_size(name) for name in SIZES} == SIZES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["TRAIN", "EVAL"])
 def test_every_name_gives_a_function_of_the_networks_size(mode: str) -> None:
     for name in PREPROCESSINGS:

@@ -66,6 +66,7 @@ def cut(image: np.ndarray, window: Window) -> np.ndarray:
     return part[:, ::-1] if window.flip else part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg_16", "pvanet", "cifarnet", "inception_v3", "lenet"])
 def test_window_and_finish_give_images_like_those_of_the_function(name: str) -> None:
     """On a picture of its own coordinates: the mean colour tells the place, the spread of colours the size."""

@@ -79,6 +79,7 @@ def test_seeded_crops_and_flips_are_spread_as_others() -> None:
     assert counts.min() > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NETWORKS, "lenet"])
 def test_it_works_in_a_map_of_tf_data_with_images_of_unknown_shape(name: str) -> None:
     with tf1.Graph().as_default():
