@@ -38,6 +38,7 @@ def test_wrong_format_is_a_usage_error(run_moxserve: Run, tmp_path: Path):
     assert (done.returncode, done.stderr) == (2, "error: unknown format 'idz'; did you mean 'idx'?\n")
 
 
+@pytest.mark.slow
 def test_the_other_sample_data_sets(run_moxserve: Run, tmp_path: Path):
     done = run_moxserve("data", "textures", "--out", "t", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -89,6 +89,7 @@ def test_show_json(run_moxserve, graph_file: Path) -> None:
     assert (found["notes"], found["problems"]) == ([], [])
 
 
+@pytest.mark.slow
 def test_signatures_ops_and_variables(run_moxserve, graph_file: Path) -> None:
     done = run_moxserve("inspect", "signatures", graph_file / "model" / "1")
     assert [line.split()[0] for line in done.stdout.splitlines()[3:]] == ["SIGNATURE", *["serving_default"] * 2]
@@ -148,6 +149,7 @@ def test_problems_are_told_and_fail(run_moxserve, graph_file: Path, tmp_path: Pa
         assert done.stdout.splitlines()[0].startswith(str(tmp_path / "1"))
 
 
+@pytest.mark.slow
 def test_text_and_npz_without_tensorflow(run_moxserve, graph_file: Path, tmp_path: Path) -> None:
     done = run_moxserve("inspect", "convert", graph_file / "model", tmp_path / "g.pbtxt", "--json")
     assert json.loads(done.stdout)["form"] == "pbtxt"

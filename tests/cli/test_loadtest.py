@@ -46,6 +46,7 @@ def test_rest_as_json(run_moxserve, toy_server) -> None:
     assert 0.7 <= figures["duration_s"] < 2
 
 
+@pytest.mark.slow
 def test_broken_limit(run_moxserve, toy_server, tmp_path) -> None:
     done = run_moxserve(
         "loadtest", "--grpc", toy_server.grpc, "--model", "toy", "--users", "1", "--duration", "500ms",

@@ -154,6 +154,7 @@ def test_dry_run(run_moxserve: Run, work: Path):
     assert not (work / "runs").exists()
 
 
+@pytest.mark.slow
 def test_list(run_moxserve: Run, work: Path):
     (work / "pipelines" / "wrong.yaml").write_text("version: 1\nmodel: {plugin: lenett}\n")
     done = run_moxserve("pipeline", "list", cwd=work)
@@ -248,6 +249,7 @@ def test_run_from_the_command_line(run_moxserve: Run, work: Path):
     assert "'runs/mnist_softmax' holds checkpoints of an earlier run" in refused.stderr
 
 
+@pytest.mark.slow
 def test_help_names_every_command_with_a_runnable_example(run_moxserve: Run, work: Path):
     listed = run_moxserve("pipeline", "--help").stdout
     for command in ("run", "validate", "list", "show", "schema"):

@@ -65,6 +65,7 @@ def echo(inputs: dict[str, np.ndarray]) -> Signature:
     return Signature("s", "tensorflow/serving/predict", specs, specs)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,8}", fullmatch=True), arrays_of(JSON_NAMES), min_size=1, max_size=3))
 def test_columns_there_and_back(inputs) -> None:

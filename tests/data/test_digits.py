@@ -98,6 +98,7 @@ def test_only_the_formats_asked_for(tmp_path: Path):
     assert json.loads((tmp_path / "d" / "dataset.json").read_text()) == manifest
 
 
+@pytest.mark.slow
 def test_existing_output_is_kept_unless_forced(tmp_path: Path):
     out = tmp_path / "d"
     write_digits(out, ["idx"])

@@ -51,6 +51,7 @@ def test_the_data_set_of_moxing_reads_it(folder: Path) -> None:
     assert (metadata.total_num_samples, metadata.num_classes) == (2000, 10)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_each_time(folder: Path, tmp_path: Path) -> None:
     write_multidigits(tmp_path / "again")
     for path in (folder / "eval").rglob("*.*"):

@@ -102,6 +102,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_command(run_moxserve: Run, tmp_path: Path):
     done = run_moxserve("data", "table", "--out", "d", "--formats", "csv", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

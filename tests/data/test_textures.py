@@ -37,6 +37,7 @@ def test_every_class_has_its_tiles_in_both_parts(folder: Path) -> None:
             assert all(tile.mean() > 5 for tile in found)
 
 
+@pytest.mark.slow
 def test_no_pixel_of_training_is_in_the_evaluation(folder: Path) -> None:
     from skimage import data
 

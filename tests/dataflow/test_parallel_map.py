@@ -72,6 +72,7 @@ def test_nothing_is_lost_where_tensorpack_lost_something(workers: int) -> None:
     flow.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAPS)
 @settings(max_examples=12)
 @given(count=st.integers(0, 30), workers=st.integers(1, 3), buffer=st.integers(1, 40), ordered=st.booleans())
@@ -236,6 +237,7 @@ def unfixed() -> Iterator[None]:
     fix_rng_seed(None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unfixed")
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_with_a_seed_results_do_not_depend_on_the_number_of_processes(start_method: str) -> None:

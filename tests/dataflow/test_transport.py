@@ -161,6 +161,7 @@ def test_a_limit_of_file_sizes_makes_slots_smaller_and_then_is_an_error(monkeypa
         Slots(2)
 
 
+@pytest.mark.slow
 def test_nothing_of_a_pool_stays_open() -> None:
     from moxserve.dataflow import DataFromList, MultiProcessRunnerZMQ
 

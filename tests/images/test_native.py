@@ -171,6 +171,7 @@ print("survived")
 """
 
 
+@pytest.mark.slow
 def test_hostile_files_do_no_harm(built: str, tmp_path: Path):
     script = tmp_path / "fuzz.py"
     script.write_text(FUZZ)

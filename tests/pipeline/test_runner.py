@@ -96,6 +96,7 @@ def test_stages_after_the_run(softmax: Write, work: Path, digits_dir: Path):
     assert set(result.seconds) == {"prepare", "run", "export", "evaluate", "predict"}
 
 
+@pytest.mark.slow
 def test_a_required_metric_that_is_not_reached(softmax: Write):
     with pytest.raises(
         LimitExceededError, match=r"evaluate: accuracy is 0\.\d+, evaluate\.require asks for at least 2"
@@ -107,6 +108,7 @@ def test_a_required_metric_that_is_not_reached(softmax: Write):
         run_pipeline(softmax(more="evaluate: {require: {acc: 2}}\n"), ["run.max_number_of_steps=31"])
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_as_runs(softmax: Write, work: Path):
     trained = run_pipeline(softmax(("plugin: train,", "plugin: train_and_evaluate,")))
     before = (work / "run" / "config.resolved.yaml").read_text()

@@ -167,6 +167,7 @@ def test_a_mode_without_arrays(tmp_path: Path, arrays: dict[str, np.ndarray]):
     assert plugin.describe() == "eval: 7 rows of x float64[3]"
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_reads_on(digits_dir: Path, tmp_path: Path):
     import moxserve.tensorflow as mox
     from moxserve.tensorflow.executor.env import tf, tf1

@@ -63,6 +63,7 @@ def test_resnet_has_the_papers_size_and_slims_names(mode: str):
     assert values["model_variables"] == set(variables)
 
 
+@pytest.mark.slow
 def test_resnet_keeps_the_statistics_of_its_batches_in_training_only():
     import tensorflow as tf
 

@@ -52,6 +52,7 @@ def variables(log_dir: Path) -> dict[str, np.ndarray]:
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
+@pytest.mark.slow
 def test_a_wide_part_alone_is_a_logistic_regression(small: Make, tmp_path: Path):
     rows = ["0,a,no", "1,b,yes", "2,b,yes", "3,a,no", "4,b,no"]
     data = small("x,c,y", rows, columns={"x": "float32", "c": "string"})
@@ -89,6 +90,7 @@ def test_weights_of_rows_and_classes_count(small: Make, tmp_path: Path):
         WideAndDeep(columns=columns, wide=["x"], class_weights={"yess": 1}).build(data)
 
 
+@pytest.mark.slow
 def test_each_part_has_its_optimizer(small: Make, tmp_path: Path):
     data = small("x,y", ["1,no", "2,yes"], columns={"x": "float32"})
     model = WideAndDeep(columns={"x": {"kind": "numeric"}}, wide=["x"], deep=["x"], hidden_units=[3])

@@ -146,6 +146,7 @@ def plain_numbers(value: Any) -> Any:
     return cast(value)
 
 
+@pytest.mark.slow
 @given(documents, st.integers(0, 2**32), st.sampled_from(DTYPES))
 @settings(max_examples=800, deadline=None)
 def test_damaged_bodies_give_the_same(document: Any, seed: int, dtype: str) -> None:

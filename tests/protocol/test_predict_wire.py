@@ -193,6 +193,7 @@ def test_any_answer_means_what_protobuf_says(data: bytes) -> None:
         assert {alias: bits(array) for alias, array in found.tensors().items()} == expected
 
 
+@pytest.mark.slow
 @given(requests, st.data())
 @settings(max_examples=600, deadline=None)
 def test_damaged_requests_mean_what_protobuf_says(data: bytes, draw: st.DataObject) -> None:
@@ -312,6 +313,7 @@ arrays = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=150), arrays, max_size=3), st.booleans())
 @settings(max_examples=400, deadline=None)
 def test_answers_are_what_the_messages_read(outputs: dict[str, np.ndarray], typed: bool) -> None:

@@ -74,6 +74,7 @@ def test_bytes_round_trip(values, row_format) -> None:
     assert read(json.dumps({key: answer[out]}), x="string")["x"].tolist() == values
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=5))
 def test_text_round_trip(values) -> None:
     values = [v.encode("utf-8", "replace").decode() for v in values]

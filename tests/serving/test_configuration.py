@@ -233,6 +233,7 @@ def test_a_canary_is_released_by_reloads(linear, from_file, stubs, wait_for) -> 
     wait_for(lambda: client.status() == {2: "AVAILABLE", 1: "END"}, "version 1 to go")
 
 
+@pytest.mark.slow
 def test_reloads_that_are_refused_change_nothing(linear, from_file, stubs, testdata) -> None:
     client = stubs(from_file(listing(entry("m", linear / "m", stable=3)), allow_unavailable=True))
     other = entry("other", linear / "other")
@@ -271,6 +272,7 @@ def test_reloads_that_are_refused_change_nothing(linear, from_file, stubs, testd
     assert client.predict("other") == (1, [7, 14])
 
 
+@pytest.mark.slow
 def test_a_reload_ends_in_time_for_its_caller_to_hear_why(linear, from_file, stubs) -> None:
     client = stubs(from_file(listing(entry("m", linear / "m")), wait_s=60))
     code, message = refused(client.reload, listing(entry("x", "/nothing/there")), timeout_s=2)

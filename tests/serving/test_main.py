@@ -172,6 +172,7 @@ def test_stop_has_a_limit(slow_base, options: Callable[..., Any]) -> None:
     assert outcome[0] in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
 
 
+@pytest.mark.slow
 def test_a_rest_request_that_takes_too_long(slow_base, serve, wait_for) -> None:
     from moxserve.serving.rest.options import RestOptions
 

@@ -237,6 +237,7 @@ def test_all_and_specific_versions(manage, base, loader, wait_for) -> None:
         assert servable.version == 1
 
 
+@pytest.mark.slow
 def test_a_foreign_copy_is_taken_only_when_it_has_come_to_rest(manage, base, loader, wait_for) -> None:
     publish(base, 1)
     manager = manage(poll_interval_s=0.4)
@@ -319,6 +320,7 @@ def test_a_version_that_stays_incomplete_is_told_while_an_older_one_serves(manag
     )
 
 
+@pytest.mark.slow
 def test_a_base_path_that_is_being_copied_is_waited_for(manage, base, loader, wait_for) -> None:
     base.rmdir()
     manager = manage(poll_interval_s=0.4)

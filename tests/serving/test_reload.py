@@ -60,6 +60,7 @@ def traffic(server: Server) -> Iterator[list[Any]]:
             thread.join(30)
 
 
+@pytest.mark.slow
 def test_new_version_and_rollback_under_traffic(tmp_path: Path, save_linear, serve, wait_for) -> None:
     save_linear(tmp_path / "1", slope=10)
     server = serve(tmp_path)
@@ -79,6 +80,7 @@ def test_new_version_and_rollback_under_traffic(tmp_path: Path, save_linear, ser
     assert [a for a in answers if a not in allowed] == []
 
 
+@pytest.mark.slow
 def test_a_request_in_flight_is_answered_by_its_old_version(tmp_path: Path, save_slow, serve, wait_for) -> None:
     save_slow(tmp_path / "1")
     server = serve(tmp_path)
@@ -133,6 +135,7 @@ for folder, _, names in sorted(os.walk(source)):
 """
 
 
+@pytest.mark.slow
 def test_a_version_that_another_program_copies_is_never_seen_half(tmp_path: Path, save_linear, serve, wait_for) -> None:
     base, other = tmp_path / "base", tmp_path / "other"
     save_linear(base / "1", slope=1)

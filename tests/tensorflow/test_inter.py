@@ -130,6 +130,7 @@ def test_every_epoch_is_evaluated_as_documented(run_inter: Train, console: Any) 
     assert ["step: 30(" in lines[0], "step: 31 " in lines[1], "step: 40(" in lines[2]] == [True] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("samples", "epochs", "steps"), [(640, 1, [19, 39, 59]), (1000, 2, [63]), (20, 1, list(range(64))), (4096, 1, [])]
 )
@@ -264,6 +265,7 @@ def normalised_model(library: str, hook: Callable[[Any], Any]) -> Callable[..., 
     return model_fn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["tf1.layers", "tf.keras"])
 def test_training_is_bit_identical_with_and_without_evaluations(
     library: str, run_inter: Train, tmp_path: Path, console: Any
@@ -346,6 +348,7 @@ def test_the_means_are_written_for_tensorboard(every: int, run_inter: Train, tmp
     assert scalars(tmp_path / "eval") == (expected if every else [])
 
 
+@pytest.mark.slow
 def test_evaluations_are_left_out_of_the_speed_of_training(run_inter: Train, console: Any) -> None:
     def slow_input_fn(mode: str) -> Any:
         x, y = input_fn(mode)

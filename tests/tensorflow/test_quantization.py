@@ -265,6 +265,7 @@ def _ranges(checkpoint: str | None) -> dict[str, tuple[float, ...]]:
     }
 
 
+@pytest.mark.slow
 def test_ranges_start_at_zero_behind_a_relu_and_are_shared_where_runtimes_demand_it(
     images: Images, tmp_path: Path
 ) -> None:
@@ -306,6 +307,7 @@ def test_dropout_needs_no_range_of_its_own_and_modes_have_the_same_variables(ima
     assert images.predict(quantized_fn, checkpoint).shape == (64, 4)
 
 
+@pytest.mark.slow
 def test_norms_of_single_rows_are_left_alone(images: Images, tmp_path: Path, variable: Any) -> None:
     def network(x: Any, training: bool) -> Any:
         x = tf.keras.layers.LayerNormalization(name="ln")(tf1.layers.dense(flat(x), 8, name="a"))
@@ -408,6 +410,7 @@ def test_a_float_phase_comes_first_and_the_run_is_one(images: Images, tmp_path: 
     assert images.train(quantized_fn, tmp_path, 12).local_steps == 2  # goes on in the phase that it was in
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_in_its_float_phase_goes_on_there(images: Images, tmp_path: Path) -> None:
     model_fn = classifier(layers_fused)
     images.train(model_fn, tmp_path, 3)

@@ -21,6 +21,7 @@ tf1 = tf.compat.v1
 ROWS = st.lists(st.tuples(st.booleans(), st.sampled_from([-1.0, 0.0, 0.25, 0.5, 3.0])), min_size=2, max_size=30)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(ROWS)
 def test_auc_is_that_of_scikit_learn(rows: list[tuple[bool, float]]):

@@ -59,6 +59,7 @@ def test_a_version_that_cannot_be_loaded_is_told_with_the_servers_reason(server:
         push_version(f"127.0.0.1:{server.grpc_port}", "toy", staged.version)
 
 
+@pytest.mark.slow
 def test_a_version_that_is_not_the_newest_is_not_served(server: Any, tmp_path: Path, toy_base: Path) -> None:
     os.rename(tmp_path / "toy" / "1", tmp_path / "toy" / "7")
     push_version(f"127.0.0.1:{server.grpc_port}", "toy", 7)

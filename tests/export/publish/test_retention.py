@@ -158,6 +158,7 @@ def test_old_versions_of_a_bucket_go_marker_first(store: Any, fill: Any) -> None
     assert left_over == [f"team/digits/{key}" for key in ("20240101/report.csv", "best/saved_model.pb", "notes.txt")]
 
 
+@pytest.mark.slow
 def test_what_another_exporter_is_about_to_remove_is_left_to_it(store: Any, fill: Any) -> None:
     publish(store, fill, 3)
     from moxserve.file.atomic import temp_name
@@ -194,6 +195,7 @@ def test_kill_9_in_a_bucket_is_finished_by_the_next_export(number: int, stays: b
     assert not [key for key in store.listed() if "/.moxserve" in key]
 
 
+@pytest.mark.slow
 def test_a_store_that_refuses_to_delete_is_told(store: Any, fill: Any) -> None:
     publish(store, fill, 2)
     denied = ("403 Forbidden", [("Content-Type", "application/xml")], b"<Error><Code>AccessDenied</Code></Error>")

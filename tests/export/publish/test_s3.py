@@ -72,12 +72,14 @@ def test_the_marker_comes_last(store: Any, fill: Any) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_root_of_a_bucket_can_hold_versions(store: Any, fill: Any) -> None:
     assert publish(f"s3://{store.bucket}", fill).path == f"s3://{store.bucket}/1"
     assert publish(f"s3://{store.bucket}/", fill).version == 2
     assert "2/saved_model.pb" in store.listed()
 
 
+@pytest.mark.slow
 def test_numbers_are_read_as_tensorflow_serving_does(store: Any) -> None:
     for key in ("003/saved_model.pb", "12/saved_model.pb", "v7/saved_model.pb", "99", "1.0/x"):
         store.write(f"team/digits/{key}")
@@ -108,6 +110,7 @@ def test_a_number_that_appears_meanwhile_is_not_overwritten(store: Any, fill: An
     assert os.listdir(scratch) == []
 
 
+@pytest.mark.slow
 def test_the_next_number_is_taken_when_another_was_faster(store: Any, fill: Any) -> None:
     with open_publication(store.base) as slow:
         fill(slow.staging)
@@ -115,6 +118,7 @@ def test_the_next_number_is_taken_when_another_was_faster(store: Any, fill: Any)
     assert (fast.version, slow.version) == (1, 2)
 
 
+@pytest.mark.slow
 def test_exporters_at_once_take_different_numbers(store: Any, fill: Any) -> None:
     results: list[Any] = []
     threads = [threading.Thread(target=lambda: results.append(publish(store.base, fill))) for _ in range(5)]
@@ -127,6 +131,7 @@ def test_exporters_at_once_take_different_numbers(store: Any, fill: Any) -> None
     assert not [key for key in store.listed() if "/.moxserve" in key]
 
 
+@pytest.mark.slow
 def test_one_of_two_that_want_the_same_number_is_refused(store: Any, fill: Any) -> None:
     outcomes: list[str] = []
 

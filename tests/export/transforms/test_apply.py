@@ -82,6 +82,7 @@ def test_strict(layer: Any) -> None:
         layer.checked("rename_op(old_op_name=Relu, new_op_name=Elu)", strict=True)
 
 
+@pytest.mark.slow
 def test_limits(layer: Any) -> None:
     """Exact transforms after a quantizing one are judged by what they add."""
     result = layer.checked("quantize_weights(minimum_size=100) remove_nodes(op=Identity)", limit=1e-6)

@@ -171,6 +171,7 @@ def test_none_is_left_out() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ranges_of_a_log_are_frozen(net: Any, operations: Any, tmp_path: Any) -> None:
     """The documentation's way: quantize, log, run, freeze."""
     graph = net(small, IMAGES)
@@ -284,6 +285,7 @@ def quantization_aware(x: Any) -> Any:
     return tf.matmul(tf.reduce_mean(y, [1, 2]), dense)
 
 
+@pytest.mark.slow
 def test_learned_ranges_stay(net: Any, operations: Any) -> None:
     from moxserve.export.transforms import DEFAULT_TRANSFORMS
 

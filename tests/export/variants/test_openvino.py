@@ -82,6 +82,7 @@ def test_the_file_tells_its_precision(precision: Any, hint: str, nets: Any, tmp_
     assert (told.value, built.details["inference_precision"]) == (hint, hint)
 
 
+@pytest.mark.slow
 def test_each_precision_is_really_computed_in(nets: Any, served: Any, apart: Any, tmp_path: Path) -> None:
     import openvino as ov
 
@@ -148,6 +149,7 @@ def test_operations_are_left_out_by_their_names_in_tensorflow(nets: Any, tmp_pat
         convert(net.work(tmp_path / "w", INT8, settings=Calibration(exclude=("blok/*",))))
 
 
+@pytest.mark.slow
 def test_convolutions_of_few_pixels_answer_a_single_row_rightly(
     nets: Any, served: Any, apart: Any, tmp_path: Path
 ) -> None:
@@ -202,6 +204,7 @@ def test_operations_that_cost_too_much_stay_in_floating_point(nets: Any, served:
     assert built.details["search"]["steps"][0]["loss"] > 0.05
 
 
+@pytest.mark.slow
 def test_learned_ranges_need_no_rows(nets: Any, served: Any, apart: Any, tmp_path: Path) -> None:
     net = nets("learned")
     work = net.work(tmp_path / "v", INT8, learned=True, calibration=Rows(net.rows.folder))

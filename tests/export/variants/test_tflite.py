@@ -116,6 +116,7 @@ def test_int8_of_trained_digits(per_channel: bool, digits: Any, served: Any, det
     assert np.count_nonzero(got["probabilities"]) > source.size - small.size
 
 
+@pytest.mark.slow
 def test_operations_are_left_out_by_name(digits: Any, details: Any, tmp_path: Path) -> None:
     work = digits.work(tmp_path / "v", INT8, settings=Calibration(exclude=("conv1/*",)))
     built = convert(work)
@@ -137,6 +138,7 @@ def test_what_gives_an_output_is_known_by_its_own_name(digits: Any, details: Any
     assert [t["dtype"] for t in details(work.directory) if list(t["shape"]) == [10, 128]] == [np.float32]
 
 
+@pytest.mark.slow
 def test_operations_that_cost_too_much_stay_in_floating_point(nets: Any, served: Any, tmp_path: Path) -> None:
     net = nets("outlier")
 
@@ -157,6 +159,7 @@ def test_operations_that_cost_too_much_stay_in_floating_point(nets: Any, served:
     assert built.details["search"]["steps"][0]["loss"] > 0.05
 
 
+@pytest.mark.slow
 def test_learned_ranges_need_no_rows(nets: Any, served: Any, apart: Any, details: Any, tmp_path: Path) -> None:
     net = nets("learned")
     none = Rows(net.rows.folder)
@@ -181,6 +184,7 @@ def test_learned_ranges_need_no_rows(nets: Any, served: Any, apart: Any, details
     assert apart(served(work.directory, net.rows.load_inputs()), net.rows) < 0.05
 
 
+@pytest.mark.slow
 def test_dynamic_says_when_it_does_nothing(digits: Any, nets: Any, tmp_path: Path) -> None:
     note = "nothing is quantized: TFLite leaves weights of fewer than 1024 elements as they are"
     assert convert(digits.work(tmp_path / "v", Target("tflite", "dynamic"))).notes == ()
@@ -208,6 +212,7 @@ def test_what_cannot_be_made(nets: Any, freeze_net: Any, tmp_path: Path) -> None
     assert os.listdir(tmp_path / "c") == []
 
 
+@pytest.mark.slow
 def test_models_without_weights_and_of_other_types(freeze_net: Any, served: Any, tmp_path: Path) -> None:
     def add() -> Any:
         from moxserve.tensorflow.executor.env import tf, tf1

@@ -218,6 +218,7 @@ def test_a_variant_that_fails_while_it_is_measured(
     assert "variant v is not served: the runtime gave up" in caplog.text
 
 
+@pytest.mark.slow
 def test_really_measured(version: Make, forms: Any, wrong_onnx: Path, tmp_path: Path, slow_onnx: Path) -> None:
     """No figures made up: whichever of the right ones is faster here, the slow one and the wrong one do not serve."""
     path = version(variants={"right": forms.onnx, "slow": slow_onnx, "wrong": wrong_onnx})

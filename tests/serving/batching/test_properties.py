@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -56,6 +57,7 @@ def answer(inputs: Any) -> dict[str, np.ndarray]:
     return {"y": x, "z": x + x}
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chosen=parameters(), requests=st.lists(request, min_size=1, max_size=12))
 def test_each_gets_its_own_rows(

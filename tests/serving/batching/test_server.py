@@ -283,6 +283,7 @@ def test_a_new_version_takes_over_under_load(
     assert seen == {(1, 10.0), (2, 20.0)}
 
 
+@pytest.mark.slow
 def test_the_command_line_tells_what_is_wrong(run_moxserve: Callable[..., Any], half: Path, tmp_path: Path) -> None:
     path = tmp_path / "batching.txt"
     path.write_text("max_batch_size { value: 8 }\nbatch_timeout: 3\n")

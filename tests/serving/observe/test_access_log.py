@@ -106,6 +106,7 @@ def test_threads_and_processes_share_a_file_line_by_line(tmp_path) -> None:
     assert {name: names.count(name * 50) for name in "abcd"} == dict.fromkeys("abcd", 500)
 
 
+@pytest.mark.slow
 def test_a_file_that_was_moved_is_opened_anew(tmp_path) -> None:
     path = tmp_path / "log"
     recorder = Recorder([AccessLog(str(path))])

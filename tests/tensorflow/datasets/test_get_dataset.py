@@ -59,6 +59,7 @@ def test_metas() -> None:
         mox.get_dataset_meta("minst")
 
 
+@pytest.mark.slow
 def test_the_example_of_the_document(digits_dir: Path) -> None:
     """Example 1 of mox.run, with a small net in place of a model that is built in."""
     batch_size = 50
@@ -198,6 +199,7 @@ def test_folders(tmp_path: Path) -> None:
     assert sorted((int(image[0, 0, 0]), text.decode()) for image, text in rows) == [(0, "daisy"), (1, "roses")]
 
 
+@pytest.mark.slow
 def test_orders_of_arrays(digits_dir: Path) -> None:
     def labels(**options: Any) -> list[int]:
         with tf1.Graph().as_default():

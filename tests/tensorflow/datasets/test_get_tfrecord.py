@@ -135,6 +135,7 @@ def test_the_second_example_in_a_run(digits_dir: Path) -> None:
 NUMBER = {"number": tf.io.FixedLenFeature([], tf.int64), "words": tf.io.VarLenFeature(tf.string)}
 
 
+@pytest.mark.slow
 def test_batches_shards_and_order(folder: Path) -> None:
     handlers = {"number": slim.tfexample_decoder.Tensor("number")}
 

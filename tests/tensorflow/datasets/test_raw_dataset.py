@@ -202,6 +202,7 @@ def test_windows_differ_from_epoch_to_epoch(metadata: ImageClassificationRawMeta
     assert not np.array_equal(np.concatenate(images[:2]), np.concatenate(images[2:]))
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(workers=st.integers(1, 3), seed=st.integers(0, 99), position=st.integers(0, 30))
 def test_shards_are_disjoint_and_complete_and_reading_goes_on_anywhere(
@@ -301,6 +302,7 @@ def test_augmentation_fn_is_given_one_image(metadata: ImageClassificationRawMeta
         np.testing.assert_array_equal(a[:, :, ::-1], b)
 
 
+@pytest.mark.slow
 def test_random_operations_of_the_user_follow_the_seed(metadata: ImageClassificationRawMetadata, read: Read):
     def noisy(image: Any) -> Any:
         return tf.cast(tf.image.resize(image, [2, 2]), tf.float32) + tf.random.uniform([2, 2, 3])

@@ -323,6 +323,7 @@ def test_a_reader_is_not_asked_for_what_is_cached(folder: Path, tmp_path: Path, 
     assert len(asked) < 28
 
 
+@pytest.mark.slow
 def test_two_data_sets_share_a_cache_until_the_last_is_gone(folder: Path, tmp_path: Path, read: Read):
     cache = tmp_path / "cache"
     with tf1.Graph().as_default():
@@ -339,6 +340,7 @@ def test_two_data_sets_share_a_cache_until_the_last_is_gone(folder: Path, tmp_pa
     assert _entries(cache) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoded", [False, True])
 def test_a_cache_that_another_process_uses_is_left_to_that(folder: Path, tmp_path: Path, read: Read, decoded: bool):
     cache = tmp_path / "cache"

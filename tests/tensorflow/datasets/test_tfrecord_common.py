@@ -227,6 +227,7 @@ def test_exact_shuffle_may_be_done_without(folder: Path, monkeypatch: pytest.Mon
     assert sorted(read(folder, exact_shuffle=False)) == list(range(100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "compressed"])
 def test_shards_are_disjoint_and_leave_nothing_out(source: str, request: pytest.FixtureRequest) -> None:
     where = request.getfixturevalue(source)
@@ -570,6 +571,7 @@ def bucket(store: Any, folder: Path) -> str:
     return f"{store.bucket}/records"
 
 
+@pytest.mark.slow
 def test_files_in_a_bucket(bucket: str, folder: Path, tmp_path: Path) -> None:
     for scheme in ("s3", "obs"):
         with tf1.Graph().as_default():
@@ -586,6 +588,7 @@ def test_files_in_a_bucket(bucket: str, folder: Path, tmp_path: Path) -> None:
         BaseTFRecordMetadata(f"s3://{bucket}", "absent-*")
 
 
+@pytest.mark.slow
 def test_named_data_sets_and_labels_in_a_bucket(store: Any, bucket: str, digits_dir: Path) -> None:
     assert ImageClassificationTFRecordMetadata(f"s3://{bucket}", "eval-*").labels_list == []
     store.write("records/labels.txt", b"0: cat\n1: dog\n")

@@ -113,6 +113,7 @@ def test_the_text_of_the_record_comes_before_the_file_of_labels(tmp_path: Path) 
     assert texts == [b"wasp", b"bee", b""], "the last label is in no file"
 
 
+@pytest.mark.slow
 def test_sizes_and_channels(folder: Path) -> None:
     for size, shape in ((6, (6, 6)), ([6, 8], (6, 8))):
         (images, names), *_ = read(folder, ["image", "image_name"], batch_size=COUNT, image_size=size)
@@ -280,6 +281,7 @@ def test_windows_do_not_depend_on_threads_and_repeat_with_the_seed(folder: Path)
     assert not np.array_equal(twice[0][0], twice[1][0]), "another window each epoch"
 
 
+@pytest.mark.slow
 def test_an_augmentation_that_takes_a_seed(folder: Path) -> None:
     def crop(image: Any, seed: Any) -> Any:
         return tf.image.stateless_random_crop(image, [4, 4, 3], seed)
@@ -349,6 +351,7 @@ def test_sparse_features_of_bad_images_go_with_them(damaged: Path) -> None:
     assert words.dense_shape.tolist()[0] == 4
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_an_image_that_never_comes(tmp_path: Path) -> None:
     write_records(tmp_path / "a.tfrecord", [record(n, b"no image") for n in range(4)])
     for path in PATHS:

@@ -432,6 +432,7 @@ def test_a_source_of_the_users_own(model: Any) -> None:
     assert source.steps == ["setup", "reset", "before_run", "before_run"]
 
 
+@pytest.mark.slow
 def test_an_endless_wait_for_data_is_told(model: Any, numbers: Any, monkeypatch: Any, console: Any) -> None:
     monkeypatch.setattr("moxserve.tensorflow.input_source.pump._TELL_AFTER_S", 0.2)
     arrived = threading.Event()
