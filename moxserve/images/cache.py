@@ -57,7 +57,25 @@ class FileKey:
         return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
-class BytesCache:
+class _Cache:
+    """What both kinds do with their packs."""
+
+    store: PackStore
+
+    def commit(self) -> None:
+        """Make what was kept so far outlast this process."""
+        self.store.commit()
+
+    def close(self) -> None:
+        """Commit, and let another process write."""
+        self.store.close()
+
+    def remove(self) -> None:
+        """Remove the cache from the disk."""
+        self.store.remove()
+
+
+class BytesCache(_Cache):
     """Keeps the bytes of files: for remote and slow ones, which are read through it once.
 
     Args:
@@ -99,20 +117,8 @@ class BytesCache:
         self.store.put(digest, data)
         return data
 
-    def commit(self) -> None:
-        """Make what was read so far outlast this process."""
-        self.store.commit()
 
-    def close(self) -> None:
-        """Commit, and let another process write."""
-        self.store.close()
-
-    def remove(self) -> None:
-        """Remove the cache from the disk."""
-        self.store.remove()
-
-
-class DecodedCache:
+class DecodedCache(_Cache):
     """Keeps decoded images, about 8 to 10 times the size of their JPEGs; windows are cut from the mapped pages.
 
     Args:
@@ -135,18 +141,6 @@ class DecodedCache:
         """Keep a decoded image; tell whether it is kept."""
         height, width, channels = image.shape
         return self.store.put(key.digest(f"decoded{channels}"), np.ascontiguousarray(image), (height, width, channels))
-
-    def commit(self) -> None:
-        """Make what was kept so far outlast this process."""
-        self.store.commit()
-
-    def close(self) -> None:
-        """Commit, and let another process write."""
-        self.store.close()
-
-    def remove(self) -> None:
-        """Remove the cache from the disk."""
-        self.store.remove()
 
 
 def _read(path: str) -> bytes:

@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 from moxserve.tensorflow.contrib.slim.item_handler import ItemHandler
 from moxserve.tensorflow.contrib.slim.tfexample_decoder import TFExampleDecoder
-from moxserve.tensorflow.datasets.base import BaseDataset
-from moxserve.tensorflow.datasets.tfrecord_common import BaseTFRecordMetadata, finished, read_metadata
+from moxserve.tensorflow.datasets.tfrecord_common import BaseTFRecordMetadata, RecordDataset, finished, read_metadata
 from moxserve.tensorflow.datasets.tfrecord_reader import Reading
 
 __all__ = ["DecodedTFRecordDataset", "get_tfrecord"]
 
 
-class DecodedTFRecordDataset(BaseDataset):
+class DecodedTFRecordDataset(RecordDataset):
     """The items of a slim decoder; `get_tfrecord` makes it.
 
     Args:
@@ -29,16 +28,6 @@ class DecodedTFRecordDataset(BaseDataset):
     def __init__(self, dataset: Any, metadata: BaseTFRecordMetadata) -> None:
         super().__init__(dataset)
         self.metadata = metadata
-
-    @property
-    def num_samples(self) -> int:
-        """How many records the files have."""
-        return self.metadata.num_samples
-
-    @property
-    def total_num_samples(self) -> int:
-        """The same as `num_samples`."""
-        return self.metadata.num_samples
 
 
 def get_tfrecord(

@@ -236,7 +236,27 @@ def read_metadata(
     return indexed_records(RecordIndex(files), reading)
 
 
-class BaseTFRecordDataset(BaseDataset):
+class RecordDataset(BaseDataset):
+    """A data set of TFRecord files.
+
+    Attributes:
+        metadata: the files.
+    """
+
+    metadata: BaseTFRecordMetadata
+
+    @property
+    def num_samples(self) -> int:
+        """How many records the whole data set has."""
+        return self.metadata.num_samples
+
+    @property
+    def total_num_samples(self) -> int:
+        """The same as `num_samples`."""
+        return self.metadata.num_samples
+
+
+class BaseTFRecordDataset(RecordDataset):
     """The records of TFRecord files, each a tf.Example, as items by name.
 
     A subclass may override `_build_features`, which gets the parsed tensors of one record in the order of the keys and
@@ -303,16 +323,6 @@ class BaseTFRecordDataset(BaseDataset):
         samples = records.map(items_of, num_parallel_calls=num_parallel, deterministic=True)
         super().__init__(finished(samples, batch_size, drop_remainder, private_num_threads))
         self.metadata = metadata
-
-    @property
-    def num_samples(self) -> int:
-        """How many records the whole data set has."""
-        return self.metadata.num_samples
-
-    @property
-    def total_num_samples(self) -> int:
-        """The same as `num_samples`."""
-        return self.metadata.num_samples
 
     def _built(self, tensors: Sequence[Any], keys: Sequence[str]) -> dict[str, Any]:
         self._features: dict[str, Any] = {}

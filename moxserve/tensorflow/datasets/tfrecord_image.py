@@ -9,17 +9,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from moxserve.errors import UsageError
-from moxserve.tensorflow.datasets.base import BaseDataset
 from moxserve.tensorflow.datasets.progressive import ProgressiveImagenetDataset
 from moxserve.tensorflow.datasets.raw.options import OnBadImage, RawOptions
-from moxserve.tensorflow.datasets.tfrecord_common import BaseTFRecordMetadata, feature_spec, read_metadata
+from moxserve.tensorflow.datasets.tfrecord_common import (
+    BaseTFRecordMetadata,
+    RecordDataset,
+    feature_spec,
+    read_metadata,
+)
 from moxserve.tensorflow.datasets.tfrecord_decode import RecordImages
 from moxserve.tensorflow.datasets.tfrecord_reader import Reading
 
 __all__ = ["ImageClassificationTFRecordDataset", "ProgressiveImagenetDataset"]
 
 
-class ImageClassificationTFRecordDataset(BaseDataset):
+class ImageClassificationTFRecordDataset(RecordDataset):
     """Images with one class each, from TFRecord files.
 
     Items: `image`, `label` (int64, or with `label_one_hot` `[num_classes] float32`), `label_desc` (the class' name: the
@@ -124,16 +128,6 @@ class ImageClassificationTFRecordDataset(BaseDataset):
         images = RecordImages(self.metadata, options, custom, bool(label_one_hot), seed, reading.skipped)
         super().__init__(images.build(records), images.finish)
         self._log = images.log
-
-    @property
-    def num_samples(self) -> int:
-        """How many records the whole data set has."""
-        return self.metadata.num_samples
-
-    @property
-    def total_num_samples(self) -> int:
-        """The same as `num_samples`."""
-        return self.metadata.num_samples
 
     @property
     def num_bad_images(self) -> int:
