@@ -10,7 +10,6 @@ import contextlib
 import ipaddress
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,13 +22,6 @@ import psutil
 
 # CPUCLOCK_SCHED of a whole process, as clock_getcpuclockid() of the C library makes it.
 _PROCESS_CLOCK = 2
-
-
-def free_port() -> int:
-    """Return a loopback TCP port that nothing listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def tree(pid: int) -> list[int]:

@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 from serving_models import Store
-from serving_processes import ServerProcess, free_port
+from serving_processes import ServerProcess
+
+from moxserve.ports import free_port
 
 PEERS_FOLDER = Path(__file__).resolve().parent / "peers"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,8 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from moxserve import ports
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -159,9 +160,7 @@ def toy_server(toy_base: Path) -> Iterator[ToyServer]:
 @pytest.fixture
 def free_port() -> int:
     """A port where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return ports.free_port()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 import click
 
 from moxserve.errors import MoxserveError
+from moxserve.ports import free_port
 
 MODEL = "digits"
 _SERVER_START_S = 120.0
@@ -36,13 +36,6 @@ def _pipeline_file() -> Path:
         if (folder / "digits.yaml").is_file():
             return folder / "digits.yaml"
     raise MoxserveError("pipelines/digits.yaml is missing from this installation", hint="reinstall moxserve")
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 @dataclass
@@ -155,7 +148,7 @@ def quickstart(out: Path, duration: str, users: int) -> None:
     sets = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
     trained = steps.run("train, export, verify", "pipeline", "run", str(_pipeline_file()), *sets)
 
-    grpc, rest = _free_port(), _free_port()
+    grpc, rest = free_port(), free_port()
     served = (
         "serve", f"--port={grpc}", f"--rest_api_port={rest}",
         f"--model_name={MODEL}", f"--model_base_path={models.resolve()}",

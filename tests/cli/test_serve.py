@@ -16,15 +16,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from moxserve.ports import free_port
 from moxserve.serving.flags import FLAGS
 
 READY = "Exporting HTTP/REST API at:localhost:"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Process:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -16,21 +15,15 @@ import yaml
 from click.testing import CliRunner
 
 from moxserve.cli.deploy import deploy
+from moxserve.ports import free_port
 
 pytestmark = pytest.mark.slow
-
-
-def free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        for probe in (one, other):
-            probe.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory, shared_dir: Path) -> Iterator[tuple[Any, dict[str, Any], int, int]]:
     """The process of the service of a compose file, that service, and its ports."""
-    folder, ports = tmp_path_factory.mktemp("container"), free_ports()
+    folder, ports = tmp_path_factory.mktemp("container"), (free_port(), free_port())
     testdata = shared_dir / "testdata" / "tfserving"
     models = {"half": "saved_model_half_plus_two_cpu", "three": "saved_model_half_plus_three"}
     arguments = [f"--model={name}={testdata / path}" for name, path in models.items()]

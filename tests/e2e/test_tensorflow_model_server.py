@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from moxserve.ports import free_port
 
 grpc = pytest.importorskip("grpc")
 
@@ -94,7 +95,7 @@ class Binary:
         """Start it with the flags that every scenario has and these; the same ones again give the same server."""
         if flags in self._running:
             return self._running[flags]
-        port, rest_port = unused_port(), unused_port()
+        port, rest_port = free_port(), free_port()
         command = f"{self._path} --port={port} --rest_api_port={rest_port} --rest_api_timeout_in_ms=5000"
         command += f" --grpc_socket_path={self.socket} {' '.join(flags)}"
         process = subprocess.Popen(shlex.split(command), stderr=stderr, cwd=cwd)
@@ -110,12 +111,6 @@ class Binary:
         for server in self._running.values():
             server.process.kill()
             server.process.wait(10)
-
-
-def unused_port() -> int:
-    with socket.socket(socket.AF_INET6) as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until_ready(server: Running) -> None:
@@ -451,7 +446,7 @@ def test_a_configuration_at_a_relative_path_and_a_base_path_with_a_slash(binary,
 
 def test_old_flags_do_not_stop_it_and_terminate_does(binary, half, tmp_path) -> None:
     out, err = tmp_path / "out", tmp_path / "err"
-    port = unused_port()
+    port = free_port()
     with out.open("wb") as stdout, err.open("wb") as stderr:
         process = subprocess.Popen(
             [binary.folder / "tensorflow_model_server", f"--port={port}", "--model_name=default",

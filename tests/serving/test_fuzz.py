@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moxserve.ports import free_port
 from moxserve.protocol import messages
 from moxserve.protocol.examples import make_example
 from moxserve.protocol.tensors import to_proto
@@ -320,12 +320,6 @@ def test_paths(target: Target) -> None:
 
 
 # In a process of its own, ten thousand in one run
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Process:

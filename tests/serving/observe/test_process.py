@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from typing import Any
 
 import httpx2
 import pytest
+
+from moxserve import ports
 
 
 class Process:
@@ -103,10 +104,9 @@ def test_verbose_shows_what_tensorflow_says(start, tmp_path) -> None:
 @pytest.mark.slow
 def test_processes_share_an_access_log(start, tmp_path, free_port) -> None:
     path = tmp_path / "access.log"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = start(f"--port={port}", f"--rest_api_port={free_port}", f"--access_log={path}", "--num_processes=2")
+    server = start(
+        f"--port={ports.free_port()}", f"--rest_api_port={free_port}", f"--access_log={path}", "--num_processes=2"
+    )
     server.wait_for("2 server processes answer")
     for number in range(40):
         ask(free_port, f"r{number}")  # a connection each: the system spreads them

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from google.protobuf import text_format
 
+from moxserve.ports import free_port
 from moxserve.protocol import messages
 
 grpc = pytest.importorskip("grpc")
@@ -108,15 +109,7 @@ def reload(cluster: Cluster, text: str, timeout_s: float = 60) -> None:
 
 @pytest.fixture(scope="module")
 def free_ports() -> Callable[[], tuple[int, int]]:
-    import socket
-
-    def find() -> tuple[int, int]:
-        with socket.socket() as one, socket.socket() as other:
-            for probe in (one, other):
-                probe.bind(("127.0.0.1", 0))
-            return one.getsockname()[1], other.getsockname()[1]
-
-    return find
+    return lambda: (free_port(), free_port())
 
 
 def save_slow(base_path: Path) -> Path:

@@ -1,0 +1,33 @@
+"""A TCP port for a server of our own on this machine."""
+
+from __future__ import annotations
+
+import random
+import socket
+from pathlib import Path
+
+_ATTEMPTS = 200
+_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST = 15_000
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 on which nothing listens, and which stays free until a server has started.
+
+    A port that the system picks itself (`bind` to 0) comes from the range of outgoing connections: any client on the
+    machine may be given it in the seconds until the server binds. This one lies below that range.
+
+    Raises:
+        OSError: no port could be bound.
+    """
+    below = int(_RANGE.read_text().split()[0]) if _RANGE.exists() else 32_768
+    draw = random.SystemRandom()  # a seeded generator would give parallel runs the same ports
+    for _ in range(_ATTEMPTS):
+        port = draw.randrange(_LOWEST, below) if below > _LOWEST + 1000 else 0
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError(f"none of {_ATTEMPTS} ports below {below} could be bound")
