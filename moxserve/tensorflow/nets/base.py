@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from moxserve.tensorflow.layers import BatchNorm, Layers
+from moxserve.tensorflow.layers import Layers, Normalization
 
 __all__ = ["Build"]
 
@@ -36,9 +36,9 @@ class Build:
     fused: bool = False
     renorm: bool = False
 
-    def norm(self, decay: float, epsilon: float, *, center: bool = True, scale: bool = False) -> BatchNorm:
+    def norm(self, decay: float, epsilon: float, *, center: bool = True, scale: bool = False) -> Normalization:
         """Return the batch norm of a network, as this build wants it computed."""
-        return BatchNorm(decay, epsilon, center=center, scale=scale, fused=self.fused, renorm=self.renorm)
+        return Normalization(decay, epsilon, center=center, scale=scale, fused=self.fused, renorm=self.renorm)
 
     def layers(self, **defaults: Any) -> Layers:
         """Return layers with a network's defaults and an empty dict of end points."""
