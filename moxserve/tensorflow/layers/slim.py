@@ -50,6 +50,7 @@ class Layers:
         training: whether dropout drops and batch norms take the statistics of the batch.
         data_format: `NHWC` or `NCHW`, of all images given and returned.
         weight_decay: factor of the L2 losses of weights, in REGULARIZATION_LOSSES; 0 adds none.
+        bias_weight_decay: likewise of biases.
         norm: batch norm that follows convolutions and dense layers, in place of biases; None for none.
         activation: function of a layer's result; None for none.
         initializer: of weights; None: uniform of Glorot (slim's `xavier_initializer`).
@@ -63,6 +64,7 @@ class Layers:
     training: bool
     data_format: str = "NHWC"
     weight_decay: float = 0.0
+    bias_weight_decay: float = 0.0
     norm: Normalization | None = None
     activation: Activation | None = tf.nn.relu
     initializer: Any = None
@@ -354,7 +356,7 @@ class Layers:
         """Add what follows a layer's product: biases or a batch norm, the activation, the end point."""
         if self.norm is None if bias is None else bias:
             initializer = self.bias_initializer or tf1.zeros_initializer()
-            biases = self._variable("biases", [self.channels(y)], y.dtype, initializer)
+            biases = self._variable("biases", [self.channels(y)], y.dtype, initializer, self.bias_weight_decay)
             y = tf.nn.bias_add(y, biases, data_format=_bias_format(y, self.data_format), name="BiasAdd")
         if self.norm is not None:
             with self.scope("BatchNorm", [y]):
