@@ -93,9 +93,9 @@ def check_size(layers: Layers, images: Any, name: str, smallest: int) -> None:
     Raises:
         UsageError: a side is below the smallest, or not known while the graph is built.
     """
-    if images.shape.rank != 4 or None in layers.spatial(images):
+    height, width = layers.spatial(images) if images.shape.rank == 4 else (None, None)
+    if height is None or width is None:
         raise UsageError(f"{name} expects a batch of images of known height and width, got shape {images.shape}")
-    height, width = layers.spatial(images)
     if min(height, width) < smallest:
         raise UsageError(f"{name} expects images of at least {smallest}x{smallest}, got {height}x{width}")
 

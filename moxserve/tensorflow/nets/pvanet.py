@@ -168,15 +168,17 @@ class _Parts:
             return self.normalised(net)
 
     def _scaled(self, net: Any) -> Any:
+        """Multiply by gamma and add beta, which are float32 even for images of half precision, as of batch norms."""
         shape = [1] * net.shape.rank
-        shape[self.layers.channel_axis] = self.layers.channels(net)
+        shape[self.layers.channel_axis] = count = self.layers.channels(net)
         groups = [tf1.GraphKeys.GLOBAL_VARIABLES, tf1.GraphKeys.MODEL_VARIABLES]
+        dtype = tf.float64 if net.dtype == tf.float64 else tf.float32
         with self.layers.scope("scale"):
             gamma, beta = (
-                tf1.get_variable(name, [self.layers.channels(net)], net.dtype, start(), collections=groups)
-                for name, start in (("gamma", tf1.ones_initializer), ("beta", tf1.zeros_initializer))
+                tf1.get_variable(name, [count], dtype, initializer, collections=groups)
+                for name, initializer in (("gamma", tf1.ones_initializer()), ("beta", tf1.zeros_initializer()))
             )
-            return net * tf.reshape(gamma, shape) + tf.reshape(beta, shape)
+            return net * tf.reshape(tf.cast(gamma, net.dtype), shape) + tf.reshape(tf.cast(beta, net.dtype), shape)
 
 
 def _unit(parts: _Parts, net: Any, unit: _Residual | _Inception, before: bool) -> Any:
