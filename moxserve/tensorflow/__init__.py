@@ -44,6 +44,7 @@ from moxserve.tensorflow.executor import (
     var_scope,
 )
 from moxserve.tensorflow.feature_columns import FeatureColumns, Features, feature_columns
+from moxserve.tensorflow.nets import NetworkKeys, default_preprocess_fn, get_model_fn, get_model_meta
 from moxserve.tensorflow.optimizer import get_optimizer_fn
 from moxserve.tensorflow.preprocessing import PreprocessingKeys, get_data_augmentation_fn
 from moxserve.tensorflow.pruning import Pruning, prune_model_fn
@@ -69,6 +70,7 @@ __all__ = [
     "ModelSpec",
     "MultilabelClassificationRawDataset",
     "MultilabelClassificationRawMetadata",
+    "NetworkKeys",
     "ParallelReader",
     "PreprocessingKeys",
     "Pruning",
@@ -76,6 +78,7 @@ __all__ = [
     "RunResult",
     "SignatureSpec",
     "auc",
+    "default_preprocess_fn",
     "feature_columns",
     "file",
     "get_collection",
@@ -83,6 +86,8 @@ __all__ = [
     "get_dataset",
     "get_dataset_meta",
     "get_flag",
+    "get_model_fn",
+    "get_model_meta",
     "get_optimizer_fn",
     "get_tfrecord",
     "load_op_library",

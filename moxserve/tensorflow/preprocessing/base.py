@@ -111,7 +111,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def place(self, image: Any, draws: Draws) -> Any:
-        """Crop, resize and flip one image `[height, width, channels]` to the output size."""
+        """Crop, resize and flip one image `[height, width, channels]` to the output size; not in TRAIN: or a batch."""
 
     @abstractmethod
     def _finished(self, images: Any, draws: Draws) -> Any:
@@ -168,36 +168,36 @@ def summarize(wanted: bool, name: str, images: Any) -> None:
 
 
 def resize(image: Any, size: Sequence[Any] | Any, method: str = "bilinear") -> Any:
-    """Resize one image as TensorFlow 1 did: output pixel i reads source coordinate i * in / out.
+    """Resize as TensorFlow 1 did: output pixel i reads source coordinate i * in / out.
 
     Args:
-        image: `[height, width, channels]`.
+        image: `[height, width, channels]`, or a batch of them.
         size: height and width of the result.
         method: `bilinear`, `nearest`, `bicubic` or `area`.
 
     Returns:
         float32 for all methods but `nearest`, which keeps the dtype.
     """
-    return tf1.image.resize(image[tf.newaxis], size, method)[0]
+    return tf1.image.resize(image, size, method)
 
 
 def crop(image: Any, output: Output, family: str, draws: Draws | None = None) -> Any:
     """Cut a window out; fails when it runs where the window is larger than the image.
 
     Args:
-        image: `[height, width, channels]`.
+        image: `[height, width, channels]`, or a batch of them, which all get the same window.
         output: size of the window.
         family: name for the message.
         draws: where the window is; None: in the middle.
     """
     size = [output.height, output.width]
-    room = tf.shape(image)[:2] - size
+    room = tf.shape(image)[-3:-1] - size
     message = f"{family}: the crop {size[0]}x{size[1]} is larger than the image that it is taken from"
     with tf.control_dependencies([tf1.Assert(tf.reduce_all(room >= 0), [message, tf.shape(image)])]):
         room = tf.identity(room)
     top, left = tf.unstack(room // 2) if draws is None else [draws.integer(most + 1) for most in tf.unstack(room)]
-    window = image[top : top + size[0], left : left + size[1]]
-    window.set_shape([*size, image.shape[2]])
+    window = image[..., top : top + size[0], left : left + size[1], :]
+    window.set_shape([*image.shape[:-3], *size, image.shape[-1]])
     return window
 
 

@@ -87,6 +87,6 @@ class VggPreprocessing(Augmentation):
         return tf.cast(images, tf.float32) - tf.constant(self._means, tf.float32)
 
     def _resized(self, image: Any, side: Any) -> Any:
-        sides = tf.cast(tf.shape(image)[:2], tf.float32)
+        sides = tf.cast(tf.shape(image)[-3:-1], tf.float32)
         scale = tf.cast(side, tf.float32) / tf.reduce_min(sides)
         return resize(image, tf.cast(tf.math.rint(sides * scale), tf.int32))
