@@ -9,7 +9,7 @@ import numpy as np
 
 from moxserve.dataflow.order import EpochOrder
 from moxserve.errors import DataError, UsageError
-from moxserve.tensorflow.datasets.base import BaseDataset, numbered_rows
+from moxserve.tensorflow.datasets.base import BaseDataset, input_position, numbered_batches, rows_left
 from moxserve.tensorflow.datasets.raw.options import RawOptions
 from moxserve.tensorflow.executor.env import tf
 from moxserve.tensorflow.executor.python_calls import python_function
@@ -127,9 +127,9 @@ def _samples(data: LabelledImages, order: EpochOrder, options: RawOptions, one_h
             raise UsageError(f"augmentation_fn returned a {type(image).__name__}; expected the image, a tensor")
         return {**element, "image": image}
 
-    rows = numbered_rows(order, options.num_epochs, options.position)
-    count = tf.data.experimental.cardinality(rows)
-    samples = rows.batch(_ROWS_AT_ONCE).map(items).unbatch()
+    position = input_position(options.position)
+    samples = numbered_batches(order, options.num_epochs, _ROWS_AT_ONCE, position).map(items).unbatch()
+    count = rows_left(order, options.num_epochs, position)
     samples = samples.apply(tf.data.experimental.assert_cardinality(count))
     if options.augmentation_fn is not None:
         plain = tf.autograph.experimental.do_not_convert(augmented)

@@ -21,7 +21,7 @@ from moxserve.dataflow.order import EpochOrder
 from moxserve.errors import DataError, UsageError
 from moxserve.protocol.tfrecord import records_of
 from moxserve.protocol.tfrecord_index import RecordIndex
-from moxserve.tensorflow.datasets.base import input_position, numbered_rows
+from moxserve.tensorflow.datasets.base import input_position, numbered_batches, rows_left
 from moxserve.tensorflow.datasets.tfrecord_files import open_source
 from moxserve.tensorflow.executor.env import tf
 from moxserve.tensorflow.executor.python_calls import python_function, steps
@@ -147,8 +147,8 @@ def indexed_records(index: RecordIndex, reading: Reading) -> Any:
         )
 
     reading.skipped.of_rows(order, lambda: map(index.name, range(len(index))))
-    rows = numbered_rows(order, reading.num_epochs, reading.position, reading.skipped)
-    chunks = rows.batch(_CHUNK_RECORDS).map(
+    position = input_position(reading.position, reading.skipped)
+    chunks = numbered_batches(order, reading.num_epochs, _CHUNK_RECORDS, position).map(
         lambda positions, row: _element(python_function(read, [positions, row], _TYPES)),
         num_parallel_calls=reading.num_parallel,
         deterministic=True,
@@ -156,7 +156,8 @@ def indexed_records(index: RecordIndex, reading: Reading) -> Any:
     records = chunks.unbatch()
     if bad is not None and reading.num_epochs is not None:
         return records
-    return records.apply(tf.data.experimental.assert_cardinality(tf.data.experimental.cardinality(rows)))
+    left = rows_left(order, reading.num_epochs, position)
+    return records.apply(tf.data.experimental.assert_cardinality(left))
 
 
 _TYPES = (tf.string, tf.string, tf.int64)

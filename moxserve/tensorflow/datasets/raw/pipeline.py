@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from moxserve.tensorflow.datasets.base import BaseDataset, input_position, numbered_rows
+from moxserve.tensorflow.datasets.base import BaseDataset, input_position, numbered_batches, numbered_rows
 from moxserve.tensorflow.datasets.images import BATCHES_AT_ONCE, ImagePipeline, is_good, without_good
 from moxserve.tensorflow.datasets.raw.fetching import ROW_AND_CONTENT, FetchedRows, fetched_of
 from moxserve.tensorflow.datasets.raw.source import RawSource
@@ -89,8 +89,10 @@ class _Pipeline(ImagePipeline):
         options, order = self.options, self.source.order
         remote = any(key is not None for key in self.source.samples.keys) or is_remote(self.source.base)
         if options.inline_reading(remote):
-            rows = numbered_rows(order, options.num_epochs, options.position, self.source.skipped)
-            return rows if at_once is None else rows.batch(at_once)
+            given = (options.position, self.source.skipped)
+            if at_once is None:
+                return numbered_rows(order, options.num_epochs, *given)
+            return numbered_batches(order, options.num_epochs, at_once, *given)
         reader = options.reader_class or (AsyncRawGenerator if remote else ParallelReader)
         kwargs = {"num_readers": options.num_readers, "capacity": options.capacity, **(options.reader_kwargs or {})}
         size = at_once or min(_FETCHED_AT_ONCE, options.capacity)
