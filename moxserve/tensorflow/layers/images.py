@@ -12,7 +12,7 @@ from typing import Any
 from moxserve.errors import UsageError, did_you_mean
 from moxserve.tensorflow.executor.env import tf, tf1
 
-__all__ = ["Format", "Window", "convolve", "convolve_depthwise", "convolve_transpose", "pair", "pool"]
+__all__ = ["Format", "Window", "convolve", "convolve_depthwise", "convolve_transpose", "onednn_enabled", "pair", "pool"]
 
 _FORMATS = ("NHWC", "NCHW")
 _PADDINGS = ("SAME", "VALID")
@@ -127,14 +127,33 @@ def convolve(x: Any, weights: Any, window: Window, groups: int = 1) -> Any:
     Returns:
         `[B, H', W', out]`.
     """
-    if max(window.rate) > 1:
-        # tf.nn.convolution goes over space_to_batch, whose gradient every build of TensorFlow has on a CPU.
-        return tf1.nn.convolution(
-            x, weights, window.padding, dilation_rate=window.rate, data_format=window.format.name, name="convolution"
-        )
-    return tf1.nn.conv2d(
-        x, weights, strides=window.strides, padding=window.padding, data_format=window.format.name, name="Conv2D"
-    )
+    axis, name = window.format.channel_axis, window.format.name
+    if (groups == 1 and max(window.rate) == 1) or _all_gradients():
+        dilations, padding = window.format.full(window.rate), window.padding
+        return tf1.nn.conv2d(x, weights, window.strides, padding, data_format=name, dilations=dilations, name="Conv2D")
+    if groups > 1:
+        parts = zip(tf.split(x, groups, axis), tf.split(weights, groups, 3), strict=True)
+        return tf.concat([convolve(part, kernel, window) for part, kernel in parts], axis, name="Conv2D")
+    # This one goes over space_to_batch.
+    return tf1.nn.convolution(x, weights, window.padding, dilation_rate=window.rate, data_format=name, name="Conv2D")
+
+
+def onednn_enabled() -> bool:
+    """Whether TensorFlow computes with oneDNN on a CPU: as it does on x86, unless TF_ENABLE_ONEDNN_OPTS=0.
+
+    Its own kernels know images in NHWC only, and no gradients of convolutions in groups.
+    """
+    from tensorflow.python.util import _pywrap_util_port
+
+    return bool(_pywrap_util_port.IsMklEnabled())
+
+
+def _all_gradients() -> bool:
+    """Whether convolutions in groups, and those with a rate, have gradients here as they stand.
+
+    An operation for each group takes three times as long as one for all, and going over space_to_batch a fifth more.
+    """
+    return onednn_enabled() or bool(tf.config.list_physical_devices("GPU"))
 
 
 def convolve_depthwise(x: Any, weights: Any, window: Window) -> Any:
