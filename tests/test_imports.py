@@ -43,6 +43,7 @@ if result.exit_code != 0:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -61,6 +62,7 @@ def test_import_loads_nothing_heavy(code: str) -> None:
     assert loaded_by(code) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [["--help"]]

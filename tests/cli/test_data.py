@@ -46,6 +46,7 @@ def test_the_other_sample_data_sets(run_moxserve: Run, tmp_path: Path):
     assert run_moxserve("data", "textures", "--out", "t", cwd=tmp_path).returncode == 1
 
 
+@pytest.mark.slow
 def test_inspect_tells_and_names_what_is_broken(run_moxserve: Run, digits_dir: Path, tmp_path: Path):
     folder = digits_dir / "images" / "eval"
     done = run_moxserve("data", "inspect", folder)

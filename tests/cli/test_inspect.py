@@ -110,6 +110,7 @@ def test_signatures_ops_and_variables(run_moxserve, graph_file: Path) -> None:
     assert (row["min"], row["max"], row["mean"], row["std"], row["zeros"]) == (0, 1, 0.5, 0.5, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [

@@ -103,6 +103,7 @@ def test_wrong_usage(run_moxserve, args, message) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_interrupted(toy_server, tmp_path) -> None:
     command = [
         sys.executable, "-m", "moxserve", "loadtest", "--grpc", toy_server.grpc, "--model", "toy", "--users", "1",

@@ -69,6 +69,7 @@ def test_status_over_rest(run_moxserve, server) -> None:
     assert told == {"models": [{"name": "half", "labels": {"old": 123}, "versions": [version]}]}
 
 
+@pytest.mark.slow
 def test_status_over_grpc(run_moxserve, server) -> None:
     done = run_moxserve("models", "status", "--grpc", server.grpc, "three", "half")
     assert (done.returncode, done.stderr) == (0, "")
@@ -146,6 +147,7 @@ def test_a_reload_that_is_refused_changes_nothing(run_moxserve, server, bases, t
     assert "three  123      AVAILABLE" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -163,6 +165,7 @@ def test_wrong_use(run_moxserve, arguments, message) -> None:
     assert message in done.stderr
 
 
+@pytest.mark.slow
 def test_nobody_listens(run_moxserve, free_port, bases, tmp_path) -> None:
     done = run_moxserve("models", "status", "--rest", f"http://127.0.0.1:{free_port}")
     assert (done.returncode, "nobody answers at" in done.stderr) == (4, True)

@@ -91,6 +91,7 @@ def test_missing_files(run_moxserve: Run, work: Path, command: str):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_validate(run_moxserve: Run, work: Path):
     done = run_moxserve("pipeline", "validate", "pipelines/digits.yaml", cwd=work)
     assert (done.returncode, done.stderr) == (0, "")
@@ -102,6 +103,7 @@ def test_validate(run_moxserve: Run, work: Path):
     assert run_moxserve("pipeline", "validate", "pipelines/digits.yaml", "--no-files", cwd=work).returncode == 0
 
 
+@pytest.mark.slow
 def test_validate_as_json(run_moxserve: Run, work: Path):
     done = run_moxserve("pipeline", "validate", "pipelines/digits.yaml", "--json", cwd=work)
     assert json.loads(done.stdout)["stages"]["model"] == "lenet"
@@ -111,6 +113,7 @@ def test_validate_as_json(run_moxserve: Run, work: Path):
     assert (problem["path"], problem["key"]) == ("--set model.x=1", "model.x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["validate"], ["run", "--dry-run"], ["show"]])
 def test_without_tensorflow(work: Path, arguments: list[str]):
     import subprocess
@@ -125,6 +128,7 @@ def test_without_tensorflow(work: Path, arguments: list[str]):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_running_without_tensorflow_says_what_to_install(work: Path):
     import subprocess
 
@@ -139,6 +143,7 @@ def test_running_without_tensorflow_says_what_to_install(work: Path):
     assert done.stderr.endswith('error: optimizer (sgd) needs TensorFlow\nhint: pip install "moxserve[tensorflow]"\n')
 
 
+@pytest.mark.slow
 def test_dry_run(run_moxserve: Run, work: Path):
     done = run_moxserve("pipeline", "run", "pipelines/digits.yaml", "--dry-run", cwd=work)
     assert (done.returncode, done.stderr) == (0, "")
@@ -187,6 +192,7 @@ pipelines/wrong.yaml                                             not valid: miss
     )
 
 
+@pytest.mark.slow
 def test_show(run_moxserve: Run, work: Path):
     args = ("pipeline", "show", "pipelines/custom_model.yaml", "--set", "optimizer.momentum=0.5")
     done = run_moxserve(*args, cwd=work, env={"MOXSERVE_RUNS": "/tmp/elsewhere"})
@@ -222,6 +228,7 @@ predict:
     assert json.loads(run_moxserve(*args, "--json", cwd=work).stdout)["optimizer"]["momentum"] == 0.5
 
 
+@pytest.mark.slow
 def test_schema(run_moxserve: Run, work: Path, repo_root: Path):
     done = run_moxserve("pipeline", "schema", cwd=work)
     assert json.loads(done.stdout) == json.loads((repo_root / "pipelines" / "pipeline.schema.json").read_text())

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Run = Callable[..., Any]
 
 SHOW_ADAM = """\
@@ -32,6 +34,7 @@ def test_list_one_slot(run_moxserve: Run, tmp_path: Path):
     assert "slim's LeNet: two convolutions" in lines[2]
 
 
+@pytest.mark.slow
 def test_list_shows_broken_and_doubled_plugins_and_still_works(run_moxserve: Run, tmp_path: Path):
     folder = tmp_path / "plugins"
     folder.mkdir()
@@ -53,6 +56,7 @@ def test_list_shows_broken_and_doubled_plugins_and_still_works(run_moxserve: Run
     assert "model.bad            folder plugins\n" in names_only.stdout
 
 
+@pytest.mark.slow
 def test_show(run_moxserve: Run, tmp_path: Path):
     done = run_moxserve("plugins", "show", "optimizer.adam", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -77,6 +81,7 @@ def test_every_plugin_is_shown_with_a_meaning_for_each_parameter_and_a_readme(ru
         assert plugin.name in readme.read_text(), name
 
 
+@pytest.mark.slow
 def test_wrong_names(run_moxserve: Run, tmp_path: Path):
     for name, message in (
         ("optimizer.adm", "no optimizer plugin 'adm'; did you mean 'adam'?"),

@@ -61,6 +61,7 @@ def test_local_model_is_quiet(run_moxserve, toy_base, shades, tmp_path) -> None:
     assert (summary["model"], summary["accuracy"]) == (toy_base.name, 1.0)
 
 
+@pytest.mark.slow
 def test_nobody_listens(run_moxserve, free_port, shades, tmp_path) -> None:
     for flag, address in (("--grpc", f"localhost:{free_port}"), ("--rest", f"http://localhost:{free_port}")):
         done = run_moxserve("predict", flag, address, "--model", "m", "--input", shades, "--output", tmp_path / "o")
@@ -113,6 +114,7 @@ def test_rows_that_fail_are_skipped_and_told(run_moxserve, toy_server, tmp_path)
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -131,6 +133,7 @@ def test_wrong_usage(run_moxserve, args, message, tmp_path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(toy_server, tmp_path, signum, code) -> None:
     """The server is stopped in its tracks, so that the run is still going when the signal comes."""

@@ -26,6 +26,7 @@ def test_json_takes_arrays_and_paths(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == '{\n  "a": [\n    0,\n    1\n  ],\n  "b": 0.5,\n  "p": "x",\n  "3": null\n}\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("no_color", "heading"), [("", b"\x1b[1mPLUGIN"), ("1", b"PLUGIN")])
 def test_tables_wrap_on_a_terminal(tmp_path: Path, no_color: str, heading: bytes):
     master, slave = pty.openpty()

@@ -147,6 +147,7 @@ def test_sigterm_while_a_model_loads(start, half) -> None:
     assert "Traceback" not in server.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_comes_twice_at_once_drains_too(start, half, signum) -> None:
     server = start("--port", str(free_port()), "--host=127.0.0.1", f"--model_base_path={half}", "--engine=moxserve")
@@ -170,6 +171,7 @@ def test_what_a_signal_before_the_first_request_waits_for(start, tmp_path) -> No
     assert "requests" not in server.text.partition("SIGTERM")[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -180,6 +180,7 @@ def test_grpc_to_a_rest_port_and_the_other_way_round(toy_server) -> None:
     assert "gRPC" in (caught.value.hint or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [

@@ -38,6 +38,7 @@ def test_import_time_lists_no_tensorflow() -> None:
     assert "tensorflow" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "needed", "other"), [("", "grpc", "httpx2"), ("http://", "httpx2", "grpc")])
 def test_a_call_loads_its_own_transport_only(free_port, scheme, needed, other) -> None:
     code = f"""

@@ -38,6 +38,7 @@ def test_yaml_of_the_plugin_readmes_is_valid(repo_root: Path, tmp_path: Path):
         load_pipeline(tmp_path / "p.yaml")
 
 
+@pytest.mark.slow
 def test_the_plugin_of_the_docs_trains(repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from moxserve.pipeline.runner import run_pipeline
 

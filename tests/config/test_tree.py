@@ -73,6 +73,7 @@ def test_what_is_not_allowed(text: str, expected: str):
     assert _problems(text) == [expected]
 
 
+@pytest.mark.slow
 def test_deep_nesting_is_a_problem_not_a_crash():
     assert _problems("[" * 5000) == ["f.yaml: values are nested too deeply"]
 

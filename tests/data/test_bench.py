@@ -11,6 +11,7 @@ from moxserve.errors import DataError, UsageError
 from moxserve.protocol.examples import write_examples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["images", "tfrecord"])
 @pytest.mark.parametrize(("augment", "dtype"), [(None, "uint8"), ("lenet", "float32")])
 def test_it_measures_what_the_reader_gives(part: str, augment: str | None, dtype: str, digits_dir: Path) -> None:

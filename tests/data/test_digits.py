@@ -92,6 +92,7 @@ def test_same_bytes_each_time(tmp_path: Path, digits_dir: Path):
     assert _tree_hash(tmp_path / "again") == _tree_hash(digits_dir)
 
 
+@pytest.mark.slow
 def test_only_the_formats_asked_for(tmp_path: Path):
     manifest = write_digits(tmp_path / "d", ["idx"])
     assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["dataset.json", "idx"]

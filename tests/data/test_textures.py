@@ -56,6 +56,7 @@ def test_no_pixel_of_training_is_in_the_evaluation(folder: Path) -> None:
         assert best[1] in columns
 
 
+@pytest.mark.slow
 def test_the_same_bytes_each_time_and_the_whole_or_nothing(folder: Path, tmp_path: Path) -> None:
     write_textures(tmp_path / "again")
     files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())

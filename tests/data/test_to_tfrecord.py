@@ -189,6 +189,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
             write(tmp_path / name, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_command(run_moxserve: Any, folder: Path, tmp_path: Path) -> None:
     done = run_moxserve(
         "data", "to-tfrecord", folder, "--out", tmp_path / "out", "--shards", "2", "--split", "train=0.9,eval=0.1"
@@ -205,6 +206,7 @@ def test_the_command(run_moxserve: Any, folder: Path, tmp_path: Path) -> None:
     assert wrong.returncode == 2
 
 
+@pytest.mark.slow
 def test_tensorflow_and_our_readers_read_it(folder: Path, tmp_path: Path) -> None:
     import moxserve.tensorflow as mox
     from moxserve.tensorflow.executor.env import tf, tf1

@@ -123,6 +123,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
         program.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_outlives_a_parent_that_is_killed(kind: str, start: Callable[..., Program]) -> None:
     program = start(kind)
@@ -158,6 +159,7 @@ def test_workers_without_the_death_signal_end_by_their_pipe(start: Callable[...,
     program.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_ctrl_c_ends_everything(kind: str, start: Callable[..., Program]) -> None:
     program = start(kind)
@@ -169,6 +171,7 @@ def test_ctrl_c_ends_everything(kind: str, start: Callable[..., Program]) -> Non
     wait_until(program.gone, "workers were alive after Ctrl-C")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_end_of_the_program_is_the_end_of_the_workers(kind: str, start: Callable[..., Program]) -> None:
     program = start(kind, "if n > 5: break")
@@ -177,6 +180,7 @@ def test_the_end_of_the_program_is_the_end_of_the_workers(kind: str, start: Call
     wait_until(program.gone, "workers were alive after their program")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_worker_that_is_killed_is_told_by_its_signal(kind: str, start: Callable[..., Program]) -> None:
     program = start(kind)
@@ -189,6 +193,7 @@ def test_a_worker_that_is_killed_is_told_by_its_signal(kind: str, start: Callabl
     wait_until(program.gone, "workers were alive after one of them")
 
 
+@pytest.mark.slow
 def test_a_worker_in_the_middle_of_long_work_is_killed_too(start: Callable[..., Program]) -> None:
     program = start("map", work=0.5)
     os.killpg(program.process.pid, signal.SIGINT)

@@ -102,6 +102,7 @@ RUNNERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNNERS)
 def test_one_worker_gives_the_same_data_in_the_same_order_and_goes_on(kind: str) -> None:
     flow = RUNNERS[kind](Count(10))
@@ -148,6 +149,7 @@ def test_old_names_and_aliases() -> None:
     assert PrefetchDataZMQ(Count(5), 3, 20).num_proc == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -202,6 +204,7 @@ class Breaks(DataFlow):
             yield [i]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNNERS)
 def test_an_error_arrives_behind_the_datapoints_before_it_and_stays(kind: str) -> None:
     flow = RUNNERS[kind](Breaks(5, BrokenError("at five")))
@@ -216,6 +219,7 @@ def test_an_error_arrives_behind_the_datapoints_before_it_and_stays(kind: str) -
         next(iter(flow))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNNERS)
 def test_an_error_in_reset_state(kind: str) -> None:
     with pytest.raises(BrokenError, match="reset"):
@@ -277,6 +281,7 @@ def test_batches_whose_type_grows_in_the_slot() -> None:
     assert np.array_equal(ours[0], plain[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hwm", [1, 2, 12])
 def test_arrays_that_are_not_copied_stay_as_long_as_they_are_kept(hwm: int) -> None:
     flow = MultiProcessRunnerZMQ(Count(60), hwm=hwm, copy=False)
@@ -309,6 +314,7 @@ def test_dicts_and_large_datapoints_pass_small_slots() -> None:
         assert np.array_equal(a["image"], b["image"])
 
 
+@pytest.mark.slow
 def test_runners_nest() -> None:
     inner = MultiProcessRunner(Draw(), 2, 2)
     flow = MultiProcessRunnerZMQ(MultiProcessRunnerZMQ(inner, 1), 2)
@@ -332,6 +338,7 @@ def test_each_worker_draws_numbers_of_its_own(seeded: Callable[[], None]) -> Non
     assert first == again
 
 
+@pytest.mark.slow
 def test_global_generators_differ_between_workers() -> None:
     flow = MultiProcessRunnerZMQ(MapData(Count(None), lambda dp: [np.random.rand(), os.getpid()]), 2)
     got = list(itertools.chain(*until_seen(flow, 2, 50).values()))
@@ -356,6 +363,7 @@ def test_a_second_iteration_while_one_is_open_is_refused() -> None:
     assert len(firsts(flow)) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zmq", "thread"])
 def test_close_ends_an_iteration_that_waits(kind: str) -> None:
     flow = RUNNERS[kind](MapData(Count(None), lambda dp: time.sleep(0.3 if dp[0] else 0) or dp))
@@ -378,6 +386,7 @@ def test_close_ends_an_iteration_that_waits(kind: str) -> None:
         next(iter(flow))
 
 
+@pytest.mark.slow
 def test_collecting_a_flow_with_an_open_iteration_ends_its_workers() -> None:
     flow = MultiProcessRunnerZMQ(Count(None), 2)
     iterator = iter(flow)
@@ -388,6 +397,7 @@ def test_collecting_a_flow_with_an_open_iteration_ends_its_workers() -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_collecting_a_thread_runner_ends_its_threads() -> None:
     flow = MultiThreadRunner(lambda: Count(None), 2, 3)
     next(iter(flow))
@@ -399,6 +409,7 @@ def test_collecting_a_thread_runner_ends_its_threads() -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_no_more_is_made_than_there_is_room_for() -> None:
     made = multiprocessing.Value("i", 0)
 
@@ -427,6 +438,7 @@ def test_a_daemonic_process_is_told_that_it_may_not(tmp_path: Any) -> None:
     assert "daemonic process" in (tmp_path / "told").read_text()
 
 
+@pytest.mark.slow
 def test_a_map_inside_a_runner() -> None:
     flow = MultiProcessRunnerZMQ(MultiProcessMapData(Count(20), 2, lambda dp: [dp[0] * 2], strict=True, ordered=True))
     for _ in range(2):
@@ -480,6 +492,7 @@ def test_threads_that_a_worker_starts_on_its_own_draw_what_no_other_worker_draws
     assert len(set(drawn)) == len(drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [-1, 1.5, "a"])
 def test_a_seed_is_a_number_from_0(seed: Any) -> None:
     with pytest.raises(UsageError, match="expected an integer of at least 0"):
@@ -491,6 +504,7 @@ def test_an_order_refuses_a_negative_seed() -> None:
         EpochOrder(3, seed=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["runner", "map"])
 def test_an_iteration_that_goes_on_in_a_forked_child_ends(kind: str) -> None:
     def wait(dp: list[int]) -> list[int]:

@@ -63,6 +63,7 @@ def until_error(flow: Any, got: list[Any]) -> None:
         got.append(dp[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 4, 8])
 def test_nothing_is_lost_where_tensorpack_lost_something(workers: int) -> None:
     # 200 datapoints, a cheap function and a small buffer: 25 of 40 of its runs lost datapoints, and then hung.
@@ -86,6 +87,7 @@ def test_strict_is_exactly_the_set_of_map_data(kind: str, count: int, workers: i
     flow.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAPS)
 def test_a_pass_that_was_given_up_leaves_nothing_behind(kind: str) -> None:
     flow = MAPS[kind](numbers(30), 2, double, buffer_size=7, strict=True)
@@ -112,6 +114,7 @@ def test_not_strict_repeats_the_flow_and_goes_on(kind: str) -> None:
     flow.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAPS)
 def test_ordered_without_strict_is_the_order_of_endless_passes(kind: str) -> None:
     def uneven(dp: Any) -> Any:
@@ -123,6 +126,7 @@ def test_ordered_without_strict_is_the_order_of_endless_passes(kind: str) -> Non
     flow.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAPS)
 def test_none_drops_a_datapoint_and_is_forbidden_in_strict_mode(kind: str) -> None:
     def odd(dp: Any) -> Any:
@@ -141,6 +145,7 @@ class BrokenError(Exception):
     """What breaks."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAPS)
 def test_an_error_of_the_function_is_raised_and_the_next_pass_works(kind: str) -> None:
     def fragile(dp: Any) -> Any:
@@ -159,6 +164,7 @@ def test_an_error_of_the_function_is_raised_and_the_next_pass_works(kind: str) -
     flow.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAPS)
 def test_an_error_of_the_flow_comes_behind_the_results_before_it(kind: str) -> None:
     class Breaks(DataFlow):
@@ -175,6 +181,7 @@ def test_an_error_of_the_flow_comes_behind_the_results_before_it(kind: str) -> N
         flow.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAPS)
 def test_an_empty_flow(kind: str) -> None:
     strict = MAPS[kind](numbers(0), 2, double, strict=True)
@@ -196,6 +203,7 @@ def test_the_function_runs_elsewhere_and_may_be_a_lambda() -> None:
     threads.close()
 
 
+@pytest.mark.slow
 def test_spawned_processes_take_functions_of_modules() -> None:
     flow = MultiProcessMapData(numbers(10), 1, double, strict=True, start_method="spawn")
     assert firsts(flow) == list(range(0, 20, 2))
@@ -261,6 +269,7 @@ def test_with_a_seed_results_do_not_depend_on_the_number_of_processes(start_meth
     other.close()
 
 
+@pytest.mark.slow
 def test_without_a_seed_workers_do_not_draw_the_same() -> None:
     flow = MultiProcessMapData(numbers(60), 3, Jitter(), buffer_size=6, strict=True)
     got = list(flow)
@@ -278,6 +287,7 @@ def brighten(dp: Any) -> Any:
     return [dp[0] + 1, dp[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remainder", [False, True])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_made_in_workers_are_those_of_batch_data(workers: int, remainder: bool) -> None:
@@ -304,6 +314,7 @@ def test_map_and_batch_without_strict_drops_and_never_ends() -> None:
     flow.close()
 
 
+@pytest.mark.slow
 def test_map_and_batch_tells_of_none_errors_and_ragged_shapes() -> None:
     strict = MultiProcessMapAndBatchData(images(8), 2, lambda dp: None, 4, strict=True)
     with pytest.raises(DataError, match="None for datapoint 0 of a batch"):
@@ -328,6 +339,7 @@ def test_aliases_old_names_and_positions() -> None:
         flow.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [

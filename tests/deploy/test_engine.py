@@ -71,6 +71,7 @@ def test_a_configuration_file_goes_over_as_it_is(serve, tmp_path) -> None:
     assert argv[1:] == ["--model_config_file=models.txt", "--model_config_file_poll_wait_seconds=3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

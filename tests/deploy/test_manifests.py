@@ -337,6 +337,7 @@ def test_what_makes_no_sense_is_refused(arguments, message, hint) -> None:
     assert hint is None or hint in (caught.value.hint or "")
 
 
+@pytest.mark.slow
 def test_a_file_is_written_whole_or_not_at_all(run_moxserve, tmp_path) -> None:
     out = tmp_path / "half.yaml"
     done = run_moxserve("deploy", "kubernetes", "--model", "half=pvc://models", "--out", out)

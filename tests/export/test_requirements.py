@@ -118,6 +118,7 @@ def test_which_variants_a_condition_is_about(variant: str, names: list[str]) -> 
     assert [r.variant for r in check_requirements([found], reports)] == names
 
 
+@pytest.mark.slow
 @given(st.text("abonx*?[]_", max_size=8))
 def test_patterns_are_those_of_the_shell(pattern: str) -> None:
     found = Requirement("", pattern, "rel_l2", "<", 1).about(TARGETS)

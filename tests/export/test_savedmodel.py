@@ -414,6 +414,7 @@ def _plain_variable(tf: Any, tf1: Any, x: Any) -> Any:
     return tf.matmul(x, tf1.Variable(np.eye(4, 3, dtype=np.float32), name="w"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*tf.layers:UserWarning")
 @pytest.mark.parametrize("layer", [_partitioned, _reference_variable, _keras, _v1_layers, _plain_variable])
 def test_variables_of_every_make_are_restored_and_shared(

@@ -220,6 +220,7 @@ def _signature(**fields: Any) -> Any:
     return SignatureSpec(**fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -23,6 +23,7 @@ def _read(directory: str) -> list[Any]:
     return [prediction_log_pb2.PredictionLog.FromString(r) for r in tf1.io.tf_record_iterator(path)]
 
 
+@pytest.mark.slow
 def test_records_are_real_rows_at_every_batch_size(conv_case: Any, export: Any) -> None:
     from moxserve.tensorflow.executor.env import tf
 
@@ -46,6 +47,7 @@ def test_records_are_real_rows_at_every_batch_size(conv_case: Any, export: Any) 
         np.testing.assert_array_equal(values, conv_case.images[size - 1].ravel())
 
 
+@pytest.mark.slow
 def test_every_record_can_be_replayed(conv_case: Any, export: Any, load_model: Any) -> None:
     from moxserve.tensorflow.executor.env import tf
 
@@ -62,6 +64,7 @@ def test_every_record_can_be_replayed(conv_case: Any, export: Any, load_model: A
             assert model("classify", inputs=examples)["scores"].shape == (len(examples), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batches", "rows", "expected"),
     [((1, 8, 32), 20, [1, 8, 20]), ((64, 128), 20, [20]), ((4, 4, 2), 20, [4, 2]), ((), 20, []), ((1, 8), 0, [])],

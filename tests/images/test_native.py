@@ -93,6 +93,7 @@ def test_pixels_are_those_of_the_decoders_in_python(native: NativeDecoder):
     assert compare(native) is None
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_it(native: NativeDecoder, files: dict[str, bytes]):
     rng = np.random.default_rng(3)
     taken = 0

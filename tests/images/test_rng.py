@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import pytest
 
 from moxserve.images.rng import RowRandom
 
@@ -23,6 +24,7 @@ def test_a_seed_gives_the_same_stream_in_every_thread_and_form():
     assert random(7).random() == random((7,)).random() == random(np.int64(7)).random()
 
 
+@pytest.mark.slow
 def test_streams_differ_and_are_uniform():
     random = RowRandom()
     seeds = [(seed, row) for seed in range(2) for row in range(2000)] + [(1, 23, 4), (12, 34), (9, 234), (123, 4)]

@@ -41,6 +41,7 @@ def test_train_leaves_a_checkpoint_and_what_was_resolved(softmax: Write, work: P
     json.dumps(facts)
 
 
+@pytest.mark.slow
 def test_metrics_are_exact_over_all_rows(softmax: Write, digits_dir: Path):
     """77 does not divide 360: the last step is smaller and must weigh less."""
     import tensorflow as tf
@@ -60,6 +61,7 @@ def test_metrics_are_exact_over_all_rows(softmax: Write, digits_dir: Path):
     assert result.evaluated == result.report.rows == 360
 
 
+@pytest.mark.slow
 def test_resume_and_already_trained(softmax: Write):
     path = softmax()
     run_pipeline(path)
@@ -71,6 +73,7 @@ def test_resume_and_already_trained(softmax: Write):
         run_pipeline(path, resume=False)
 
 
+@pytest.mark.slow
 def test_stages_after_the_run(softmax: Write, work: Path, digits_dir: Path):
     more = (
         "export: {tf_serving: models/m, model_name: m, samples: 20, warmup: [1, 4]}\n"
@@ -129,6 +132,7 @@ def test_evaluate_and_predict_as_runs(softmax: Write, work: Path):
         run_pipeline(predict, ["run.checkpoint_path=nowhere"])
 
 
+@pytest.mark.slow
 def test_load_run_builds_the_same_from_a_moved_directory(softmax: Write, work: Path, monkeypatch: pytest.MonkeyPatch):
     run_pipeline(softmax(more="export: {tf_serving: m, model_name: named}\n"), ["export=null"])
     shutil.move(work / "run", work / "elsewhere")
@@ -206,6 +210,7 @@ def scalar(inputs, mode):
 """
 
 
+@pytest.mark.slow
 def test_errors_in_a_users_function_name_stage_plugin_and_line(softmax: Write, work: Path):
     (work / "m.py").write_text(MODEL)
     path = softmax(("plugin: mnist_softmax", "plugin: function, target: './m.py:broken'"))
@@ -243,6 +248,7 @@ run: {{plugin: train_and_evaluate, log_dir: run, max_number_of_steps: 3}}
     assert not list((work / "run").glob("model.ckpt*"))
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_decoded_is_named(work: Path, digits_dir: Path):
     data = Path(shutil.copytree(digits_dir / "images" / "eval", work / "data"))
     bad = next((data / "3").glob("*.png"))

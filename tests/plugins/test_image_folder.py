@@ -153,6 +153,7 @@ def _values(batches: list[list[np.ndarray]]) -> list[int]:
     return [int(image[0, 0, 0]) for images, _ in batches for image in images]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_mb", [512, 0], ids=["in memory", "decoded each time"])
 def test_each_epoch_is_a_permutation_of_all_rows(folder: Path, cache_mb: int, read_batches: Callable[..., Any]):
     plugin = _plugin(folder, batch_size=3, seed=7, cache_mb=cache_mb)

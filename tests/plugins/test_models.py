@@ -50,6 +50,7 @@ def test_lenet_has_slims_variables_in_every_mode(mode: str, shared_dir: Path):
     assert values["model_variables"] == set(variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["TRAIN", "EXPORT"])
 def test_resnet_has_the_papers_size_and_slims_names(mode: str):
     variables, values = _graph(ResNetV120().build(_bundle()), mode, np.zeros((2, 32, 32, 3), np.uint8))

@@ -105,6 +105,7 @@ def test_each_part_has_its_optimizer(small: Make, tmp_path: Path):
     assert sum("Adagrad" in name for name in variables(tmp_path / "other")) == 6
 
 
+@pytest.mark.slow
 def test_regression(small: Make, tmp_path: Path):
     rows = [f"{x},{3 * x + 1}" for x in range(-4, 5)]
     data = small("x,y", rows, columns={"x": "float32"}, label_dtype="float32", eval_batch_size=4)

@@ -135,6 +135,7 @@ def test_without_rows_it_is_only_loaded(staged: Path, make_rows: Make) -> None:
     assert result.notes == ("no real rows: it was only loaded",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "signature", "inputs", "message"),
     [
@@ -233,6 +234,7 @@ def test_a_hang_is_ended_with_all_that_it_started(
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_the_process_ends_with_the_one_that_asked(
     staged: Path, make_rows: Make, fake_onnxruntime: Callable[[str], Path], tmp_path: Path, how: signal.Signals

@@ -63,6 +63,7 @@ FEATURES = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(FEATURES, min_size=1, max_size=4))
 def test_the_kind_is_guessed_from_the_json(examples: list[dict[str, Any]]) -> None:
     sent = [{name: [value for value, _ in pairs] for name, pairs in features.items()} for features in examples]

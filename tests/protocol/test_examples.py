@@ -20,6 +20,7 @@ VALUES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=10), VALUES, max_size=4))
 @settings(max_examples=150, deadline=None)
 def test_what_is_made_is_parsed(features: dict[str, Any]) -> None:

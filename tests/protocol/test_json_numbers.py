@@ -114,6 +114,7 @@ def test_both_ways_give_the_same(document: Any, writer: Any, dtype: str, two: bo
     assert short(body, **inputs) == long(body, **inputs)
 
 
+@pytest.mark.slow
 @given(documents, writers)
 @settings(max_examples=500, deadline=None)
 def test_what_is_read_is_the_document(document: Any, writer: Any) -> None:

@@ -170,6 +170,7 @@ def as_response(data: bytes) -> bytes:
     return b"".join(parts)
 
 
+@pytest.mark.slow
 @given(requests)
 @settings(max_examples=300, deadline=None)
 def test_any_answer_means_what_protobuf_says(data: bytes) -> None:

@@ -31,6 +31,7 @@ def written(folder: Path, *files: list[bytes]) -> list[str]:
     return paths
 
 
+@pytest.mark.slow
 @fresh
 @given(files=st.lists(st.lists(st.binary(max_size=300), max_size=6), min_size=1, max_size=4), data=st.data())
 def test_any_record_of_any_file_in_any_order(tmp_path: Path, files: list[list[bytes]], data: st.DataObject) -> None:

@@ -155,6 +155,7 @@ def test_shared_memory_and_classification_are_refused_by_name() -> None:
         v2_grpc.infer_request(request.SerializeToString())
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_damaged_requests_are_read_or_refused(data: st.DataObject) -> None:

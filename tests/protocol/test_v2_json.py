@@ -71,6 +71,7 @@ def assert_equal(array: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(array, expected)
 
 
+@pytest.mark.slow
 @given(tensors(), st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_requests_of_tritonclient(arrays: dict[str, np.ndarray], binary: bool) -> None:

@@ -301,6 +301,7 @@ def test_the_requests_to_be_damaged_are_answered(target: Target) -> None:
     check_that_seeds_are_answered(target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", GRPC_SEEDS)
 def test_grpc(target: Target, method: str) -> None:
     damage_grpc(target, method, QUICK_ROUNDS)

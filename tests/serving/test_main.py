@@ -119,6 +119,7 @@ def test_packages_that_are_missing_are_told_before_loading(
     assert server.grpc_port == 0
 
 
+@pytest.mark.slow
 def test_stop_lets_requests_finish_on_both_transports(slow_base, options: Callable[..., Any]) -> None:
     server = Server(options(slow_base))
     server.start()

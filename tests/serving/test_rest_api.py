@@ -92,6 +92,7 @@ def test_other_paths_are_a_plain_404(http) -> None:
         assert reply.headers["content-type"] == "text/html"
 
 
+@pytest.mark.slow
 def test_gzip(http) -> None:
     zipped = gzip.compress(BODY.encode())
     headers = {"Content-Encoding": "gzip"}

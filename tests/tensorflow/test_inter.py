@@ -292,6 +292,7 @@ def test_training_is_bit_identical_with_and_without_evaluations(
     assert len(printed(console)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["tf1.layers", "tf.keras"])
 def test_an_evaluation_uses_the_moving_averages_and_changes_nothing(library: str, run_inter: Train) -> None:
     states: list[tuple[dict[str, Any], dict[str, Any], float]] = []
@@ -400,6 +401,7 @@ def scripted(values: list[float], **kwargs: Any) -> Callable[..., Any]:
 NAN = float("nan")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "arguments", "evaluations"),
     [

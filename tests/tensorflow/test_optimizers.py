@@ -17,6 +17,7 @@ Train = Callable[..., mox.RunResult]
 BUILTIN = ["adadelta", "adagrad", "adam", "ftrl", "momentum", "rmsprop", "sgd"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILTIN)
 def test_every_builtin_trains(name: str, train: Train, variable: Any, tmp_path: Path) -> None:
     result = train(

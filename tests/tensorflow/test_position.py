@@ -92,6 +92,7 @@ def test_an_interrupted_training_sees_the_rows_of_an_uninterrupted_one(input_fn:
     assert rows.seen == [row for row, _ in zip(order().iterate(), range(80), strict=False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("input_fn", [batches(4), started_with_tables], ids=["one_shot", "tables"])
 def test_batches_of_the_users_own_go_on_too(input_fn: Any, tmp_path: Path) -> None:
     rows = Rows(tmp_path / "log")
@@ -100,6 +101,7 @@ def test_batches_of_the_users_own_go_on_too(input_fn: Any, tmp_path: Path) -> No
     assert rows.seen == [row for row, _ in zip(order().iterate(), range(36), strict=False)]
 
 
+@pytest.mark.slow
 def test_the_size_of_batches_may_change_from_run_to_run(tmp_path: Path) -> None:
     rows = Rows(tmp_path / "log")
     rows.train(samples, 5, batch_size=4)
@@ -109,6 +111,7 @@ def test_the_size_of_batches_may_change_from_run_to_run(tmp_path: Path) -> None:
     assert rows.seen == [row for row, _ in zip(order().iterate(), range(20 + 21 + 12 + 2), strict=False)]
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_goes_on_from_where_it_was(tmp_path: Path) -> None:
     rows = Rows(tmp_path / "log")
     rows.train(samples, 4, save_model_steps=2)
@@ -122,6 +125,7 @@ def test_an_older_checkpoint_goes_on_from_where_it_was(tmp_path: Path) -> None:
     assert expected == list(order().epoch(0))[:8]
 
 
+@pytest.mark.slow
 def test_another_log_dir_starts_at_the_first_row(tmp_path: Path) -> None:
     rows = Rows(tmp_path / "first")
     rows.train(samples, 3)
@@ -148,6 +152,7 @@ def test_without_a_readable_file_the_steps_tell(text: str | None, tmp_path: Path
     assert ("cannot be read" in console.text) == (text is not None)
 
 
+@pytest.mark.slow
 def test_evaluations_always_start_at_the_first_row(tmp_path: Path) -> None:
     Rows(tmp_path / "log").train(samples, 3)
     seen: list[Any] = []

@@ -91,6 +91,7 @@ def test_the_smallest_weights_become_zero_and_stay_so(optimizer: str, train: Any
     assert all((_read(again.checkpoint)[name] == 0).tolist() == before[name].tolist() for name in KERNELS)
 
 
+@pytest.mark.slow
 def test_the_smallest_are_chosen(train: Any, tmp_path: Path) -> None:
     first = train(model_fn=model_fn, log_dir=str(tmp_path / "float"), max_number_of_steps=1)
     frozen = mox.prune_model_fn(model_fn, mox.Pruning(end_step=2, begin_step=2, sparsity=0.4))
@@ -109,6 +110,7 @@ def test_the_smallest_are_chosen(train: Any, tmp_path: Path) -> None:
         np.testing.assert_allclose(new[name].ravel(), expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_schedule_that_is_over_is_caught_up_with(train: Any, tmp_path: Path) -> None:
     first = train(model_fn=model_fn, log_dir=str(tmp_path / "float"), max_number_of_steps=30)
     pruned = mox.prune_model_fn(model_fn, mox.Pruning(end_step=20))
@@ -123,6 +125,7 @@ def test_an_end_before_the_goal_is_told_of(train: Any, console: Any) -> None:
     assert "training ended at step 5, the schedule goes on to step 20: 80.0 % is its goal" in console.text
 
 
+@pytest.mark.slow
 def test_left_out_kernels_and_models_without_one(train: Any, tmp_path: Path) -> None:
     options = mox.Pruning(end_step=2, exclude=["^b/"])
     result = train(model_fn=mox.prune_model_fn(model_fn, options), log_dir=str(tmp_path), max_number_of_steps=3)
@@ -145,6 +148,7 @@ def test_the_exported_graph_knows_nothing_of_masks() -> None:
         assert not [op.name for op in graph.get_operations() if "pruning" in op.name]
 
 
+@pytest.mark.slow
 def test_evaluations_tell_the_sparsity(linear: Any, train: Any, tmp_path: Path) -> None:
     pruned = mox.prune_model_fn(model_fn, mox.Pruning(end_step=2))
     result = train(model_fn=pruned, log_dir=str(tmp_path), max_number_of_steps=3)

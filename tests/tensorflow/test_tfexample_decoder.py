@@ -266,6 +266,7 @@ def answer(decoder_module: Any, case: str) -> Any:
 ALL = [*CASES, *SEQUENCE_CASES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ALL)
 def test_the_item_is_slims(case: str) -> None:
     golden = json.loads(GOLDEN.read_text())[case]
@@ -276,6 +277,7 @@ def test_the_goldens_are_complete() -> None:
     assert sorted(json.loads(GOLDEN.read_text())) == sorted(ALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ALL)
 def test_the_item_is_that_of_an_installed_slim(case: str) -> None:
     assert answer(slim.tfexample_decoder, case) == answer(installed_slim(), case)

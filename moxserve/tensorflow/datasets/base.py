@@ -68,7 +68,7 @@ def numbered_batches(
     end = (_FOR_EVER if epochs is None else epochs * order.rows) if order.rows else 0
     epoch = lru_cache(maxsize=2)(order.epoch)  # elements are asked for in order
 
-    def part(first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def part(first: Any) -> tuple[np.ndarray, np.ndarray]:
         positions = np.arange(first, min(first + size, end), dtype=np.int64)
         numbers, places = np.divmod(positions, order.rows)
         return positions, np.concatenate([epoch(int(n))[places[numbers == n]] for n in np.unique(numbers)])

@@ -41,6 +41,7 @@ def publish_copy(base: Path, source: Path) -> int | str:
     return staged.version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["grpc", "rest"])
 def test_a_published_version_is_waited_for(transport: str, server: Any, tmp_path: Path, toy_base: Path) -> None:
     version = publish_copy(tmp_path / "toy", toy_base / "1")

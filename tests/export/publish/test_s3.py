@@ -38,6 +38,7 @@ def publish(base: str, fill: Any, version: int | str = -1) -> Any:
     return staged
 
 
+@pytest.mark.slow
 def test_a_version_is_uploaded_whole_and_leaves_nothing_else(store: Any, fill: Any, scratch: Path) -> None:
     with open_publication(store.base) as staged:
         files = fill(staged.staging)
@@ -91,6 +92,7 @@ def test_numbers_are_read_as_tensorflow_serving_does(store: Any) -> None:
     check_version(store.base, 4)
 
 
+@pytest.mark.slow
 def test_a_number_that_is_there_is_refused_before_any_work(store: Any, fill: Any) -> None:
     publish(store.base, fill, 7)
     with pytest.raises(VersionExistsError), open_publication(store.base, 7):
@@ -214,6 +216,7 @@ def test_the_store_is_told_the_md5_of_each_file(store: Any, fill: Any) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_file_that_arrives_damaged_is_told(store: Any, fill: Any) -> None:
     refusal = b"<Error><Code>BadDigest</Code><Message>The Content-MD5 you specified did not match.</Message></Error>"
 

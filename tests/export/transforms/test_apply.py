@@ -56,6 +56,7 @@ def test_steps_tell_what_was_done(layer: Any) -> None:
     assert result.notes == ()
 
 
+@pytest.mark.slow
 def test_wrong_results_are_undone(layer: Any) -> None:
     result = layer.checked("rename_op(old_op_name=Relu, new_op_name=Relu6) remove_nodes(op=Relu) remove_device")
     assert [s.outcome for s in result.steps] == ["applied", "nothing to do", "nothing to do"]
@@ -97,6 +98,7 @@ def test_without_a_check_every_result_is_believed(layer: Any) -> None:
     assert [step.outcome, step.error] == ["applied", None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("transform", "why"),
     [
@@ -121,6 +123,7 @@ def test_failures_name_the_transform(transform: str, why: str, layer: Any) -> No
     assert "ignore_errors=true" in (caught.value.hint or "")
 
 
+@pytest.mark.slow
 def test_failures_that_are_ignored(layer: Any) -> None:
     result = layer.checked(
         "rename_op(old_op_name=Relu, new_op_name=Rellu, ignore_error=true) remove_nodes(op=Identity)"
@@ -145,6 +148,7 @@ def test_unknown_transforms_and_names(layer: Any) -> None:
         apply_transforms(layer_of, ["x"], [], "fold_constants")
 
 
+@pytest.mark.slow
 def test_names_of_inputs_and_outputs_stay(layer: Any) -> None:
     everything = " ".join(
         str(t) for name in sorted(TRANSFORMS) if not any(a.required for a in TRANSFORMS[name].arguments)
@@ -173,6 +177,7 @@ def test_an_input_that_is_an_output(net: Any) -> None:
     assert graph.checked("fold_constants").steps[0].outcome == "nothing to do"
 
 
+@pytest.mark.slow
 def test_text_and_whole_numbers(net: Any) -> None:
     import tensorflow as tf
 
@@ -202,6 +207,7 @@ def test_a_crash_is_an_error(layer: Any, tmp_path: Path, monkeypatch: pytest.Mon
     assert [ours.outcome, crashed.outcome, last.outcome] == ["applied", "failed, ignored", "nothing to do"]
 
 
+@pytest.mark.slow
 def test_the_process_starts_again_after_a_crash(layer: Any) -> None:
     with native.NativeTools() as tools:
         with pytest.raises(ExportError, match="'no_such' not recognized"):

@@ -204,6 +204,7 @@ def test_the_monolithic_operation_of_old(net: Any, images: np.ndarray, weights: 
         np.testing.assert_allclose(case.answers(result.graph_def)[0], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_chains_of_arithmetic(net: Any, layers: Layers, images: np.ndarray, operations: Any) -> None:
     import tensorflow as tf
 
@@ -325,6 +326,7 @@ def test_an_output_in_the_middle_stays(net: Any, layers: Layers, images: np.ndar
     assert case.error(result.graph_def) == 0
 
 
+@pytest.mark.slow
 def test_the_graph_that_was_given_stays(net: Any, layers: Layers, images: np.ndarray) -> None:
     case = net(lambda x: mean(layers.norm(layers.conv(x))), images)
     before = case.graph_def.SerializeToString(deterministic=True)

@@ -145,6 +145,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.transforms.split("(")[0].split(" ")[-1])
 def test_each(case: Case, net: Any, operations: Any) -> None:
     graph = net(case.build, IMAGES if case.rows is None else case.rows)
@@ -324,6 +325,7 @@ def test_small_weights_stay_small(net: Any) -> None:
     assert folded.bytes_after < 1.05 * quantized.bytes_after
 
 
+@pytest.mark.slow
 def test_known_range_of_inputs(net: Any, operations: Any) -> None:
     """Inputs stay float: the range is used inside the graph, and spares looking for it."""
     graph = net(small, IMAGES)

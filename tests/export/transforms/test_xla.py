@@ -26,6 +26,7 @@ def _model(x: Any, unused: Any) -> Any:
     return {"y": tf.nn.softmax(hidden), "classes": tf.argmax(hidden, 1)}
 
 
+@pytest.mark.slow
 def test_the_whole_graph_is_compiled(net: Any, tmp_path: Path) -> None:
     import tensorflow as tf
 

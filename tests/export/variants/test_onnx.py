@@ -158,6 +158,7 @@ def net(tmp_path_factory: pytest.TempPathFactory, freeze_net: Any) -> Net:
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [lenet, residual, several, embedding, upsampling, strings])
 def test_float32_answers_as_tensorflow_does_for_any_batch(net: Net, build: Any, tmp_path: Path) -> None:
     frozen = net(build)
@@ -208,6 +209,7 @@ def test_a_fixed_batch_stays_fixed(freeze_net: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(session.run(["y"], inputs)[0], frozen.run(inputs)["y"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [9, 13, 18, 19, 21, 23])
 def test_opsets_of_tf2onnx_and_beyond(net: Net, tmp_path: Path, opset: int) -> None:
     frozen = net(residual)
@@ -347,6 +349,7 @@ def test_a_graph_that_the_signature_does_not_fit_is_refused(net: Net, tmp_path: 
         convert(frozen.work(tmp_path / "1", FLOAT, signature=signature))
 
 
+@pytest.mark.slow
 def test_gelu_and_attention(freeze_net: Any, tmp_path: Path) -> None:
     def build() -> Any:
         tf, tf1 = _tf()

@@ -34,6 +34,7 @@ def _kernels(directory: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(directory / "optimized.onnx").graph.node)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_int8_of_a_trained_net_keeps_its_accuracy(digits: Any, tmp_path: Path, method: Any, per_channel: bool) -> None:
@@ -145,6 +146,7 @@ def _rows(frozen: Any, folder: Path, seed: int, count: int = 64) -> Any:
     return frozen.rows(folder, {"images": images}, None, "p")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_the_search_keeps_what_costs_most_in_float32(lopsided: Any, tmp_path: Path, per_channel: bool) -> None:
     rows = {"calibration": _rows(lopsided, tmp_path / "c", 1), "evaluation": _rows(lopsided, tmp_path / "e", 2)}

@@ -177,6 +177,7 @@ def test_simulation_computes_what_fake_quantization_does(trained: Any, images: n
     assert _error(got, want) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float16", "dynamic"])
 def test_other_precisions_simulate(trained: Any, images: np.ndarray, tmp_path: Path, precision: Any) -> None:
     built = convert(trained.work(tmp_path / "1", Target("onnx", precision), learned=True))

@@ -73,6 +73,7 @@ def _ports(directory: str) -> tuple[list[Any], list[Any]]:
     return model.inputs, model.outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "hint"), [("float32", "f32"), ("bfloat16", "bf16"), ("float16", "f32")])
 def test_the_file_tells_its_precision(precision: Any, hint: str, nets: Any, tmp_path: Path) -> None:
     net = nets("residual")
@@ -250,6 +251,7 @@ def test_what_cannot_be_made(nets: Any, freeze_net: Any, tmp_path: Path) -> None
     assert os.listdir(tmp_path / "c") == []
 
 
+@pytest.mark.slow
 def test_models_without_weights_and_of_other_types(freeze_net: Any, tmp_path: Path) -> None:
     def add(kind: str) -> Any:
         from moxserve.tensorflow.executor.env import tf, tf1
@@ -266,6 +268,7 @@ def test_models_without_weights_and_of_other_types(freeze_net: Any, tmp_path: Pa
         convert(texts.work(tmp_path / "b", Target("openvino")))
 
 
+@pytest.mark.slow
 def test_a_signature_of_another_name(nets: Any, served: Any, tmp_path: Path) -> None:
     from moxserve.export.frozen import FrozenGraph
 

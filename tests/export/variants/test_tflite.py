@@ -59,6 +59,7 @@ def test_fixed_batches_shared_outputs_and_single_pixels(
     assert apart(served(work.directory, net.rows.load_inputs()), net.rows) < LIMITS[precision]
 
 
+@pytest.mark.slow
 def test_the_file_tells_names_and_signature(nets: Any, tmp_path: Path) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
@@ -78,6 +79,7 @@ def test_the_file_tells_names_and_signature(nets: Any, tmp_path: Path) -> None:
         assert {a: (s.dtype, s.shape) for a, s in mine.items()} == {a: (s.dtype, s.shape) for a, s in theirs.items()}
 
 
+@pytest.mark.slow
 def test_it_serves_beside_the_saved_model(nets: Any, tmp_path: Path) -> None:
     import shutil
 
@@ -95,6 +97,7 @@ def test_it_serves_beside_the_saved_model(nets: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(got, net.rows.load_outputs()["logits"], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_int8_of_trained_digits(per_channel: bool, digits: Any, served: Any, details: Any, tmp_path: Path) -> None:
     work = digits.work(tmp_path / "v", INT8, settings=Calibration(per_channel=per_channel))
@@ -130,6 +133,7 @@ def test_operations_are_left_out_by_name(digits: Any, details: Any, tmp_path: Pa
         convert(digits.work(tmp_path / "w", INT8, settings=Calibration(exclude=("convl/*",))))
 
 
+@pytest.mark.slow
 def test_what_gives_an_output_is_known_by_its_own_name(digits: Any, details: Any, tmp_path: Path) -> None:
     work = digits.work(tmp_path / "v", INT8, settings=Calibration(exclude=("dense/MatMul",)))
     built = convert(work)
@@ -191,6 +195,7 @@ def test_dynamic_says_when_it_does_nothing(digits: Any, nets: Any, tmp_path: Pat
     assert convert(nets("heads").work(tmp_path / "w", Target("tflite", "dynamic"))).notes == (note,)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_made(nets: Any, freeze_net: Any, tmp_path: Path) -> None:
     net = nets("learned")
     with pytest.raises(ExportError, match="tflite_fp16 is not made of a graph with learned int8 ranges"):
@@ -239,6 +244,7 @@ def test_models_without_weights_and_of_other_types(freeze_net: Any, served: Any,
         convert(freeze_net(tmp_path / "wide", wide).work(tmp_path / "c", Target("tflite")))
 
 
+@pytest.mark.slow
 def test_a_signature_of_another_name(nets: Any, tmp_path: Path) -> None:
     from moxserve.export.frozen import FrozenGraph
     from moxserve.serving import backends
@@ -254,12 +260,14 @@ def test_a_signature_of_another_name(nets: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(backend.run("detect", rows)["same"], rows["x"])
 
 
+@pytest.mark.slow
 def test_a_calibration_that_tflite_lacks_is_told(nets: Any, tmp_path: Path) -> None:
     settings = Calibration(method="entropy", max_drop=None)
     built = convert(nets("twins").work(tmp_path / "v", INT8, settings=settings))
     assert built.notes == ("TFLite's ranges are the extremes: it has no calibration by entropy",)
 
 
+@pytest.mark.slow
 def test_parsing_of_examples_stays_in_the_model(freeze_net: Any, served: Any, tmp_path: Path) -> None:
     from moxserve.protocol.examples import make_example
 
@@ -277,6 +285,7 @@ def test_parsing_of_examples_stays_in_the_model(freeze_net: Any, served: Any, tm
     assert got["y"].tolist() == [[10.0], [11.0], [12.0]]
 
 
+@pytest.mark.slow
 def test_a_loop_over_a_list_is_refused_in_plain_words(freeze_net: Any, tmp_path: Path) -> None:
     def build() -> Any:
         from moxserve.tensorflow.executor.env import tf, tf1

@@ -28,6 +28,7 @@ def file_of(forms: Any, name: str) -> Path:
     return {"onnx": forms.onnx, "openvino": forms.xml, "tflite": forms.tflite}[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_variant_answers_as_the_savedmodel_does(name: str, version: Make, forms: Any) -> None:
     path = version(variants={"v": file_of(forms, name)})
@@ -206,6 +207,7 @@ def test_whole_numbers_that_openvino_would_wrap(tmp_path: Path, onnx_identity: A
         backend.run("serving_default", {"x": np.int64([2**40])})
 
 
+@pytest.mark.slow
 def test_precision_of_openvino(tmp_path: Path, declare: Callable[..., None], onnx_identity: Any) -> None:
     """Computing in bfloat16 must be asked for, whatever the CPU can do; then it is really done."""
     import openvino as ov

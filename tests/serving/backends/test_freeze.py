@@ -56,6 +56,7 @@ def test_a_model_that_writes_to_a_variable(testdata: Path) -> None:
     assert backend.run("get_counter", {})["output"] == 2.0
 
 
+@pytest.mark.slow
 def test_other_state(tmp_path: Path, eager: None) -> None:
     import tensorflow as tf
 

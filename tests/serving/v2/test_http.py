@@ -210,6 +210,7 @@ def test_versions_that_do_not_answer(serve, testdata, save_linear, tmp_path, wai
         assert http.get("/v2/models/default").json()["versions"] == ["1"]
 
 
+@pytest.mark.slow
 def test_web_pages_and_time_limits(serve, save_slow, tmp_path) -> None:
     """What holds for the other REST API holds for this one."""
     options = RestOptions(cors=True, timeout_s=0.2)

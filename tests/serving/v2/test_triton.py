@@ -347,6 +347,7 @@ def test_requests_are_counted(triton: Triton, server) -> None:
 # Time
 
 
+@pytest.mark.slow
 def test_a_caller_that_waits_too_short(triton: Triton, serve, save_slow, tmp_path) -> None:
     server = serve(save_slow(tmp_path / "slow" / "1").parent)
     port = server.grpc_port if triton.module.__name__.endswith("grpc") else server.rest_port
@@ -358,6 +359,7 @@ def test_a_caller_that_waits_too_short(triton: Triton, serve, save_slow, tmp_pat
     assert status in ("DEADLINE_EXCEEDED", "504")
 
 
+@pytest.mark.slow
 def test_a_caller_over_http_that_has_left_is_seen(serve, save_slow, tmp_path, wait_for) -> None:
     server = serve(save_slow(tmp_path / "slow" / "1").parent)
     body = b'{"inputs": [{"name": "n", "shape": [], "datatype": "INT32", "data": [200000]}]}'
@@ -373,6 +375,7 @@ def test_a_caller_over_http_that_has_left_is_seen(serve, save_slow, tmp_path, wa
     wait_for(left, "the server sees that a caller has left")
 
 
+@pytest.mark.slow
 def test_a_cancelled_call_is_dropped(serve, save_slow, tmp_path, wait_for) -> None:
     import tritonclient.grpc
 

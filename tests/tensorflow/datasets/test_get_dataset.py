@@ -104,6 +104,7 @@ def test_the_example_of_the_document(digits_dir: Path) -> None:
     assert (dataset.num_samples, dataset.total_num_samples) == (360, 360), "the files' counts rule"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["idx", "raw idx", "tfrecord", "slim", "images"])
 def test_mnist(digits_dir: Path, tmp_path: Path, layout: str) -> None:
     from moxserve.data.digits import load_digits
@@ -161,6 +162,7 @@ def test_cifar10(tmp_path: Path, inner: str) -> None:
         mox.get_dataset("cifar10", "train", str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "split", "files"),
     [

@@ -61,6 +61,7 @@ def test_the_first_example_of_the_guide(folder: Path) -> None:
     assert sorted(pairs) == sorted([b"pixels %d" % n, b"%d" % n] for n in [*range(5), *range(5)])
 
 
+@pytest.mark.slow
 def test_the_second_example_of_the_guide(digits_dir: Path) -> None:
     keys_to_features = {
         "image/encoded": tf1.FixedLenFeature((), tf.string, default_value=""),

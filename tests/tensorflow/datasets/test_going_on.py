@@ -101,6 +101,7 @@ def _check(dataset: Callable[[], Any], tmp_path: Path, good: int) -> None:
     assert len(names) == len(set(names)) == 13 - good
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader_class", [None, mox.AsyncRawGenerator])
 def test_bad_images_in_folders(raw: Path, tmp_path: Path, reader_class: Any) -> None:
     metadata = mox.ImageClassificationRawMetadata(str(raw))
@@ -113,6 +114,7 @@ def test_bad_images_in_folders(raw: Path, tmp_path: Path, reader_class: Any) -> 
     _check(dataset, tmp_path, 10)
 
 
+@pytest.mark.slow
 def test_bad_images_and_records_in_tfrecords(records: Path, tmp_path: Path) -> None:
     metadata = mox.ImageClassificationTFRecordMetadata(str(records), "*.tfrecord")
 

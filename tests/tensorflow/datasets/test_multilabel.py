@@ -124,6 +124,7 @@ def test_images_without_a_label_file(scenes: Path, read: Read, console: Any):
     assert "1 of 5 images have no label file" in console.text
 
 
+@pytest.mark.slow
 def test_folders_and_extension_of_other_names(scenes: Path, read: Read):
     (scenes / "images").rename(scenes / "pictures")
     (scenes / "labels").rename(scenes / "tags")

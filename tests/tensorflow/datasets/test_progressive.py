@@ -108,6 +108,7 @@ def test_a_run_that_goes_on_is_where_it_was(folder: Path, whole: list[Any], tmp_
     assert [step for stop in (4, 6, 8) for step in trained(folder, stop, tmp_path)] == whole
 
 
+@pytest.mark.slow
 def test_one_stage(folder: Path) -> None:
     with tf1.Graph().as_default(), tf1.Session() as session:
         dataset = ProgressiveImagenetDataset(None, spec(folder)[:1])

@@ -88,6 +88,7 @@ def test_one_hot_labels(metadata: ImageClassificationRawMetadata, read: Read):
     assert dataset.get(["label"])[0].shape.as_list() == [None, 2]
 
 
+@pytest.mark.slow
 def test_the_last_batch(metadata: ImageClassificationRawMetadata, read: Read):
     def sizes(**kwargs: Any) -> list[int]:
         dataset = ImageClassificationRawDataset(metadata, batch_size=4, image_size=8, **kwargs)
@@ -233,6 +234,7 @@ def test_windows_are_the_same_after_going_on(metadata: ImageClassificationRawMet
     assert _equal(batches(position=21, reader_class=mox.AsyncRawGenerator), batches()[3:])
 
 
+@pytest.mark.slow
 def test_colours_of_windows_follow_the_seed_after_going_on(metadata: ImageClassificationRawMetadata, read: Read):
     inception = mox.get_data_augmentation_fn("inception_v3", mox.ModeKeys.TRAIN, output_height=16, output_width=16)
     assert inception.geometry is not None
@@ -278,6 +280,7 @@ def test_preprocess_fn_is_given_batches_iff_there_is_a_batch_size(
     assert [length for images, _ in batches for length in images] == [row[0] for row in rows]
 
 
+@pytest.mark.slow
 def test_preprocess_fn_with_image_size_and_augmentation(metadata: ImageClassificationRawMetadata, read: Read):
     plain = ImageClassificationRawDataset(metadata, 7, num_epochs=1, shuffle=False, preprocess_fn=_decode_batch)
     both = ImageClassificationRawDataset(
@@ -324,6 +327,7 @@ def test_random_operations_of_the_user_follow_the_seed(metadata: ImageClassifica
     assert len(np.unique(np.concatenate([image for (image,) in whole]), axis=0)) == 28
 
 
+@pytest.mark.slow
 def test_augmentation_of_evaluation_is_exact(metadata: ImageClassificationRawMetadata, read: Read):
     function = mox.get_data_augmentation_fn("resnet_v1_50", mox.ModeKeys.EVAL, output_height=24, output_width=24)
     dataset = ImageClassificationRawDataset(metadata, 7, num_epochs=1, shuffle=False, augmentation_fn=function)

@@ -200,6 +200,7 @@ def test_bad_images_are_errors_where_they_shall_be(folder: Path, with_bad: list[
         read(_dataset(folder, batch_size=5, on_bad_image="raise", **_how(how)), ["image"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_a_data_set_without_a_good_image_ends_with_an_error(tmp_path: Path, read: Read, how: dict[str, Any]):
     for i in range(3):
@@ -419,6 +420,7 @@ def test_a_killed_process_leaves_nothing_that_is_taken_for_data_and_an_end_remov
     assert _entries(other) == []
 
 
+@pytest.mark.slow
 def test_an_unfinished_data_set_can_be_left(folder: Path):
     before = threading.active_count()
     with tf1.Graph().as_default():

@@ -69,6 +69,7 @@ def _evaluated(folder: Path, log_dir: Path) -> float:
     return found[0]
 
 
+@pytest.mark.slow
 def test_the_guides_input_fn_resizes_one_image_and_batches_are_made_by_run(folder: Path, tmp_path: Path):
     def input_fn(mode: str, **kwargs: Any) -> Any:  # MoXing guide 3.1 and 3.4
         meta = mox.ImageClassificationRawMetadata(base_dir=str(folder))
@@ -85,6 +86,7 @@ def test_the_guides_input_fn_resizes_one_image_and_batches_are_made_by_run(folde
     assert _evaluated(folder, tmp_path / "log") > 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader_class", [None, mox.AsyncRawGenerator])
 def test_the_guides_input_fn_with_batches_and_augmentation(folder: Path, tmp_path: Path, reader_class: Any):
     def input_fn(mode: str, **kwargs: Any) -> Any:  # MoXing API document 1.2.2
@@ -103,6 +105,7 @@ def test_the_guides_input_fn_with_batches_and_augmentation(folder: Path, tmp_pat
     assert _evaluated(folder, tmp_path / "log") > 0.85
 
 
+@pytest.mark.slow
 def test_augmentation_of_one_image_by_the_name_of_a_network(folder: Path, tmp_path: Path):
     def input_fn(mode: str, **kwargs: Any) -> Any:  # MoXing guide 1
         meta = mox.ImageClassificationRawMetadata(base_dir=str(folder))
@@ -118,6 +121,7 @@ def test_augmentation_of_one_image_by_the_name_of_a_network(folder: Path, tmp_pa
     assert _evaluated(folder, tmp_path / "log") > 0.85
 
 
+@pytest.mark.slow
 def test_preprocess_fn_of_the_api_document(folder: Path, tmp_path: Path):
     def _decode_and_resize(buf: Any) -> Any:
         img = tf.image.decode_image(buf, channels=3)
@@ -139,6 +143,7 @@ def test_preprocess_fn_of_the_api_document(folder: Path, tmp_path: Path):
     assert _evaluated(folder, tmp_path / "log") > 0.85
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_given_the_images_that_come_next(folder: Path, tmp_path: Path):
     def names_of(log_dir: Path, *steps: int) -> list[list[bytes]]:
         seen: list[list[bytes]] = []

@@ -52,6 +52,7 @@ def test_a_bucket_gives_what_the_folder_gives(bucket: str, folder: Path, store: 
         assert all(np.array_equal(a, b) for a, b in zip(local, remote, strict=True))
 
 
+@pytest.mark.slow
 def test_files_are_fetched_many_at_once_and_no_further_ahead_than_capacity(bucket: str, store: Any):
     lock = threading.Lock()
     under_way, most = 0, 0
@@ -101,6 +102,7 @@ def test_each_file_is_fetched_once_with_a_cache(bucket: str, store: Any, tmp_pat
         assert len(_gets(store)) == len(names) == 14
 
 
+@pytest.mark.slow
 def test_windows_out_of_a_bucket_through_both_caches(bucket: str, folder: Path, tmp_path: Path, read: Read):
     vgg = mox.get_data_augmentation_fn("vgg_16", mox.ModeKeys.TRAIN, output_height=16, output_width=16)
 
@@ -127,6 +129,7 @@ def test_a_local_copy_is_read_instead(bucket: str, folder: Path, store: Any, rea
     assert all("/flower/" in path for path in _gets(store))
 
 
+@pytest.mark.slow
 def test_an_object_that_vanished_is_a_bad_image_and_a_store_that_refuses_an_error(
     bucket: str, store: Any, read: Read, console: Any
 ):

@@ -180,6 +180,7 @@ def test_labels(folder: Path) -> None:
 # -- order
 
 
+@pytest.mark.slow
 def test_an_epoch_is_a_permutation_and_the_next_another(folder: Path) -> None:
     found = read(folder, num_epochs=3)
     epochs = [found[start : start + 100] for start in (0, 100, 200)]
@@ -201,6 +202,7 @@ def test_private_threads_and_the_buffer_change_no_exact_order(folder: Path) -> N
     assert read(folder, private_num_threads=2, shuffle_buffer_size=1) == read(folder)
 
 
+@pytest.mark.slow
 def test_without_shuffle_the_order_is_that_of_the_files(folder: Path, compressed: Path) -> None:
     for where in (folder, compressed):
         assert read(where, shuffle=False) == list(range(100))
@@ -212,6 +214,7 @@ def test_without_an_end(folder: Path) -> None:
     assert found[:100] == read(folder)
 
 
+@pytest.mark.slow
 def test_compressed_files_are_shuffled_through_the_buffer(compressed: Path) -> None:
     epochs = read(compressed, num_epochs=2)
     assert sorted(epochs[:100]) == sorted(epochs[100:]) == list(range(100))
@@ -251,6 +254,7 @@ def test_reading_goes_on_where_it_was(source: str, given: int, request: pytest.F
         assert values(dataset, position=given) == whole[given:], "a run feeds the position"
 
 
+@pytest.mark.slow
 def test_batches(folder: Path) -> None:
     batches = read(folder, batch_size=30)
     assert [len(batch) for batch in batches] == [30, 30, 30, 10]
@@ -402,6 +406,7 @@ def test_nobody_waits_for_a_record_that_never_comes(tmp_path: Path) -> None:
 # -- cache
 
 
+@pytest.mark.slow
 def test_compressed_files_in_the_cache_are_shuffled_exactly(folder: Path, compressed: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert read(compressed, cache_dir=str(cache)) == read(folder)
@@ -517,6 +522,7 @@ def run_seen(folder: Path, steps: int, log_dir: Path | None, **options: Any) -> 
     return seen
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_records_that_it_has_not_seen(folder: Path, tmp_path: Path) -> None:
     whole = run_seen(folder, 25, None)
     assert sorted(whole[:100]) == list(range(100))

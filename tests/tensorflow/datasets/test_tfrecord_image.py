@@ -167,6 +167,7 @@ def test_one_hot_labels(folder: Path, tmp_path: Path) -> None:
         dataset(folder, label_one_hot=True)
 
 
+@pytest.mark.slow
 def test_custom_features(folder: Path) -> None:
     specs = [
         tf1.FixedLenFeature([], tf.int64),
@@ -202,6 +203,7 @@ def decode_batch(image_name: Any, image_buf: Any, label: Any, label_desc: Any) -
     return image_name, tf.map_fn(one, image_buf, fn_output_signature=tf.float32), label * 2, label_desc
 
 
+@pytest.mark.slow
 def test_preprocess_fn(folder: Path) -> None:
     rows = read(folder, ["image", "label", "image_name"], batch_size=8, preprocess_fn=decode_batch)
     assert [image.shape for image, *_ in rows] == [(8, 7, 7, 3), (8, 7, 7, 3), (4, 7, 7, 3)]
@@ -222,6 +224,7 @@ def test_preprocess_fn(folder: Path) -> None:
         dataset(folder, preprocess_fn="decode")
 
 
+@pytest.mark.slow
 def test_augmentation_fn(folder: Path) -> None:
     def halve(image: Any) -> Any:
         assert image.shape.rank == 3
@@ -322,6 +325,7 @@ def options_of(path: str) -> dict[str, Any]:
     return {**chosen, "augmentation_fn": augmentation()} if "augmentation_fn" in chosen else chosen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", list(PATHS))
 def test_bad_images_are_skipped_and_named(damaged: Path, path: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
@@ -335,6 +339,7 @@ def test_bad_images_are_skipped_and_named(damaged: Path, path: str, caplog: pyte
         assert any(f"a.tfrecord: record {number} at byte" in line for line in told), told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", list(PATHS))
 def test_or_raise(damaged: Path, path: str) -> None:
     with pytest.raises(tf.errors.OpError, match=r"a\.tfrecord: record 1 at byte \d+"):
@@ -343,6 +348,7 @@ def test_or_raise(damaged: Path, path: str) -> None:
         dataset(damaged, on_bad_image="ignore")
 
 
+@pytest.mark.slow
 def test_sparse_features_of_bad_images_go_with_them(damaged: Path) -> None:
     custom = {"custom_feature_keys": ["words"], "custom_feature_values": [tf1.VarLenFeature(tf.int64)]}
     ((words,), *_) = read(damaged, ["words"], shuffle=False, batch_size=4, augmentation_fn=augmentation(), **custom)
@@ -359,6 +365,7 @@ def test_nobody_waits_for_an_image_that_never_comes(tmp_path: Path) -> None:
             read(tmp_path, ["image_name"], num_epochs=None, **options_of(path))
 
 
+@pytest.mark.slow
 def test_records_of_tensorflow(tmp_path: Path, folder: Path) -> None:
     """Written by TensorFlow and read by us, and the other way round."""
     path = str(tmp_path / "tf.tfrecord")

@@ -224,6 +224,7 @@ def test_several_values_are_counted():
     close(indicator({**TAG, "missing": "b"}, TAGS), [[2, 1], [0, 1], [0, 1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("combiner", ["mean", "sum", "sqrtn"])
 def test_embeddings_combine_by_hand(combiner: str, weighted: bool):

@@ -50,6 +50,7 @@ def count(n: int, start: int = 0, modulo: int = 10) -> list[float]:
     return [float((start + i) % modulo) for i in range(n)]
 
 
+@pytest.mark.slow
 @every_source
 def test_training_reads_samples_again_and_again(make: Any, model: Any, numbers: Any) -> None:
     flow = numbers(10)
@@ -61,6 +62,7 @@ def test_training_reads_samples_again_and_again(make: Any, model: Any, numbers: 
     assert flow.closed
 
 
+@pytest.mark.slow
 @every_source
 @pytest.mark.parametrize("mode", ["EVAL", "PREDICT"])
 def test_evaluation_and_prediction_read_once(make: Any, mode: str, model: Any, numbers: Any, tmp_path: Path) -> None:
@@ -108,6 +110,7 @@ def test_a_flow_without_data_is_an_error(make: Any, model: Any, numbers: Any) ->
         model.run(lambda mode: make(numbers(0)), max_number_of_steps=3)
 
 
+@pytest.mark.slow
 @every_source
 def test_evaluations_in_the_middle_of_training_start_again(make: Any, model: Any, numbers: Any) -> None:
     means: list[dict[str, float]] = []
@@ -156,6 +159,7 @@ def test_evaluations_in_the_middle_of_training_start_again(make: Any, model: Any
     assert flows["EVAL"].closed
 
 
+@pytest.mark.slow
 @every_source
 def test_nothing_of_the_run_is_left(make: Any, model: Any, numbers: Any) -> None:
     before = set(threading.enumerate())
@@ -451,6 +455,7 @@ def square(datapoint: list[Any]) -> list[Any]:
     return [datapoint[0] ** 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [QueueInput, FeedInput, TFDatasetInput], ids=lambda m: m.__name__)
 def test_processes_of_a_flow_end_with_the_run(make: Any, model: Any, numbers: Any) -> None:
     import multiprocessing

@@ -53,6 +53,7 @@ def test_what_is_sent_is_trained_on_to_the_end(sender: Any, model: Any) -> None:
     assert model.shapes["TRAIN"] == [[4, 2]]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_sender_that_never_ends(sender: Any, model: Any) -> None:
     address = sender(passes=None)
     signature = [tf.TensorSpec([2], tf.float32, "x")]

@@ -115,6 +115,7 @@ REFERENCES = {
 IMAGES = {"landscape": (60, 97), "portrait": (301, 180), "small": (20, 23), "even": (64, 64)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(16))
 def test_golden_values(shared_dir: Path, case: int) -> None:
     golden = json.loads((shared_dir / "reference/zoo/preprocessing_golden.json").read_text())["cases"][case]
@@ -130,6 +131,7 @@ def test_golden_values(shared_dir: Path, case: int) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", IMAGES)
 @pytest.mark.parametrize("family", NETWORKS)
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -142,6 +144,7 @@ def test_the_numbers_are_those_of_an_implementation_in_numpy(family: str, shape:
     np.testing.assert_allclose(run(fn, image), REFERENCES[family](image, 48, 40), rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", NETWORKS)
 def test_the_same_in_a_map_of_tf_data_and_eagerly(family: str, eager: None) -> None:
     image = pattern(70, 50)

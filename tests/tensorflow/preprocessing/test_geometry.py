@@ -20,6 +20,7 @@ def windows(fn: Any, height: int, width: int, count: int = DRAWS) -> list[Window
     return [fn.geometry.window(height, width, rng) for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (60, 300), (9, 11)])
 def test_inceptions_windows_are_spread_as_those_of_tensorflow(height: int, width: int) -> None:
     ours = windows(mox.get_data_augmentation_fn("inception_v3", "TRAIN"), height, width)

@@ -99,6 +99,7 @@ def resized(side: int) -> np.ndarray:
     return value
 
 
+@pytest.mark.slow
 def test_vgg_cuts_windows_out_of_the_resized_image() -> None:
     pictures = {side: resized(side) for side in range(34, 39)}
     sides, flips, corners = set(), set(), set()
@@ -250,6 +251,7 @@ def test_colours_change_as_tensorflow_changes_them_one_image_at_a_time(name: str
     np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_summaries_are_written_in_a_graph_and_nowhere_else(eager: None) -> None:
     def tags(build: Any) -> list[str]:
         with tf1.Graph().as_default() as graph:
