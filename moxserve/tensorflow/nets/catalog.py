@@ -349,7 +349,7 @@ _ROWS = (
         "MobilenetV2",
         _PAPERS["mobilenet_v2"],
         "mobilenet_v2:mobilenet_v2",
-        arguments={"depth_multiplier": 0.35},
+        arguments={"depth_multiplier": 0.35, "finegrain_classification_mode": True},
         num_classes=1001,
         logits_pattern="Logits",
     ),
