@@ -26,9 +26,9 @@ def find_checkpoint(path: str) -> str:
     Raises:
         CheckpointError: there is none.
     """
-    from moxserve.tensorflow.executor.checkpoint import latest_checkpoint
+    from moxserve.tensorflow.executor.checkpoint import find_checkpoint as find
 
-    prefix: str | None = latest_checkpoint(path)
+    prefix: str | None = find(path)
     if prefix is None:
         raise CheckpointError(f"no checkpoint at {path!r}", hint="give a folder that a training run wrote, or a prefix")
     return prefix

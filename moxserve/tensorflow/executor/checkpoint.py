@@ -10,24 +10,33 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from moxserve.errors import CheckpointError, UsageError, first_line
+from moxserve.errors import CheckpointError, first_line
 from moxserve.file import atomic_write, fsync_directory, fsync_path, sweep
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.tensorflow.executor.train_op import matches
+from moxserve.tensorflow.executor.located import (
+    find_checkpoint,
+    is_complete,
+    latest_checkpoint,
+    local_path,
+    named_in_state,
+    open_checkpoint,
+    step_in_name,
+)
+from moxserve.tensorflow.executor.matching import CheckpointReport, Match, RestoreRules, listed, match
+from moxserve.tensorflow.executor.train_op import split_patterns
 
 __all__ = [
     "Checkpointer",
     "RestoreRules",
+    "find_checkpoint",
     "global_step_of",
     "latest_checkpoint",
+    "load_checkpoint",
+    "local_path",
     "restore",
     "restore_matching",
     "variable_names",
@@ -35,86 +44,6 @@ __all__ = [
 
 _STATE = "checkpoint"
 _BASENAME = "model.ckpt"
-_INDEX = re.compile(r"(.+)\.index\Z")
-_STEP = re.compile(r"-(\d+)\Z")
-
-
-def local_path(path: Any, argument: str) -> str:
-    """Check that a path is one of this machine's file system.
-
-    Raises:
-        UsageError: it has a scheme, such as `s3://`.
-    """
-    text = os.fspath(path)
-    if "://" in text:
-        raise UsageError(
-            f"{argument}={text!r}: checkpoints and summaries are written to local folders",
-            hint="train into a local folder and copy it with mox.file.copy_parallel",
-        )
-    return str(text)
-
-
-def is_complete(prefix: str) -> bool:
-    """Whether all files of a checkpoint are there: its index, and every shard that a shard's name announces."""
-    if not os.path.isfile(f"{prefix}.index"):
-        return False
-    shards = glob.glob(f"{glob.escape(prefix)}.data-*-of-*")
-    announced = {int(m.group(1)) for s in shards if (m := re.search(r"-of-(\d+)\Z", s))}
-    return len(announced) == 1 and len([s for s in shards if re.search(r"\.data-\d+-of-\d+\Z", s)]) == announced.pop()
-
-
-def step_in_name(prefix: str) -> int:
-    """The step that a checkpoint's name ends with, -1 when it has none."""
-    match = _STEP.search(prefix)
-    return int(match.group(1)) if match else -1
-
-
-def latest_checkpoint(path: str | os.PathLike[str] | None) -> str | None:
-    """Find the newest complete checkpoint.
-
-    Args:
-        path: a folder; or a prefix such as `runs/digits/model.ckpt-1000`, with or without `.index` or `.meta`.
-
-    Returns:
-        The prefix, or None when there is no complete checkpoint. In a folder the one that the file `checkpoint` names;
-        if that one is not complete, the newest complete one.
-    """
-    if path is None:
-        return None
-    text = local_path(path, "checkpoint_path")
-    if os.path.isdir(text):
-        return _latest_in(text)
-    for suffix in (".index", ".meta"):
-        text = text.removesuffix(suffix)
-    return text if is_complete(text) else None
-
-
-def _latest_in(folder: str) -> str | None:
-    named = _named_in_state(folder)
-    if named and is_complete(named[-1]):
-        return named[-1]
-    candidates = {
-        *named,
-        *(m.group(1) for f in glob.glob(os.path.join(glob.escape(folder), "*.index")) if (m := _INDEX.match(f))),
-    }
-    complete = sorted((c for c in candidates if is_complete(c)), key=lambda c: (step_in_name(c), c))
-    if named and complete:
-        tf1.logging.warning("checkpoint %s is named in %s, but not complete: using %s", named[-1], folder, complete[-1])
-    return complete[-1] if complete else None
-
-
-def _named_in_state(folder: str) -> list[str]:
-    """The checkpoints that the state file names, oldest first, the current one last."""
-    try:
-        state = tf1.train.get_checkpoint_state(folder)
-    except (tf.errors.OpError, ValueError, OSError):
-        return []
-    if state is None:
-        return []
-    named = [p for p in state.all_model_checkpoint_paths if p != state.model_checkpoint_path]
-    named.append(state.model_checkpoint_path)
-    # A folder that was moved: the name counts, not where it was.
-    return [p if is_complete(p) else os.path.join(folder, os.path.basename(p)) for p in named]
 
 
 def _forgotten(folder: str, named: Sequence[str]) -> list[str]:
@@ -129,23 +58,13 @@ def _forgotten(folder: str, named: Sequence[str]) -> list[str]:
     return sorted((p for p in prefixes if is_complete(p)), key=step_in_name)
 
 
-def _open(prefix: str) -> Any:
-    try:
-        return tf1.train.NewCheckpointReader(prefix)
-    except (tf.errors.OpError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {prefix!r} cannot be read: {error}",
-            hint="is it complete? it needs PREFIX.index and PREFIX.data-*",
-        ) from error
-
-
 def global_step_of(prefix: str) -> int:
     """The global step that a checkpoint was made at: as stored, else as in its name, else 0.
 
     Raises:
         CheckpointError: it cannot be read.
     """
-    reader = _open(prefix)
+    reader = open_checkpoint(prefix)
     if reader.has_tensor("global_step"):
         return int(reader.get_tensor("global_step"))
     return max(0, step_in_name(prefix))
@@ -157,96 +76,22 @@ def variable_names(prefix: str) -> list[str]:
     Raises:
         CheckpointError: it cannot be read.
     """
-    return sorted(_open(prefix).get_variable_to_shape_map())
+    return sorted(open_checkpoint(prefix).get_variable_to_shape_map())
 
 
-@dataclass(frozen=True)
-class RestoreRules:
-    """Which variables are taken from a checkpoint.
-
-    Attributes:
-        include: patterns; empty for all.
-        exclude: patterns, applied after `include`.
-        partial: True: variables that are missing or of another shape keep their initial values. False: they are an
-            error.
-        optional: names that keep their initial values where they are missing, and nobody need be told.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    partial: bool = False
-    optional: frozenset[str] = frozenset()
-
-
-@dataclass
-class RestorePlan:
-    """Each variable of a model held against a checkpoint.
-
-    Attributes:
-        values: variables to restore, with the name and slice to read.
-        excluded: names left out by pattern.
-        missing: names that the checkpoint lacks.
-        misfits: name and what differs.
-    """
-
-    values: list[tuple[Any, str, tuple[slice, ...] | None]] = field(default_factory=list)
-    excluded: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    misfits: list[str] = field(default_factory=list)
-
-
-def _source_of(variable: Any) -> tuple[str, list[int], tuple[slice, ...] | None]:
-    """Name in the checkpoint, full shape there, and this part of it (for a partitioned variable)."""
-    part = getattr(variable, "_save_slice_info", None) or (
-        variable._get_save_slice_info() if hasattr(variable, "_get_save_slice_info") else None
-    )
-    if part is None:
-        return variable.op.name, variable.shape.as_list(), None
-    slices = tuple(slice(o, o + n) for o, n in zip(part.var_offset, part.var_shape, strict=True))
-    return part.full_name, list(part.full_shape), slices
-
-
-def _plan(reader: Any, variables: Sequence[Any], rules: RestoreRules) -> RestorePlan:
-    shapes: Mapping[str, list[int]] = reader.get_variable_to_shape_map()
-    dtypes: Mapping[str, Any] = reader.get_variable_to_dtype_map()
-    plan = RestorePlan()
-    for variable in variables:
-        name, shape, part = _source_of(variable)
-        if (rules.include and not matches(name, rules.include)) or matches(name, rules.exclude):
-            plan.excluded.append(name)
-        elif name not in shapes:
-            if name not in rules.optional:
-                plan.missing.append(name)
-        elif shapes[name] != shape:
-            plan.misfits.append(f"{name} (shape {shapes[name]} in the checkpoint, {shape} in the model)")
-        elif dtypes[name] != variable.dtype.base_dtype:
-            plan.misfits.append(
-                f"{name} ({dtypes[name].name} in the checkpoint, {variable.dtype.base_dtype.name} in the model)"
-            )
-        else:
-            plan.values.append((variable, name, part))
-    return plan
-
-
-def _assign(session: Any, reader: Any, plan: RestorePlan) -> None:
-    """Give variables their values by running their initialisers with other input: works in a frozen graph."""
-    for variable, name, part in plan.values:
-        value: np.ndarray = reader.get_tensor(name)
-        session.run(variable.initializer, {variable.initializer.inputs[1]: value if part is None else value[part]})
-
-
-def restore(session: Any, prefix: str, variables: Sequence[Any]) -> None:
+def restore(session: Any, prefix: str, variables: Sequence[Any], *, moving_averages: bool = False) -> None:
     """Give every one of these variables its value from a checkpoint.
 
     Args:
         session: a session of the variables' graph, which may be finalised.
         prefix: the checkpoint.
         variables: what to restore.
+        moving_averages: take the moving averages of variables where the checkpoint has them.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, lacks a variable, or has one of another shape or dtype.
     """
-    restore_matching(session, prefix, variables, RestoreRules())
+    restore_matching(session, prefix, variables, RestoreRules(moving_averages=moving_averages))
 
 
 def restore_matching(session: Any, prefix: str, variables: Sequence[Any], rules: RestoreRules) -> list[Any]:
@@ -257,28 +102,73 @@ def restore_matching(session: Any, prefix: str, variables: Sequence[Any], rules:
 
     Raises:
         CheckpointError: it cannot be read; without `partial` a variable is missing or does not fit; with `partial` none
-        fits.
+            fits.
     """
-    reader = _open(prefix)
-    plan = _plan(reader, variables, rules)
-    problems = [f"missing in it: {name}" for name in plan.missing] + [f"does not fit: {text}" for text in plan.misfits]
-    if problems and not rules.partial:
-        raise CheckpointError(
-            f"checkpoint {prefix!r} does not fit the model:\n  " + "\n  ".join(problems),
-            hint="did another model write it? checkpoint_path with an empty log_dir takes over what fits",
+    return [variable for variable, _, _ in _restore(session, prefix, variables, rules).values]
+
+
+def _restore(session: Any, prefix: str, variables: Sequence[Any], rules: RestoreRules) -> Match:
+    found = match(prefix, variables, rules)
+    report = found.report
+    if not rules.partial:
+        found.require()
+    if report.excluded:
+        tf1.logging.info(
+            "not restored: %s (left out by checkpoint_include_patterns/checkpoint_exclude_patterns)",
+            listed(report.excluded),
         )
-    for name in plan.excluded:
-        tf1.logging.info("not restored: %s (left out by checkpoint_include_patterns/checkpoint_exclude_patterns)", name)
-    for problem in problems:
+    for problem in report.problems:
         tf1.logging.warning("not restored from %s: %s", prefix, problem)
-    if not plan.values and (plan.missing or plan.misfits):
+    if report.advice:
+        tf1.logging.warning("%s", report.advice)
+    if not found.values and not report.fits:
         raise CheckpointError(
             f"checkpoint {prefix!r} holds none of the model's {len(variables)} variables",
-            hint=f"it holds {', '.join(sorted(reader.get_variable_to_shape_map())[:8])}",
+            hint=f"it holds {listed(report.unused)}",
         )
-    _assign(session, reader, plan)
-    tf1.logging.info("Restoring parameters from %s", prefix)
-    return [variable for variable, _, _ in plan.values]
+    found.restore(session)
+    tf1.logging.info("Restoring parameters from %s: %s", prefix, report.summary)
+    return found
+
+
+def load_checkpoint(
+    session: Any,
+    path: str | os.PathLike[str],
+    variables: Sequence[Any] | None = None,
+    *,
+    include: str = "",
+    exclude: str = "",
+    moving_averages: bool = False,
+) -> CheckpointReport:
+    """Give variables of a session's graph their values from a checkpoint, as far as it has them.
+
+    What is not taken keeps its value, and is logged; run their initialisers before.
+
+    Args:
+        session: of the variables' graph.
+        path: a prefix, a single file such as TF-Slim's `resnet_v1_50.ckpt`, or a folder, whose newest is taken.
+        variables: None for all global ones of the graph.
+        include: comma-separated regular expressions: only variables whose names contain a match.
+        exclude: the same: but none of these.
+        moving_averages: take `NAME/ExponentialMovingAverage` for the variable NAME where the checkpoint has it.
+
+    Returns:
+        What was restored, what was not, and why.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or it has none of the variables.
+        UsageError: a pattern is no regular expression.
+    """
+    prefix = find_checkpoint(path)
+    if prefix is None:
+        raise CheckpointError(f"no checkpoint at {os.fspath(path)!r}", hint="give a prefix, a file or a folder")
+    if variables is None:
+        with session.graph.as_default():
+            variables = tf1.global_variables()
+    rules = RestoreRules(
+        split_patterns(include), split_patterns(exclude), partial=True, moving_averages=moving_averages
+    )
+    return _restore(session, prefix, variables, rules).report
 
 
 class Checkpointer:
@@ -296,7 +186,7 @@ class Checkpointer:
         self._folder = folder
         self._keep = keep
         self._saver = tf1.train.Saver(max_to_keep=None, save_relative_paths=True)
-        named = [p for p in _named_in_state(folder) if is_complete(p)]
+        named = [p for p in named_in_state(folder) if is_complete(p)]
         self._kept = _forgotten(folder, named) + named
         _sweep(folder)
 

@@ -106,6 +106,7 @@ FLAGS: dict[str, Flag] = {
         Flag("log_first_worker", bool, True, "only worker 0 logs"),
         Flag("checkpoint_include_patterns", str, "", "patterns, comma-separated: restore only these"),
         Flag("checkpoint_exclude_patterns", str, "", "patterns, comma-separated: do not restore these"),
+        Flag("checkpoint_moving_averages", bool, False, "take moving averages of variables out of checkpoint_path"),
         Flag("trainable_include_patterns", str, "", "comma-separated patterns: train only these variables"),
         Flag("trainable_exclude_patterns", str, "", "comma-separated patterns: do not train these variables"),
         Flag("loss_scale", float, 1.0, "multiply the loss before, divide the gradients after; 1 is off"),

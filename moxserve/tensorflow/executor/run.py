@@ -134,7 +134,7 @@ class _Job:
         self.training = settings.mode == ModeKeys.TRAIN
         self.clock = Clock(counts_globally=self.training)
         self.resume = checkpoints.latest_checkpoint(settings.log_dir)
-        self.start = self.resume or checkpoints.latest_checkpoint(settings.checkpoint_path)
+        self.start = self.resume or checkpoints.find_checkpoint(settings.checkpoint_path)
         self._require_checkpoint()
 
     def _require_checkpoint(self) -> None:
@@ -272,8 +272,10 @@ class _Job:
     def _restore(self, session: Any, variables: list[Any]) -> None:
         """Restore from `log_dir` exactly, from `checkpoint_path` what fits and the flags allow."""
         prefix = str(self.start)
+        averages = self.resume is None and bool(store.get("checkpoint_moving_averages"))
         if not self.training:
-            checkpoints.restore(session, prefix, [v for v in variables if v is not self.global_step])
+            wanted = [v for v in variables if v is not self.global_step]
+            checkpoints.restore(session, prefix, wanted, moving_averages=averages)
             step = checkpoints.global_step_of(prefix)
             session.run(self.global_step.initializer, {self.global_step.initializer.inputs[1]: step})
             return
@@ -285,6 +287,7 @@ class _Job:
                 exclude=split_patterns(store.get("checkpoint_exclude_patterns")),
                 partial=True,
                 optional=optional,
+                moving_averages=averages,
             )
         checkpoints.restore_matching(session, prefix, variables, rules)
 

@@ -1,0 +1,198 @@
+"""Checkpoints found and opened: TensorFlow's of today, and the single files that it wrote before 2017.
+
+A checkpoint of today (V2) is `PREFIX.index` and `PREFIX.data-*-of-*`. One of before (V1) is the file `PREFIX` itself;
+most of the checkpoints that TF-Slim published are such.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from typing import Any
+
+from moxserve.errors import CheckpointError, UsageError, first_line
+from moxserve.tensorflow.executor.env import tf, tf1
+
+__all__ = [
+    "find_checkpoint",
+    "is_complete",
+    "is_single_file",
+    "latest_checkpoint",
+    "local_path",
+    "named_in_state",
+    "open_checkpoint",
+    "step_in_name",
+]
+
+_INDEX = re.compile(r"(.+)\.index\Z")
+_STEP = re.compile(r"-(\d+)\Z")
+_PART = re.compile(r"\.(index|meta|data-\d+-of-\d+)\Z")
+# The end of every table file of TensorFlow, which V1 checkpoints are, and the index of V2 ones.
+_TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+
+
+def local_path(path: Any, argument: str) -> str:
+    """Check that a path is one of this machine's file system.
+
+    Raises:
+        UsageError: it has a scheme, such as `s3://`.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        raise UsageError(
+            f"{argument}={text!r}: checkpoints and summaries are written to local folders",
+            hint="train into a local folder and copy it with mox.file.copy_parallel",
+        )
+    return str(text)
+
+
+def is_complete(prefix: str) -> bool:
+    """Whether all files of a V2 checkpoint are there: its index, and every shard that a shard's name announces."""
+    if not os.path.isfile(f"{prefix}.index"):
+        return False
+    shards = glob.glob(f"{glob.escape(prefix)}.data-*-of-*")
+    announced = {int(m.group(1)) for s in shards if (m := re.search(r"-of-(\d+)\Z", s))}
+    return len(announced) == 1 and len([s for s in shards if re.search(r"\.data-\d+-of-\d+\Z", s)]) == announced.pop()
+
+
+def is_single_file(path: str) -> bool:
+    """Whether a path is a V1 checkpoint: one file that is a table."""
+    if _PART.search(path) or not os.path.isfile(path):
+        return False
+    with open(path, "rb") as f:
+        f.seek(-min(os.path.getsize(path), len(_TABLE_MAGIC)), os.SEEK_END)
+        return f.read() == _TABLE_MAGIC
+
+
+def step_in_name(prefix: str) -> int:
+    """The step that a checkpoint's name ends with, -1 when it has none."""
+    match = _STEP.search(prefix)
+    return int(match.group(1)) if match else -1
+
+
+def latest_checkpoint(path: str | os.PathLike[str] | None) -> str | None:
+    """Find the newest complete checkpoint.
+
+    Args:
+        path: a folder; or a prefix such as `runs/digits/model.ckpt-1000`, with or without `.index`, `.meta` or
+            `.data-00000-of-00001`; or a single file, such as TF-Slim's `resnet_v1_50.ckpt`.
+
+    Returns:
+        The prefix, or None when there is no complete checkpoint. In a folder the one that the file `checkpoint` names;
+        if that one is not complete, the newest complete one; without any, the one single file that is a checkpoint.
+    """
+    if path is None:
+        return None
+    text = local_path(path, "checkpoint_path")
+    if os.path.isdir(text):
+        return _latest_in(text)
+    prefix = _PART.sub("", text)
+    return prefix if is_complete(prefix) or is_single_file(prefix) else None
+
+
+def find_checkpoint(path: str | os.PathLike[str] | None) -> str | None:
+    """Find the checkpoint at a path that somebody gave: as `latest_checkpoint`, but what is there and is none is told.
+
+    Raises:
+        CheckpointError: a file that is no checkpoint, such as a downloaded archive, or a folder of several single
+            files; the message tells what it is and what to do.
+    """
+    found = latest_checkpoint(path)
+    if found is not None or path is None:
+        return found
+    text = os.fspath(path)
+    if os.path.isfile(text):
+        raise _not_a_checkpoint(text)
+    several = _single_files(text) if os.path.isdir(text) else []
+    if several:
+        names = ", ".join(os.path.basename(f) for f in several[:8])
+        raise CheckpointError(f"folder {text!r} holds {len(several)} checkpoints: {names}", hint="name one of them")
+    return None
+
+
+def _latest_in(folder: str) -> str | None:
+    named = named_in_state(folder)
+    if named and (is_complete(named[-1]) or is_single_file(named[-1])):
+        return named[-1]
+    candidates = {
+        *named,
+        *(m.group(1) for f in glob.glob(os.path.join(glob.escape(folder), "*.index")) if (m := _INDEX.match(f))),
+    }
+    complete = sorted((c for c in candidates if is_complete(c)), key=lambda c: (step_in_name(c), c))
+    if named and complete:
+        tf1.logging.warning("checkpoint %s is named in %s, but not complete: using %s", named[-1], folder, complete[-1])
+    if complete:
+        return complete[-1]
+    files = _single_files(folder)
+    return files[0] if len(files) == 1 else None
+
+
+def _single_files(folder: str) -> list[str]:
+    return sorted(f for f in glob.glob(os.path.join(glob.escape(folder), "*.ckpt*")) if is_single_file(f))
+
+
+def named_in_state(folder: str) -> list[str]:
+    """The checkpoints that the state file names, oldest first, the current one last."""
+    try:
+        state = tf1.train.get_checkpoint_state(folder)
+    except (tf.errors.OpError, ValueError, OSError):
+        return []
+    if state is None:
+        return []
+    named = [p for p in state.all_model_checkpoint_paths if p != state.model_checkpoint_path]
+    named.append(state.model_checkpoint_path)
+    # A folder that was moved: the name counts, not where it was.
+    return [p if is_complete(p) else os.path.join(folder, os.path.basename(p)) for p in named]
+
+
+def open_checkpoint(prefix: str) -> Any:
+    """Open a checkpoint of either kind: TensorFlow's CheckpointReader.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return tf1.train.NewCheckpointReader(prefix)
+    except (tf.errors.OpError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {prefix!r} cannot be read: {first_line(error)}",
+            hint="is it complete? it needs PREFIX.index and PREFIX.data-*",
+        ) from error
+
+
+def _not_a_checkpoint(path: str) -> CheckpointError:
+    """Tell what a file is that was given for a checkpoint."""
+    with open(path, "rb") as f:
+        start = f.read(len(_HDF5_MAGIC))
+    if start == _HDF5_MAGIC or path.endswith((".keras", ".h5")):
+        return CheckpointError(
+            f"{path!r} is a file of Keras, no checkpoint of TensorFlow",
+            hint="moxserve models convert NETWORK FILE --output PREFIX makes a checkpoint of a Keras application",
+        )
+    names = _archived(path)
+    if names:
+        member = _PART.sub("", next((n for n in names if _PART.search(n) or ".ckpt" in n), names[0]))
+        folder = os.path.dirname(os.path.abspath(path))
+        return CheckpointError(
+            f"{path!r} is an archive of {len(names)} files, not the checkpoint in it",
+            hint=f"unpack it: tar -xf {path} -C {folder}; then give {os.path.join(folder, member)}",
+        )
+    return CheckpointError(
+        f"{path!r} is no checkpoint: neither a single file of before 2017, nor is {os.path.basename(path)}.index there",
+        hint="a download that was cut off? a checkpoint is one file, or PREFIX.index with all of PREFIX.data-*",
+    )
+
+
+def _archived(path: str) -> Sequence[str]:
+    """The names of the files in a tar archive; none where a file is no archive, or is cut off before the first."""
+    names: list[str] = []
+    try:
+        with tarfile.open(path) as archive:
+            names.extend(os.path.normpath(member.name) for member in archive if member.isfile())
+    except (tarfile.TarError, OSError, EOFError):
+        return names
+    return names
