@@ -14,7 +14,7 @@ from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.layers.images import Format
 
-__all__ = ["Normalization", "StatisticNames", "batch_norm"]
+__all__ = ["Normalization", "StatisticNames", "batch_norm", "stored_variable"]
 
 _COLLECTIONS = [tf1.GraphKeys.GLOBAL_VARIABLES, tf1.GraphKeys.MODEL_VARIABLES]
 # The schedule of section 3 of the paper: (step, bound), in between on a line.
@@ -167,13 +167,13 @@ def _update(variables: _Variables, mean: Any, variance: Any, decay: float) -> No
 
 def _moved(variable: Any, value: Any, decay: float) -> Any:
     """Move an average towards a value; return the operation."""
-    stored = _stored(variable)
+    stored = stored_variable(variable)
     with tf1.name_scope("AssignMovingAvg"), tf1.colocate_with(stored.handle):
         change = (stored - tf.cast(value, stored.dtype)) * (1.0 - decay)
         return stored.assign_sub(change, read_value=False)
 
 
-def _stored(variable: Any) -> Any:
+def stored_variable(variable: Any) -> Any:
     """Return the variable itself, where a custom getter gave a tensor of it in another dtype."""
     if hasattr(variable, "assign_sub"):
         return variable
@@ -209,9 +209,9 @@ def _renorm(x: Any, norm: Normalization, variables: _Variables, training: bool, 
         first = [_moved(renorm_mean, mean, norm.renorm_decay), _moved(variables.mean, mean, norm.decay)]
         second = [_moved(renorm_stddev, stddev, norm.renorm_decay), _moved(moving_stddev, stddev, norm.decay)]
         with tf.control_dependencies(second):
-            deviation = tf.identity(_stored(moving_stddev).read_value())
+            deviation = tf.identity(stored_variable(moving_stddev).read_value())
             squared = tf.nn.relu(tf.square(deviation) - norm.epsilon)
-            second.append(_stored(variables.variance).assign(squared, read_value=False))
+            second.append(stored_variable(variables.variance).assign(squared, read_value=False))
     tf1.add_to_collection(tf1.GraphKeys.UPDATE_OPS, tf.group(*first))
     tf1.add_to_collection(tf1.GraphKeys.UPDATE_OPS, tf.group(*second))
     # (x - mean) / stddev * r + d, times gamma, plus beta: a batch norm of other gamma and beta.

@@ -181,8 +181,8 @@ _ROWS = (
         "resnet_v1_18",
         "resnet_v1_18",
         _PAPERS["resnet_v1"],
-        "resnet_v1:resnet_v1_lite",
-        arguments={"scope": "resnet_v1_18", "units": (2, 2, 2, 2)},
+        "resnet_v1:resnet_v1",
+        arguments={"scope": "resnet_v1_18", "units": (2, 2, 2, 2), "bottleneck": False, "zero_gamma": False},
         labels_offset=1,
     ),
     Network(
@@ -190,15 +190,15 @@ _ROWS = (
         "resnet_v1_50",
         _PAPERS["resnet_v1"],
         "resnet_v1:resnet_v1",
-        arguments={"scope": "resnet_v1_50", "units": (3, 4, 6, 3)},
+        arguments={"scope": "resnet_v1_50", "units": (3, 4, 6, 3), "bottleneck": True, "zero_gamma": False},
         labels_offset=1,
     ),
     Network(
         "resnet_v1_50_8k",
         "resnet_v1_50_8k",
         _PAPERS["8k"],
-        "resnet_v1:resnet_v1_8k",
-        arguments={"scope": "resnet_v1_50_8k", "units": (3, 4, 6, 3)},
+        "resnet_v1:resnet_v1",
+        arguments={"scope": "resnet_v1_50_8k", "units": (3, 4, 6, 3), "bottleneck": True, "zero_gamma": True},
         labels_offset=1,
     ),
     Network(
@@ -206,7 +206,7 @@ _ROWS = (
         "resnet_v1_101",
         _PAPERS["resnet_v1"],
         "resnet_v1:resnet_v1",
-        arguments={"scope": "resnet_v1_101", "units": (3, 4, 23, 3)},
+        arguments={"scope": "resnet_v1_101", "units": (3, 4, 23, 3), "bottleneck": True, "zero_gamma": False},
         labels_offset=1,
     ),
     Network(
@@ -214,7 +214,7 @@ _ROWS = (
         "resnet_v1_152",
         _PAPERS["resnet_v1"],
         "resnet_v1:resnet_v1",
-        arguments={"scope": "resnet_v1_152", "units": (3, 8, 36, 3)},
+        arguments={"scope": "resnet_v1_152", "units": (3, 8, 36, 3), "bottleneck": True, "zero_gamma": False},
         labels_offset=1,
     ),
     Network(
@@ -222,7 +222,7 @@ _ROWS = (
         "resnet_v1_200",
         _PAPERS["resnet_v1"],
         "resnet_v1:resnet_v1",
-        arguments={"scope": "resnet_v1_200", "units": (3, 24, 36, 3)},
+        arguments={"scope": "resnet_v1_200", "units": (3, 24, 36, 3), "bottleneck": True, "zero_gamma": False},
         labels_offset=1,
     ),
     Network(
