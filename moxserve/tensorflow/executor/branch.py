@@ -125,7 +125,7 @@ def build_branch(
     towers: list[Tower] = []
     for index, (device, inputs) in enumerate(zip(devices, inputs_per_tower, strict=True)):
         first = after is None and index == 0
-        context = TowerContext(index, first, plan)
+        context = TowerContext(index, first, plan, mode == ModeKeys.TRAIN)
         with _scopes(plan, context, mode, device):
             spec = call_with_mode(model_fn, (Inputs(inputs),), mode, "model_fn")
             _check_spec(spec, mode, leads=after is None)

@@ -95,9 +95,10 @@ class TowerContext:
 
     _active = threading.local()
 
-    def __init__(self, index: int, first: bool, plan: VariablePlan) -> None:
+    def __init__(self, index: int, first: bool, plan: VariablePlan, training: bool = False) -> None:
         self.index = index
         self._plan = plan
+        self.training = training  # what layers take for granted that are not told
         self.first = first  # the first build of the graph creates variables, later ones reuse them
         graph = tf1.get_default_graph()
         self._start = {key: len(graph.get_collection_ref(key)) for key in graph.get_all_collection_keys()}

@@ -13,10 +13,10 @@ from typing import Any
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.layers.images import Format
+from moxserve.tensorflow.layers.variables import model_variable
 
-__all__ = ["Normalization", "StatisticNames", "batch_norm", "stored_variable"]
+__all__ = ["Normalization", "Normalized", "StatisticNames", "batch_norm", "normalize", "stored_variable"]
 
-_COLLECTIONS = [tf1.GraphKeys.GLOBAL_VARIABLES, tf1.GraphKeys.MODEL_VARIABLES]
 # The schedule of section 3 of the paper: (step, bound), in between on a line.
 _R_MAX = ((5_000, 1.0), (40_000, 3.0))
 _D_MAX = ((5_000, 0.0), (25_000, 5.0))
@@ -44,6 +44,10 @@ class Normalization:
         renorm: whether training uses batch renormalisation. It is never fused. Its bounds grow with the global step
             as in the paper; without a global step in the graph they have their final values, 3 and 5.
         renorm_decay: of the averages that renormalisation corrects with.
+        r_max: bound of its factor, a number or a scalar tensor; None: the paper's schedule.
+        d_max: bound of its offset, likewise.
+        virtual_batch_size: rows whose statistics are taken together in training (ghost batch norm, Hoffer et al. 2017,
+            arXiv:1705.08741); None: all. It must divide the batch. It is never fused.
         gamma_initializer: of gamma; None: ones.
         beta_initializer: of beta; None: zeros.
         names: of the variables of averages.
@@ -56,6 +60,9 @@ class Normalization:
     fused: bool = False
     renorm: bool = False
     renorm_decay: float = 0.99
+    r_max: Any = None
+    d_max: Any = None
+    virtual_batch_size: int | None = None
     gamma_initializer: Any = None
     beta_initializer: Any = None
     names: StatisticNames = field(default_factory=StatisticNames)
@@ -66,18 +73,40 @@ class Normalization:
                 raise UsageError(f"{name} of a batch norm is {getattr(self, name)!r}; expected a number from 0 to 1")
         if self.epsilon < 0:
             raise UsageError(f"epsilon of a batch norm is {self.epsilon!r}; expected none below 0")
+        if self.virtual_batch_size is not None and (self.renorm or self.virtual_batch_size < 1):
+            raise UsageError(
+                f"virtual_batch_size of a batch norm is {self.virtual_batch_size!r}; expected 1 or more, without renorm"
+            )
 
 
 @dataclass
-class _Variables:
+class Normalized:
+    """What a batch norm made.
+
+    Attributes:
+        output: the result, of the shape and dtype of what was normalised.
+        gamma: variable of factors, or None.
+        beta: variable of offsets, or None.
+        mean: variable of the moving mean.
+        variance: variable of the moving variance.
+        updates: in training, the two operations that move the averages.
+    """
+
+    output: Any
     gamma: Any
     beta: Any
     mean: Any
     variance: Any
+    updates: list[Any] = field(default_factory=list)
+
+    def update(self, moments: tuple[Any, Any], decay: float) -> None:
+        """Make the operations that move the averages towards the mean and variance of a batch."""
+        mean, variance = moments
+        self.updates = [_moved(self.mean, mean, decay), _moved(self.variance, variance, decay)]
 
 
 def batch_norm(x: Any, norm: Normalization, training: bool, data_format: Format) -> Any:
-    """Normalise the channels of a tensor, with variables in the current variable scope.
+    """Normalise the channels of a tensor, with variables in the current variable scope and updates in UPDATE_OPS.
 
     Args:
         x: `[B, H, W, C]` or `[B, C]` (or any rank from 2), floats; of the format.
@@ -91,37 +120,45 @@ def batch_norm(x: Any, norm: Normalization, training: bool, data_format: Format)
     Raises:
         UsageError: the rank or the number of channels of x is unknown.
     """
-    channels = data_format.channels(x)
-    variables = _make_variables(x, norm, channels)
+    made = normalize(x, norm, training, data_format)
+    for update in made.updates:
+        tf1.add_to_collection(tf1.GraphKeys.UPDATE_OPS, update)
+    return made.output
+
+
+def normalize(x: Any, norm: Normalization, training: bool, data_format: Format) -> Normalized:
+    """Do what `batch_norm` does, and leave it to the caller when the averages are updated."""
+    made = _make_variables(x, norm, data_format.channels(x))
     if norm.renorm:
-        return _renorm(x, norm, variables, training, data_format)
-    if norm.fused and x.shape.rank in (2, 4):
-        return _fused(x, norm, variables, training, data_format)
-    mean, variance = variables.mean, variables.variance
-    wide = _widened(x)
-    if training:
-        mean, variance = tf.nn.moments(wide, _batch_axes(x, data_format))
-        _update(variables, mean, variance, norm.decay)
-    return tf.cast(_normalized(wide, variables, (mean, variance), norm.epsilon, data_format), x.dtype)
+        _renorm(made, norm, training, data_format)
+    elif norm.virtual_batch_size is not None and training:
+        _ghost(made, norm, data_format)
+    elif norm.fused and x.shape.rank in (2, 4):
+        _fused(made, norm, training, data_format)
+    else:
+        wide, moments = _widened(x), (made.mean, made.variance)
+        if training:
+            moments = tf.nn.moments(wide, _batch_axes(x, data_format))
+            made.update(moments, norm.decay)
+        made.output = tf.cast(_spelled_out(wide, made, moments, norm.epsilon, data_format), x.dtype)
+    return made
 
 
-def _parameter(name: str, channels: int, dtype: Any, initializer: Any, trainable: bool = False) -> Any:
-    return tf1.get_variable(
-        name, [channels], dtype, initializer=initializer, trainable=trainable, collections=list(_COLLECTIONS)
-    )
+def _average(name: str, channels: int, dtype: Any, initializer: Any) -> Any:
+    return model_variable(name, [channels], dtype, initializer, trainable=False)
 
 
-def _make_variables(x: Any, norm: Normalization, channels: int) -> _Variables:
+def _make_variables(x: Any, norm: Normalization, channels: int) -> Normalized:
     dtype = tf.float64 if x.dtype == tf.float64 else tf.float32
     zeros, ones = tf1.zeros_initializer(), tf1.ones_initializer()
     gamma = beta = None
     if norm.scale:
-        gamma = _parameter("gamma", channels, dtype, norm.gamma_initializer or ones, trainable=True)
+        gamma = model_variable("gamma", [channels], dtype, norm.gamma_initializer or ones)
     if norm.center:
-        beta = _parameter("beta", channels, dtype, norm.beta_initializer or zeros, trainable=True)
-    mean = _parameter(norm.names.mean, channels, dtype, zeros)
-    variance = _parameter(norm.names.variance, channels, dtype, ones)
-    return _Variables(gamma, beta, mean, variance)
+        beta = model_variable("beta", [channels], dtype, norm.beta_initializer or zeros)
+    mean = _average(norm.names.mean, channels, dtype, zeros)
+    variance = _average(norm.names.variance, channels, dtype, ones)
+    return Normalized(x, gamma, beta, mean, variance)
 
 
 def _widened(x: Any) -> Any:
@@ -133,36 +170,47 @@ def _batch_axes(x: Any, data_format: Format) -> list[int]:
     return [axis for axis in range(x.shape.rank) if axis != channel]
 
 
-def _normalized(x: Any, variables: _Variables, moments: tuple[Any, Any], epsilon: float, data_format: Format) -> Any:
-    vectors = [moments[0], moments[1], variables.beta, variables.gamma]
+def _spelled_out(x: Any, made: Normalized, moments: tuple[Any, Any], epsilon: float, data_format: Format) -> Any:
+    vectors = [*moments, made.beta, made.gamma]
     if data_format.name == "NCHW" and x.shape.rank > 2:
         shape = [1, -1] + [1] * (x.shape.rank - 2)
         vectors = [None if v is None else tf.reshape(v, shape) for v in vectors]
     return tf.nn.batch_normalization(x, *vectors, variance_epsilon=epsilon)
 
 
-def _fused(x: Any, norm: Normalization, variables: _Variables, training: bool, data_format: Format) -> Any:
+def _fused(made: Normalized, norm: Normalization, training: bool, data_format: Format) -> None:
+    x = made.output
     shape = [-1, 1, 1, x.shape[-1]] if data_format.name == "NHWC" else [-1, x.shape[-1], 1, 1]
     images = tf.reshape(x, shape) if x.shape.rank == 2 else x
-    ones, zeros = tf.ones_like(variables.variance), tf.zeros_like(variables.mean)
     y, mean, variance = tf1.nn.fused_batch_norm(
         images,
-        ones if variables.gamma is None else variables.gamma,
-        zeros if variables.beta is None else variables.beta,
-        mean=None if training else variables.mean,
-        variance=None if training else variables.variance,
+        tf.ones_like(made.variance) if made.gamma is None else made.gamma,
+        tf.zeros_like(made.mean) if made.beta is None else made.beta,
+        mean=None if training else made.mean,
+        variance=None if training else made.variance,
         epsilon=norm.epsilon,
         data_format=data_format.name,
         is_training=training,
     )
     if training:
-        _update(variables, mean, variance, norm.decay)
-    return tf.reshape(y, tf.shape(x)) if x.shape.rank == 2 else y
+        made.update((mean, variance), norm.decay)
+    made.output = tf.reshape(y, tf.shape(x)) if x.shape.rank == 2 else y
 
 
-def _update(variables: _Variables, mean: Any, variance: Any, decay: float) -> None:
-    for variable, value in ((variables.mean, mean), (variables.variance, variance)):
-        tf1.add_to_collection(tf1.GraphKeys.UPDATE_OPS, _moved(variable, value, decay))
+def _ghost(made: Normalized, norm: Normalization, data_format: Format) -> None:
+    x, wide = made.output, _widened(made.output)
+    parts = tf.reshape(wide, tf.concat([[-1, norm.virtual_batch_size], tf.shape(x)[1:]], 0))
+    parts.set_shape([None, norm.virtual_batch_size, *x.shape[1:]])
+    axes = [axis + 1 for axis in _batch_axes(x, data_format)]
+    mean, variance = tf.nn.moments(parts, axes, keepdims=True)
+    shape = [-1 if axis not in (0, *axes) else 1 for axis in range(parts.shape.rank)]
+    gamma, beta = (None if v is None else tf.reshape(v, shape) for v in (made.gamma, made.beta))
+    y = tf.nn.batch_normalization(parts, mean, variance, beta, gamma, norm.epsilon)
+    # One step for all parts, where one for each in turn would be exact: evaluation alone uses the averages.
+    over_parts = [tf.reshape(tf.reduce_mean(v, 0), [-1]) for v in (mean, variance)]
+    made.update((over_parts[0], over_parts[1]), norm.decay)
+    made.output = tf.cast(tf.reshape(y, tf.shape(x)), x.dtype)
+    made.output.set_shape(x.shape)
 
 
 def _moved(variable: Any, value: Any, decay: float) -> Any:
@@ -189,41 +237,44 @@ def stored_variable(variable: Any) -> Any:
     return handles[op.name]
 
 
-def _renorm(x: Any, norm: Normalization, variables: _Variables, training: bool, data_format: Format) -> Any:
-    channels, dtype = data_format.channels(x), variables.mean.dtype.base_dtype
+def _renorm(made: Normalized, norm: Normalization, training: bool, data_format: Format) -> None:
+    x, dtype = made.output, made.mean.dtype.base_dtype
+    channels = data_format.channels(x)
     zeros, ones = tf1.zeros_initializer(), tf1.ones_initializer()
-    moving_stddev = _parameter("moving_stddev", channels, dtype, ones)
-    renorm_mean = _parameter("renorm_mean", channels, dtype, zeros)
-    renorm_stddev = _parameter("renorm_stddev", channels, dtype, ones)
+    moving_stddev = _average("moving_stddev", channels, dtype, ones)
+    renorm_mean = _average("renorm_mean", channels, dtype, zeros)
+    renorm_stddev = _average("renorm_stddev", channels, dtype, ones)
     wide = _widened(x)
     if not training:
-        moments = (variables.mean, variables.variance)
-        return tf.cast(_normalized(wide, variables, moments, norm.epsilon, data_format), x.dtype)
+        y = _spelled_out(wide, made, (made.mean, made.variance), norm.epsilon, data_format)
+        made.output = tf.cast(y, x.dtype)
+        return
     mean, variance = tf.nn.moments(wide, _batch_axes(x, data_format))
     stddev = tf.sqrt(variance + norm.epsilon)
-    floor = tf.maximum(renorm_stddev, tf.cast(tf.sqrt(norm.epsilon), dtype))
-    r_max, d_max = (_bound(points, dtype) for points in (_R_MAX, _D_MAX))
+    floor = tf.maximum(renorm_stddev, tf.constant(norm.epsilon**0.5, dtype))
+    r_max, d_max = _bound(norm.r_max, _R_MAX, dtype), _bound(norm.d_max, _D_MAX, dtype)
     r = tf.stop_gradient(tf.clip_by_value(stddev / floor, 1 / r_max, r_max), name="renorm_r")
     d = tf.stop_gradient(tf.clip_by_value((mean - renorm_mean) / floor, -d_max, d_max), name="renorm_d")
     with tf.control_dependencies([r, d]):  # corrections are of the averages before this step
-        first = [_moved(renorm_mean, mean, norm.renorm_decay), _moved(variables.mean, mean, norm.decay)]
+        first = [_moved(renorm_mean, mean, norm.renorm_decay), _moved(made.mean, mean, norm.decay)]
         second = [_moved(renorm_stddev, stddev, norm.renorm_decay), _moved(moving_stddev, stddev, norm.decay)]
         with tf.control_dependencies(second):
-            deviation = tf.identity(stored_variable(moving_stddev).read_value())
-            squared = tf.nn.relu(tf.square(deviation) - norm.epsilon)
-            second.append(stored_variable(variables.variance).assign(squared, read_value=False))
-    tf1.add_to_collection(tf1.GraphKeys.UPDATE_OPS, tf.group(*first))
-    tf1.add_to_collection(tf1.GraphKeys.UPDATE_OPS, tf.group(*second))
+            squared = tf.square(stored_variable(moving_stddev).read_value())
+            average = tf.nn.relu(squared - norm.epsilon)
+            second.append(stored_variable(made.variance).assign(average, read_value=False))
+    made.updates = [tf.group(*first), tf.group(*second)]
     # (x - mean) / stddev * r + d, times gamma, plus beta: a batch norm of other gamma and beta.
-    gamma = r if variables.gamma is None else r * variables.gamma
-    beta = d if variables.gamma is None else d * variables.gamma
-    beta = beta if variables.beta is None else beta + variables.beta
-    corrected = _Variables(gamma, beta, variables.mean, variables.variance)
-    return tf.cast(_normalized(wide, corrected, (mean, variance), norm.epsilon, data_format), x.dtype)
+    gamma = r if made.gamma is None else r * made.gamma
+    offset = d if made.gamma is None else d * made.gamma
+    beta = offset if made.beta is None else offset + made.beta
+    corrected = Normalized(wide, gamma, beta, made.mean, made.variance)
+    made.output = tf.cast(_spelled_out(wide, corrected, (mean, variance), norm.epsilon, data_format), x.dtype)
 
 
-def _bound(points: tuple[tuple[int, float], tuple[int, float]], dtype: Any) -> Any:
-    """Return a bound at the current global step: the first value until its step, the last from its step on."""
+def _bound(given: Any, points: tuple[tuple[int, float], tuple[int, float]], dtype: Any) -> Any:
+    """Return a bound: the one given, or what the schedule says of the global step, constant before and after it."""
+    if given is not None:
+        return tf.cast(given, dtype)
     (start, low), (end, high) = points
     step = tf1.train.get_global_step()
     if step is None:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
@@ -25,6 +25,10 @@ from moxserve.tensorflow.layers.images import (
     pool,
 )
 from moxserve.tensorflow.layers.normalization import Normalization, batch_norm
+from moxserve.tensorflow.layers.variables import l2_regularizer, model_variable
+
+if TYPE_CHECKING:
+    from typing import Unpack  # Python 3.11
 
 __all__ = ["Layers", "Overrides"]
 
@@ -338,15 +342,8 @@ class Layers:
             return self._collected(pool(x, pair(kernel, "kernel"), window, kind), f"{kind}_pool", scope)
 
     def _variable(self, name: str, shape: list[int], dtype: Any, initializer: Any, decay: float = 0.0) -> Any:
-        keys = tf1.GraphKeys
-        return tf1.get_variable(
-            name,
-            shape,
-            dtype,
-            initializer=initializer,
-            regularizer=_l2(decay) if decay else None,
-            collections=[keys.GLOBAL_VARIABLES, keys.MODEL_VARIABLES],
-        )
+        regularizer = l2_regularizer(decay) if decay else None
+        return model_variable(name, shape, dtype, initializer, regularizer=regularizer)
 
     def _weights(self, name: str, shape: list[int], dtype: Any) -> Any:
         initializer = self.initializer or tf1.glorot_uniform_initializer()
@@ -371,13 +368,3 @@ class Layers:
 
 def _bias_format(y: Any, data_format: str) -> str | None:
     return data_format if y.shape.rank == 4 else None
-
-
-def _l2(decay: float) -> Callable[[Any], Any]:
-    """Return slim's L2 regularizer; of weights of half precision in float32, in which the sum does not overflow."""
-
-    def penalty(weights: Any) -> Any:
-        wide = tf.cast(weights, tf.float32) if weights.dtype.base_dtype in (tf.float16, tf.bfloat16) else weights
-        return tf.multiply(tf.constant(decay, wide.dtype.base_dtype), tf.nn.l2_loss(wide), name="l2_regularizer")
-
-    return penalty
