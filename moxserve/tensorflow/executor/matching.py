@@ -23,6 +23,7 @@ __all__ = ["CheckpointReport", "Match", "Misfit", "RestoreRules", "listed", "mat
 
 AVERAGE = "ExponentialMovingAverage"
 _LISTED = 8  # names told of a group
+_TOLD = 20  # missing variables that are told one a line
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ class CheckpointReport:
 
     @property
     def problems(self) -> list[str]:
-        """What keeps the checkpoint from fitting: one line a group."""
-        lines = [f"missing in it: {listed(self.missing)}"] if self.missing else []
-        return lines + [f"does not fit: {misfit}" for misfit in self.misfits]
+        """What keeps the checkpoint from fitting: a line for each variable, or for all that are missing if many are."""
+        missing = self.missing if len(self.missing) <= _TOLD else (listed(self.missing),)
+        return [f"missing in it: {told}" for told in missing] + [f"does not fit: {misfit}" for misfit in self.misfits]
 
     @property
     def advice(self) -> str | None:
@@ -272,8 +273,9 @@ class _Comparison:
     def look_at(self, variable: Any) -> None:
         """Sort one variable into its group."""
         name, shape, part = _source_of(variable)
-        self._parameters += math.prod(variable.shape.as_list())
         source = self._source(name)
+        if source in self.shapes or name not in self.rules.optional:
+            self._parameters += math.prod(variable.shape.as_list())
         self._wanted |= {name, source}
         if (self.rules.include and not matches(name, self.rules.include)) or matches(name, self.rules.exclude):
             self._groups["excluded"].append(name)
