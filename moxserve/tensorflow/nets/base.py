@@ -27,6 +27,7 @@ class Build:
         data_format: `NHWC` or `NCHW`, of the images and all end points.
         fused: whether batch norms are one operation.
         renorm: whether batch norms are batch renormalisations (Ioffe 2017, arXiv:1702.03275).
+        norm_decay: decay of the moving averages of batch norms; None: the network's own.
     """
 
     num_classes: int | None
@@ -35,6 +36,7 @@ class Build:
     data_format: str = "NHWC"
     fused: bool = False
     renorm: bool = False
+    norm_decay: float | None = None
 
     def norm(self, decay: float, epsilon: float, *, center: bool = True, scale: bool = False) -> Normalization:
         """Return the batch norm of a network, as this build wants it computed."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from moxserve.tensorflow.preprocessing.base import check_flag, check_integer
 __all__ = ["ModelMeta", "NetworkFn", "get_model_fn", "get_model_meta", "network_options"]
 
 _FORMATS = ("NHWC", "NCHW")
+_DECAY = "batch_norm_decay"
+_WITHOUT_NORM = frozenset({"alexnet_v2", "cifarnet", "lenet", "overfeat", "vgg_16", "vgg_19", "vgg_a"})
 # The documents' sentence, as it stands there.
 _NO_SIZE = (
     "`image_height` and `image_width` should be given to `mox.get_model_fn` when `run_mode` is `mox.ModeKeys.EXPORT "
@@ -124,7 +127,8 @@ def get_model_fn(
         image_width: likewise.
         preprocess_fn: `preprocess_fn(images)` or `preprocess_fn(images, run_mode)`, returns images; see
             `default_preprocess_fn` for the default. None: images are only cast to float.
-        **kwargs: options of the network, such as `dropout_keep_prob`; see docs/models.md, or `network_options`.
+        **kwargs: options of the network, such as `dropout_keep_prob`; see docs/models.md, or `network_options`. All
+            with batch norms know `batch_norm_decay`, of the moving averages: those of slim want thousands of steps.
 
     Returns:
         The function: images -> (logits, end points).
@@ -146,26 +150,35 @@ def get_model_fn(
     size = _size(row, run_mode, image_height, image_width)
     _check_format(name, run_mode, data_format)
     _check_options(row, kwargs)
+    options = dict(kwargs)
     build = {
         "num_classes": num_classes,
         "training": run_mode == ModeKeys.TRAIN,
         "weight_decay": float(weight_decay),
         "fused": batch_norm_fused,
         "renorm": batch_renorm,
+        "norm_decay": options.pop(_DECAY, None),
     }
-    return NetworkFn(row, Preparation(name, run_mode, row.channels, size, preprocess_fn), data_format, build, kwargs)
+    return NetworkFn(row, Preparation(name, run_mode, row.channels, size, preprocess_fn), data_format, build, options)
 
 
 def network_options(name: str) -> dict[str, Any]:
     """Return the options of a network, which `get_model_fn` takes as keywords, and their defaults.
 
+    A `batch_norm_decay` of None is the network's own.
+
     Raises:
         UsageError: there is no such network.
     """
     row = network(name)
-    parameters = inspect.signature(_builder(row)).parameters.values()
+    builder = _builder(row)
+    parameters = inspect.signature(builder).parameters.values()
     given = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
-    return {option: row.arguments.get(option, default) for option, default in given.items()}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        # Families of many options keep them in a dataclass, which their module tells of.
+        given |= asdict(sys.modules[builder.__module__].OPTIONS[builder.__name__])
+    options = {option: row.arguments.get(option, default) for option, default in given.items()}
+    return options if name in _WITHOUT_NORM else {_DECAY: None, **options}
 
 
 def _builder(row: Network) -> Callable[..., Any]:
@@ -181,6 +194,9 @@ def _check_options(row: Network, options: Mapping[str, Any]) -> None:
     for option in options:
         if option not in known:
             raise UsageError(f"{row.name}: no option {option!r}; {did_you_mean(option, known)}")
+    decay = options.get(_DECAY)
+    if decay is not None and (isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1):
+        raise UsageError(f"{row.name}: {_DECAY} must be a number from 0 to below 1, got {decay!r}")
 
 
 def _size(row: Network, run_mode: str, height: int | None, width: int | None) -> tuple[int, int] | None:

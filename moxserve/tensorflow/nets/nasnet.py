@@ -11,7 +11,7 @@ from moxserve.tensorflow.nets.base import Build
 from moxserve.tensorflow.nets.nasnet_cells import NASNET_NORMAL, NASNET_REDUCTION, Place
 from moxserve.tensorflow.nets.nasnet_trunk import NasnetOptions, Trunk
 
-__all__ = ["nasnet_cifar", "nasnet_large", "nasnet_mobile"]
+__all__ = ["OPTIONS", "nasnet_cifar", "nasnet_large", "nasnet_mobile"]
 
 _CIFAR = NasnetOptions(
     num_cells=18,
@@ -24,6 +24,8 @@ _CIFAR = NasnetOptions(
 )
 _MOBILE = NasnetOptions(num_cells=12, num_conv_filters=44, stem_multiplier=1.0)
 _LARGE = NasnetOptions(num_cells=18, num_conv_filters=168, skip_reduction_layer_input=True, drop_path_keep_prob=0.7)
+# What `**options` of each function are, and their defaults.
+OPTIONS = {"nasnet_cifar": _CIFAR, "nasnet_mobile": _MOBILE, "nasnet_large": _LARGE}
 
 
 def nasnet_cifar(images: Any, build: Build, **options: Any) -> tuple[Any, dict[str, Any]]:

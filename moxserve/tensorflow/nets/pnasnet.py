@@ -11,10 +11,12 @@ from moxserve.tensorflow.nets.base import Build
 from moxserve.tensorflow.nets.nasnet_cells import PNASNET, Place
 from moxserve.tensorflow.nets.nasnet_trunk import NasnetOptions, Trunk
 
-__all__ = ["pnasnet_large", "pnasnet_mobile"]
+__all__ = ["OPTIONS", "pnasnet_large", "pnasnet_mobile"]
 
 _MOBILE = NasnetOptions(num_cells=9, num_conv_filters=54, stem_multiplier=1.0, skip_reduction_layer_input=True)
 _LARGE = NasnetOptions(num_cells=12, num_conv_filters=216, skip_reduction_layer_input=True, drop_path_keep_prob=0.6)
+# What `**options` of each function are, and their defaults.
+OPTIONS = {"pnasnet_mobile": _MOBILE, "pnasnet_large": _LARGE}
 
 
 def pnasnet_mobile(images: Any, build: Build, **options: Any) -> tuple[Any, dict[str, Any]]:
