@@ -62,6 +62,23 @@ def test_metrics_are_exact_over_all_rows(softmax: Write, digits_dir: Path):
 
 
 @pytest.mark.slow
+def test_a_seed_makes_the_weights_that_a_training_ends_with(softmax: Write):
+    import tensorflow as tf
+
+    dropout = ("plugin: mnist_softmax", "plugin: lenet")
+
+    def trained(name: str, seed: int) -> np.ndarray:
+        sets = [f"run.log_dir={name}", f"run.seed={seed}", "run.max_number_of_steps=3"]
+        done = run_pipeline(softmax(dropout), sets)
+        weights: np.ndarray = tf.train.load_checkpoint(done.report.checkpoint).get_tensor("LeNet/fc3/weights")
+        return weights
+
+    once, again, other = trained("a", 5), trained("b", 5), trained("c", 6)
+    np.testing.assert_array_equal(once, again)
+    assert np.abs(once - other).max() > 0.01
+
+
+@pytest.mark.slow
 def test_resume_and_already_trained(softmax: Write):
     path = softmax()
     run_pipeline(path)

@@ -15,6 +15,8 @@ __all__ = ["train"]
 
 def train(config: Train, job: RunJob) -> RunResult:
     """Train to the last step, from log_dir's newest checkpoint if there is one."""
+    import tensorflow as tf
+
     import moxserve.tensorflow as mox
 
     job.data.steps("TRAIN")
@@ -24,18 +26,20 @@ def train(config: Train, job: RunJob) -> RunResult:
         for name, value in (("save_model_steps", config.save_model_steps), ("save_model_secs", config.save_model_secs))
         if value is not None
     }
-    result: RunResult = mox.run(
-        input_fn=job.data.input_fn,
-        model_fn=job.model_fn,
-        optimizer_fn=job.optimizer_fn,
-        run_mode=mox.ModeKeys.TRAIN,
-        batch_size=job.data.batch_size,
-        auto_batch=job.data.auto_batch,
-        log_dir=job.log_dir,
-        max_number_of_steps=config.max_number_of_steps,
-        checkpoint_path=config.checkpoint_path,
-        log_every_n_steps=config.log_every_n_steps,
-        save_summary_steps=config.save_summary_steps,
-        **schedule,
-    )
+    with tf.Graph().as_default() as graph:
+        graph.seed = config.seed  # the run's own graph takes it over
+        result: RunResult = mox.run(
+            input_fn=job.data.input_fn,
+            model_fn=job.model_fn,
+            optimizer_fn=job.optimizer_fn,
+            run_mode=mox.ModeKeys.TRAIN,
+            batch_size=job.data.batch_size,
+            auto_batch=job.data.auto_batch,
+            log_dir=job.log_dir,
+            max_number_of_steps=config.max_number_of_steps,
+            checkpoint_path=config.checkpoint_path,
+            log_every_n_steps=config.log_every_n_steps,
+            save_summary_steps=config.save_summary_steps,
+            **schedule,
+        )
     return result

@@ -31,6 +31,9 @@ class Train(_Logged):
     save_model_secs: float | None = Field(
         default=None, gt=0, description="Seconds from one checkpoint to the next; wins over save_model_steps."
     )
+    seed: int | None = Field(
+        default=None, ge=0, description="Of initial weights, dropout and all other random operations; drawn if absent."
+    )
 
     def run(self, job: RunJob) -> RunReport:
         """Train; see RunPlugin."""
