@@ -20,7 +20,7 @@ def cifarnet(
     build: Build,
     *,
     dropout_keep_prob: float = 0.5,
-    prediction_fn: Callable[[Any], Any] = tf.nn.softmax,
+    prediction_fn: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Build CifarNet: two convolutions 5x5, pools and local response normalisations, and three dense layers.
 
@@ -30,7 +30,7 @@ def cifarnet(
         images: `[batch, height, width, channels]`, of 32x32x3 by default; at least 4x4.
         build: how.
         dropout_keep_prob: probability that a unit of fc3 stays while training.
-        prediction_fn: makes the end point `Predictions` of the logits.
+        prediction_fn: from logits to the end point `Predictions`; None for the softmax over classes.
 
     Returns:
         Logits `[batch, classes]`, without classes fc4's output `[batch, 192]`; and the end points.
@@ -61,7 +61,7 @@ def cifarnet(
         )
         ends["Logits"] = last.dense(ends["fc4"], build.num_classes, "logits", activation=None)
     with tf1.name_scope("Predictions"):
-        ends["Predictions"] = prediction_fn(ends["Logits"])
+        ends["Predictions"] = (prediction_fn or tf.nn.softmax)(ends["Logits"])
     return ends["Logits"], ends
 
 

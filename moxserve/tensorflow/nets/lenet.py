@@ -19,7 +19,7 @@ def lenet(
     build: Build,
     *,
     dropout_keep_prob: float = 0.5,
-    prediction_fn: Callable[[Any], Any] = tf.nn.softmax,
+    prediction_fn: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Build LeNet: two convolutions 5x5, each with a pool, and two dense layers.
 
@@ -27,7 +27,7 @@ def lenet(
         images: `[batch, height, width, channels]`, of 28x28x1 by default; at least 4x4.
         build: how.
         dropout_keep_prob: probability that a unit of fc3 stays while training.
-        prediction_fn: makes the end point `Predictions` of the logits.
+        prediction_fn: from logits to the end point `Predictions`; None for the softmax over classes.
 
     Returns:
         Logits `[batch, classes]`, without classes fc3's output `[batch, 1024]`; and the end points.
@@ -50,5 +50,5 @@ def lenet(
         ends["dropout3"] = layers.dropout(ends["fc3"], dropout_keep_prob, "dropout3")
         ends["Logits"] = layers.dense(ends["dropout3"], build.num_classes, "fc4", activation=None)
     with tf1.name_scope("Predictions"):
-        ends["Predictions"] = prediction_fn(ends["Logits"])
+        ends["Predictions"] = (prediction_fn or tf.nn.softmax)(ends["Logits"])
     return ends["Logits"], ends
