@@ -12,6 +12,7 @@ PLUGINS = {
     "model.function": "moxserve_plugins.function.config:Function",
     "model.lenet": "moxserve_plugins.lenet.config:LeNet",
     "model.mnist_softmax": "moxserve_plugins.mnist_softmax.config:MnistSoftmax",
+    "model.network": "moxserve_plugins.network.config:Network",
     "model.resnet_v1_20": "moxserve_plugins.resnet_v1_20.config:ResNetV120",
     "model.wide_and_deep": "moxserve_plugins.wide_and_deep.config:WideAndDeep",
     "optimizer.adadelta": "moxserve_plugins.optimizers.config:Adadelta",

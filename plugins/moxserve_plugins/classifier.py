@@ -13,7 +13,7 @@ from pydantic import Field
 from moxserve.errors import ModelSpecError
 from moxserve.pipeline.slots import InputBundle, ModelPlugin, ParameterError
 
-__all__ = ["Classifier"]
+__all__ = ["Classifier", "classifier_spec", "two_inputs"]
 
 
 class Classifier(ModelPlugin):
@@ -51,14 +51,19 @@ class Classifier(ModelPlugin):
         labels = data.labels
 
         def model_fn(inputs: Sequence[Any], mode: str, **_: Any) -> Any:
-            images, targets = _two(inputs)
+            images, targets = two_inputs(inputs)
             logits, penalty = network(_as_float(images), classes, mode == "TRAIN")
-            return _spec(images, targets, logits, penalty, labels)
+            return classifier_spec(images, targets, logits, penalty, labels)
 
         return model_fn
 
 
-def _two(inputs: Sequence[Any]) -> tuple[Any, Any]:
+def two_inputs(inputs: Sequence[Any]) -> tuple[Any, Any]:
+    """Return images and labels.
+
+    Raises:
+        ModelSpecError: the input gives something else.
+    """
     if len(inputs) != 2:
         raise ModelSpecError(f"expected two inputs, images and labels, got {len(inputs)}")
     return inputs[0], inputs[1]
@@ -75,8 +80,16 @@ def _as_float(images: Any) -> Any:
     return tf.cast(images, tf.float32) * (1.0 / images.dtype.max)
 
 
-def _spec(images: Any, targets: Any, logits: Any, penalty: Any, labels: Sequence[str] | None) -> Any:
-    """Build loss, metrics, outputs and what is exported, the same in every mode."""
+def classifier_spec(images: Any, targets: Any, logits: Any, penalty: Any, labels: Sequence[str] | None) -> Any:
+    """Build loss, metrics, outputs and what is exported, the same in every mode.
+
+    Args:
+        images: as the input gives them; what the exported model takes.
+        targets: index of the right class of each image.
+        logits: `[batch, classes] float32`.
+        penalty: scalar that is added to the loss.
+        labels: class names by index; None for none.
+    """
     import tensorflow as tf
 
     import moxserve.tensorflow as mox

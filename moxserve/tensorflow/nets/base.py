@@ -40,6 +40,7 @@ class Build:
 
     def norm(self, decay: float, epsilon: float, *, center: bool = True, scale: bool = False) -> Normalization:
         """Return the batch norm of a network, as this build wants it computed."""
+        decay = decay if self.norm_decay is None else self.norm_decay
         return Normalization(decay, epsilon, center=center, scale=scale, fused=self.fused, renorm=self.renorm)
 
     def layers(self, **defaults: Any) -> Layers:

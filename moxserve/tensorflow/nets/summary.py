@@ -8,7 +8,7 @@ out; those that count multiply-adds are half of ours.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from math import prod
@@ -31,6 +31,7 @@ __all__ = [
     "VariableSummary",
     "figures",
     "summarize",
+    "summarize_graph",
     "write_figures",
 ]
 
@@ -116,7 +117,7 @@ class NetworkSummary:
 
     row: Network
     preprocessing: str
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int
     variables: tuple[VariableSummary, ...]
     layers: tuple[LayerSummary, ...]
@@ -207,26 +208,40 @@ def summarize(
     row = network(name)
     height, width = image_size or (row.image_size, row.image_size)
     classes = row.num_classes if num_classes is None else num_classes
-    with tf.Graph().as_default() as graph:
+    with tf.Graph().as_default():
         images = tf1.placeholder(tf.float32, [1, height, width, row.channels])
         network_fn = get_model_fn(name, ModeKeys.EVAL, classes, preprocess_fn=None, **options)
         try:
-            _, end_points = network_fn(images)
+            logits, end_points = network_fn(images)
         except ValueError as error:
             if isinstance(error, UsageError):
                 raise
             # TensorFlow's words for an image that is too small for a convolution or a pool.
             raise UsageError(f"{name} cannot be built for images of {height}x{width}: {error}") from error
+        return summarize_graph(row, images, logits, end_points)
+
+
+def summarize_graph(row: Network, images: Any, logits: Any, end_points: Mapping[str, Any]) -> NetworkSummary:
+    """Tell what the network in a graph, alone there and built for evaluation at batch 1, is made of.
+
+    Args:
+        row: of the network.
+        images: that it takes, `[1, height, width, channels]`.
+        logits: `[1, num_classes]`.
+        end_points: by name.
+    """
+    graph = logits.graph
+    with graph.as_default():
         variables = _variables()
-        return NetworkSummary(
-            row=row,
-            preprocessing=preprocessing_of(name),
-            image_shape=(height, width, row.channels),
-            num_classes=classes,
-            variables=variables,
-            layers=_layers(graph, variables),
-            end_points=tuple(EndPointSummary(key, tuple(value.shape.as_list())) for key, value in end_points.items()),
-        )
+    return NetworkSummary(
+        row=row,
+        preprocessing=preprocessing_of(row.name),
+        image_shape=tuple(images.shape.as_list()[1:]),
+        num_classes=logits.shape.as_list()[-1],
+        variables=variables,
+        layers=_layers(graph, variables),
+        end_points=tuple(EndPointSummary(key, tuple(value.shape.as_list())) for key, value in end_points.items()),
+    )
 
 
 def _variables() -> tuple[VariableSummary, ...]:

@@ -1,0 +1,1 @@
+"""Model plugin `network`: any network of the zoo, by name."""
