@@ -1,8 +1,77 @@
-"""Layers for graph mode. `Layers` has those of the networks, with slim's names of variables; `Normalization` is how
-they are normalised.
+"""Layers for graph mode. `Layers` has those of the networks, with slim's names of variables, and `Normalization` is how
+they are normalised. `symbolic` has those under tensorpack's names, which this module gives too: `Conv2D`, `argscope`,
+`LinearWrap`.
 """
 
 from moxserve.tensorflow.layers.normalization import Normalization
 from moxserve.tensorflow.layers.slim import Layers
+from moxserve.tensorflow.layers.symbolic import (
+    AvgPooling,
+    BatchNorm,
+    BatchRenorm,
+    BNReLU,
+    ConcatWith,
+    Conv2D,
+    Conv2DTranspose,
+    Deconv2D,
+    DepthwiseConv2D,
+    Dropout,
+    FixedUnPooling,
+    FullyConnected,
+    GlobalAvgPooling,
+    InstanceNorm,
+    LayerNorm,
+    LinearWrap,
+    MaxPooling,
+    PReLU,
+    SeparableConv2D,
+    TowerContext,
+    VariableHolder,
+    argscope,
+    enable_argscope_for_function,
+    enable_argscope_for_module,
+    get_arg_scope,
+    get_current_tower_context,
+    get_registered_layer,
+    layer_register,
+    regularize_cost,
+    regularize_cost_from_collection,
+)
+from moxserve.tensorflow.layers.variables import l1_regularizer, l2_regularizer
 
-__all__ = ["Layers", "Normalization"]
+__all__ = [
+    "AvgPooling",
+    "BNReLU",
+    "BatchNorm",
+    "BatchRenorm",
+    "ConcatWith",
+    "Conv2D",
+    "Conv2DTranspose",
+    "Deconv2D",
+    "DepthwiseConv2D",
+    "Dropout",
+    "FixedUnPooling",
+    "FullyConnected",
+    "GlobalAvgPooling",
+    "InstanceNorm",
+    "LayerNorm",
+    "Layers",
+    "LinearWrap",
+    "MaxPooling",
+    "Normalization",
+    "PReLU",
+    "SeparableConv2D",
+    "TowerContext",
+    "VariableHolder",
+    "argscope",
+    "enable_argscope_for_function",
+    "enable_argscope_for_module",
+    "get_arg_scope",
+    "get_current_tower_context",
+    "get_registered_layer",
+    "l1_regularizer",
+    "l2_regularizer",
+    "layer_register",
+    "regularize_cost",
+    "regularize_cost_from_collection",
+]
