@@ -88,7 +88,7 @@ class Classifier:
         dropout: name of the dropout's scope.
         dropout_keep_prob: probability that a feature stays while training.
         spatial_squeeze: whether logits are `[batch, classes]`, not `[batch, 1, 1, classes]`.
-        prediction_fn: makes predictions of logits; None for none.
+        prediction_fn: from logits to the end point `Predictions`; None for the softmax over classes.
     """
 
     num_classes: int
@@ -119,9 +119,11 @@ def classify(layers: Layers, features: Any, head: Classifier, end_points: dict[s
         if head.spatial_squeeze:
             net = _squeeze(layers, net)
     end_points["Logits"] = net
-    if head.prediction_fn is not None:
-        with tf1.name_scope("Predictions"):
-            end_points["Predictions"] = _predictions(layers, net, head.prediction_fn)
+    with tf1.name_scope("Predictions"):
+        if head.prediction_fn is not None:
+            end_points["Predictions"] = head.prediction_fn(net)
+        else:  # Maps of logits may have their channels first.
+            end_points["Predictions"] = tf.nn.softmax(net, -1 if head.spatial_squeeze else layers.channel_axis)
     return net
 
 
@@ -134,10 +136,3 @@ def _squeeze(layers: Layers, logits: Any) -> Any:
             )
         )
     return tf.squeeze(logits, layers.spatial_axes, name="SpatialSqueeze")
-
-
-def _predictions(layers: Layers, logits: Any, prediction_fn: Callable[[Any], Any]) -> Any:
-    if prediction_fn is not tf.nn.softmax:
-        return prediction_fn(logits)
-    # Maps of logits may have their channels first.
-    return tf.nn.softmax(logits, axis=-1 if logits.shape.rank == 2 else layers.channel_axis)

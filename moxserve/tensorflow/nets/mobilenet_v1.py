@@ -50,7 +50,7 @@ def mobilenet_v1(
     dropout_keep_prob: float = 0.999,
     global_pool: bool = False,
     spatial_squeeze: bool = True,
-    prediction_fn: Callable[[Any], Any] | None = tf.nn.softmax,
+    prediction_fn: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Build MobileNet v1.
 
@@ -66,7 +66,7 @@ def mobilenet_v1(
         dropout_keep_prob: probability that a feature stays while training.
         global_pool: whether features are the mean of the whole map, whatever its size; else of 7 x 7 places at most.
         spatial_squeeze: whether logits are `[batch, classes]`, not `[batch, 1, 1, classes]`.
-        prediction_fn: makes predictions of logits; None for none.
+        prediction_fn: from logits to the end point `Predictions`; None for the softmax over classes.
 
     Returns:
         Logits and end points; without classes, pooled features `[batch, 1, 1, channels]` and end points.

@@ -66,7 +66,7 @@ def mobilenet_v2(
     activation_fn: Callable[[Any], Any] = tf.nn.relu6,
     dropout_keep_prob: float = 0.8,
     spatial_squeeze: bool = True,
-    prediction_fn: Callable[[Any], Any] | None = tf.nn.softmax,
+    prediction_fn: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Build MobileNet v2.
 
@@ -83,7 +83,7 @@ def mobilenet_v2(
         activation_fn: of all layers that have one.
         dropout_keep_prob: probability that a feature stays while training.
         spatial_squeeze: whether logits are `[batch, classes]`, not `[batch, 1, 1, classes]`.
-        prediction_fn: makes predictions of logits; None for none.
+        prediction_fn: from logits to the end point `Predictions`; None for the softmax over classes.
 
     Returns:
         Logits and end points; without classes, pooled features `[batch, 1, 1, channels]` and end points.
