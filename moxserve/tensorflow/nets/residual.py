@@ -27,6 +27,7 @@ __all__ = [
     "shortcut",
     "stack",
     "unit_scope",
+    "widths",
 ]
 
 _BASE_WIDTHS = (64, 128, 256, 512)
@@ -44,6 +45,9 @@ class Options:
             instead (Chen et al. 2016, arXiv:1606.00915). None for the network's own stride.
         spatial_squeeze: whether logits are `[batch, classes]`, not `[batch, 1, 1, classes]`.
         official: whether the first unit of a block strides, not the last one of the block before.
+        keras: whether the network computes what Keras' application of its name does, for weights that come from there:
+            the first pool sees zeros all around the map, and in ResNet v1 first units stride, in their first
+            convolution. The variables are the same.
         weights_initializer_params: `factor`, `mode` (`FAN_IN`, `FAN_OUT` or `FAN_AVG`), `uniform` and `seed` of the
             variance scaling initializer of all weights; slim's defaults are 2.0, `FAN_IN`, False and None.
         batch_norm_decay: decay of the moving averages.
@@ -55,6 +59,7 @@ class Options:
     output_stride: int | None = None
     spatial_squeeze: bool = True
     official: bool = False
+    keras: bool = False
     weights_initializer_params: Mapping[str, Any] | None = None
     batch_norm_decay: float = 0.997
     batch_norm_epsilon: float = 1e-5
@@ -81,6 +86,23 @@ class Unit:
 
 
 UnitFunction = Callable[[Layers, Any, Unit], Any]
+
+
+def widths(depth_multiplier: float, min_base_depth: int) -> tuple[int, ...]:
+    """Return the channels between a unit's convolutions, of each block.
+
+    Args:
+        depth_multiplier: factor of the paper's.
+        min_base_depth: the fewest.
+
+    Raises:
+        UsageError: there would be none.
+    """
+    if not depth_multiplier > 0:
+        raise UsageError(f"depth_multiplier: expected a number above 0, got {depth_multiplier!r}")
+    if min_base_depth < 1:
+        raise UsageError(f"min_base_depth: expected at least 1, got {min_base_depth!r}")
+    return tuple(max(int(width * depth_multiplier), min_base_depth) for width in _BASE_WIDTHS)
 
 
 def plan(
@@ -132,15 +154,18 @@ def _variance_scaling(factor: float = 2.0, mode: str = "FAN_IN", uniform: bool =
     return tf1.variance_scaling_initializer(factor, mode.lower(), distribution, seed)
 
 
-def root(layers: Layers, images: Any, **changes: Any) -> Any:
+def root(layers: Layers, images: Any, *, zero_padded: bool = False, **changes: Any) -> Any:
     """Build the stem: a 7x7 convolution and a 3x3 pool, both of stride 2.
 
     Args:
         layers: the network's.
         images: `[batch, height, width, channels]`, or channels first.
+        zero_padded: whether the pool sees zeros all around the map; else the map alone.
         changes: arguments of the convolution that differ from the layers' defaults.
     """
     net = layers.conv2d_same(images, 64, 7, "conv1", stride=2, **changes)
+    if zero_padded:
+        return layers.max_pool(layers.pad(net, 1, 1, 1, 1), 3, "pool1", stride=2)
     return layers.max_pool(net, 3, "pool1", stride=2, padding="SAME")
 
 

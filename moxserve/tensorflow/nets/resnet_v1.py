@@ -33,10 +33,13 @@ def resnet_v1(
     output_stride: int | None = None,
     spatial_squeeze: bool = True,
     official: bool = False,
+    keras: bool = False,
     weights_initializer_params: Mapping[str, Any] | None = None,
     batch_norm_decay: float = 0.997,
     batch_norm_epsilon: float = 1e-5,
     batch_norm_scale: bool = True,
+    depth_multiplier: float = 1.0,
+    min_base_depth: int = 8,
 ) -> tuple[Any, dict[str, Any]]:
     """Build a network; `residual.Options` tells the options.
 
@@ -51,10 +54,13 @@ def resnet_v1(
         output_stride: 4, 8, 16 or 32: how much smaller than the images the last map is.
         spatial_squeeze: whether logits are a vector an image.
         official: whether the first units of blocks 2 to 4 stride; slim's: the last ones of blocks 1 to 3.
+        keras: pools and strides as Keras' application of that name, for weights converted from it.
         weights_initializer_params: of the variance scaling initializer of weights.
         batch_norm_decay: decay of the moving averages.
         batch_norm_epsilon: what is added to variances.
         batch_norm_scale: whether batch norms have a gamma.
+        depth_multiplier: factor of the channels of all units.
+        min_base_depth: the fewest channels between a unit's convolutions.
 
     Returns:
         Logits `[batch, classes]` and the end points.
@@ -67,16 +73,23 @@ def resnet_v1(
         output_stride=output_stride,
         spatial_squeeze=spatial_squeeze,
         official=official,
+        keras=keras,
         weights_initializer_params=weights_initializer_params,
         batch_norm_decay=batch_norm_decay,
         batch_norm_epsilon=batch_norm_epsilon,
         batch_norm_scale=batch_norm_scale,
     )
     layers = residual.residual_layers(build, options)
-    unit = Bottleneck(zero_gamma) if bottleneck else LiteBottleneck(zero_gamma, official)
-    blocks = residual.plan(units, expansion=4 if bottleneck else 1, first_strides=official)
+    official = official or keras
+    unit = Bottleneck(zero_gamma, keras) if bottleneck else LiteBottleneck(zero_gamma, official)
+    blocks = residual.plan(
+        units,
+        widths=residual.widths(depth_multiplier, min_base_depth),
+        expansion=4 if bottleneck else 1,
+        first_strides=official,
+    )
     with layers.scope(scope):
-        net = residual.root(layers, images)
+        net = residual.root(layers, images, zero_padded=keras)
         net = residual.stack(layers, net, blocks, unit, output_stride=output_stride)
         return residual.classify(layers, net, build, options)
 
@@ -87,16 +100,20 @@ class Bottleneck:
 
     Attributes:
         zero_gamma: whether the last gamma starts at 0.
+        first_strides: whether the first convolution strides, as in Keras; else the second.
     """
 
     zero_gamma: bool = False
+    first_strides: bool = False
 
     def __call__(self, layers: Layers, net: Any, unit: Unit) -> Any:
-        """Build one; the 3x3 convolution strides."""
+        """Build one."""
+        first, second = (unit.stride, 1) if self.first_strides else (1, unit.stride)
+        rate = unit.rate_after if self.first_strides else unit.rate
         with residual.unit_scope(layers, "bottleneck_v1") as record:
             shortcut = residual.shortcut(layers, net, unit)
-            net = layers.conv2d(net, unit.width, 1, "conv1")
-            net = layers.conv2d_same(net, unit.width, 3, "conv2", stride=unit.stride, rate=unit.rate)
+            net = layers.conv2d(net, unit.width, 1, "conv1", stride=first)
+            net = layers.conv2d_same(net, unit.width, 3, "conv2", stride=second, rate=rate)
             norm = residual.last_norm(layers, self.zero_gamma)
             net = layers.conv2d(net, unit.depth, 1, "conv3", activation=None, norm=norm)
             return record(tf.nn.relu(shortcut + net))

@@ -29,10 +29,13 @@ def resnet_v2(
     output_stride: int | None = None,
     spatial_squeeze: bool = True,
     official: bool = False,
+    keras: bool = False,
     weights_initializer_params: Mapping[str, Any] | None = None,
     batch_norm_decay: float = 0.997,
     batch_norm_epsilon: float = 1e-5,
     batch_norm_scale: bool = True,
+    depth_multiplier: float = 1.0,
+    min_base_depth: int = 8,
 ) -> tuple[Any, dict[str, Any]]:
     """Build a network; `residual.Options` tells the options.
 
@@ -45,10 +48,13 @@ def resnet_v2(
         output_stride: 4, 8, 16 or 32: how much smaller than the images the last map is.
         spatial_squeeze: whether logits are a vector an image.
         official: whether the first units of blocks 2 to 4 stride; slim's: the last ones of blocks 1 to 3.
+        keras: pools as Keras' application of that name, for weights converted from it.
         weights_initializer_params: of the variance scaling initializer of weights.
         batch_norm_decay: decay of the moving averages.
         batch_norm_epsilon: what is added to variances.
         batch_norm_scale: whether batch norms have a gamma.
+        depth_multiplier: factor of the channels of all units.
+        min_base_depth: the fewest channels between a unit's convolutions.
 
     Returns:
         Logits `[batch, classes]` and the end points.
@@ -61,15 +67,16 @@ def resnet_v2(
         output_stride=output_stride,
         spatial_squeeze=spatial_squeeze,
         official=official,
+        keras=keras,
         weights_initializer_params=weights_initializer_params,
         batch_norm_decay=batch_norm_decay,
         batch_norm_epsilon=batch_norm_epsilon,
         batch_norm_scale=batch_norm_scale,
     )
     layers = residual.residual_layers(build, options)
-    blocks = residual.plan(units, first_strides=official)
+    blocks = residual.plan(units, widths=residual.widths(depth_multiplier, min_base_depth), first_strides=official)
     with layers.scope(scope):
-        net = residual.root(layers, images, activation=None, norm=None)
+        net = residual.root(layers, images, zero_padded=keras, activation=None, norm=None)
         net = residual.stack(layers, net, blocks, _bottleneck, output_stride=output_stride)
         net = layers.batch_norm(net, "postnorm", activation=tf.nn.relu)
         return residual.classify(layers, net, build, options)
