@@ -19,7 +19,6 @@ __all__ = [
     "Finish",
     "HeadOptions",
     "aux_dense",
-    "aux_features",
     "classify",
     "classify_dense",
     "fitted",
@@ -27,21 +26,32 @@ __all__ = [
     "squeezed",
 ]
 
-_AUX_WINDOW = 5
+# Shortest sides of images: the last layer without padding sees 3x3, the pool of an auxiliary classifier 5x5.
+_LEAST, _LEAST_AUX = 75, 107
 
 
-def require_size(layers: Layers, images: Any, least: int, network: str) -> None:
-    """Refuse images of which layers without padding would leave nothing.
+def require_size(layers: Layers, images: Any, network: str, aux: bool) -> None:
+    """Refuse images of which the layers without padding of versions 3, 4 and Inception-ResNet would leave nothing.
+
+    Args:
+        layers: of the network.
+        images: what it is given; a side that is not static is taken to be long enough.
+        network: its name.
+        aux: whether there is an auxiliary classifier, which needs 5x5 features of a stage in the middle.
 
     Raises:
-        UsageError: a side is shorter than `least`.
+        UsageError: a side is too short.
     """
+    least = _LEAST_AUX if aux else _LEAST
     height, width = layers.spatial(images)
-    if min(height or least, width or least) < least:
-        raise UsageError(
-            f"{network} needs images of at least {least}x{least} pixels, got {height}x{width}",
-            hint="resize them, or take a network that pads: inception_v1 or inception_v2",
-        )
+    if min(height or least, width or least) >= least:
+        return
+    what = f"{network} with its auxiliary classifier" if aux else network
+    hint = "resize them, or take inception_v1 or inception_v2, which pad"
+    raise UsageError(
+        f"{what} needs images of at least {least}x{least} pixels, got {height}x{width}",
+        hint=f"create_aux_logits=False takes {_LEAST}x{_LEAST}; or {hint}" if aux else hint,
+    )
 
 
 def fitted(layers: Layers, x: Any, side: int) -> tuple[int, int]:
@@ -63,22 +73,6 @@ def _static_size(layers: Layers, x: Any) -> tuple[int, int]:
             hint="give images a static height and width, or create_aux_logits=False",
         )
     return height, width
-
-
-def aux_features(layers: Layers, x: Any, name: str) -> Any:
-    """Return what an auxiliary classifier sees of a stage: means over windows of 5x5, 3 apart.
-
-    Raises:
-        UsageError: the stage is smaller than a window.
-    """
-    if fitted(layers, x, _AUX_WINDOW) != (_AUX_WINDOW, _AUX_WINDOW):
-        height, width = layers.spatial(x)
-        raise UsageError(
-            f"the auxiliary classifier needs features of at least {_AUX_WINDOW}x{_AUX_WINDOW}; images of this size"
-            f" leave {height}x{width}",
-            hint="give images of at least 107x107 pixels, or create_aux_logits=False",
-        )
-    return layers.avg_pool(x, _AUX_WINDOW, name, stride=3)
 
 
 def squeezed(layers: Layers, logits: Any) -> Any:
@@ -179,11 +173,11 @@ def aux_dense(tower: Tower, x: Any, num_classes: int, names: tuple[str, str, str
         names: of its pool, its two convolutions and its dense layer.
 
     Raises:
-        UsageError: the features are too small, or their shape is not static.
+        UsageError: the shape of the features is not static.
     """
     layers, (pool, reduce, cover, dense) = tower.layers, names
     with layers.scope("AuxLogits"):
-        x = aux_features(layers, x, pool)
+        x = layers.avg_pool(x, 5, pool, stride=3)
         x = layers.conv2d(x, 128, 1, reduce)
         x = layers.conv2d(x, 768, _static_size(layers, x), cover, padding="VALID")
         tower.end_points["AuxLogits"] = _dense(layers, layers.flatten(x), num_classes, dense)

@@ -96,24 +96,22 @@ def inception_resnet_v2(
     """
     tower = Tower(inception_layers(build, bias_weight_decay=build.weight_decay))
     layers, ends = tower.layers, tower.end_points
-    require_size(layers, images, 75, "inception_resnet_v2")
+    aux = create_aux_logits and bool(build.num_classes)
+    require_size(layers, images, "inception_resnet_v2", aux)
     with layers.scope("InceptionResnetV2", [images]):
         x = tower.stages(images, _STEM)
-        with layers.scope("Repeat"):
-            for number in range(1, 11):
-                x = _residual(tower, x, _BLOCK_35, f"block35_{number}", 0.17, activation_fn)
+        for number in range(1, 11):
+            x = _residual(tower, x, _BLOCK_35, f"Repeat/block35_{number}", 0.17, activation_fn)
         x = tower.stages(x, {"Mixed_6a": _REDUCTION_A})
-        with layers.scope("Repeat_1"):
-            for number in range(1, 21):
-                x = _residual(tower, x, _BLOCK_17, f"block17_{number}", 0.1, activation_fn)
+        for number in range(1, 21):
+            x = _residual(tower, x, _BLOCK_17, f"Repeat_1/block17_{number}", 0.1, activation_fn)
         ends["PreAuxLogits"] = x
         x = tower.stages(x, {"Mixed_7a": _REDUCTION_B})
-        with layers.scope("Repeat_2"):
-            for number in range(1, 10):
-                x = _residual(tower, x, _BLOCK_8, f"block8_{number}", 0.2, activation_fn)
+        for number in range(1, 10):
+            x = _residual(tower, x, _BLOCK_8, f"Repeat_2/block8_{number}", 0.2, activation_fn)
         x = _residual(tower, x, _BLOCK_8, "Block8", 1.0, None)
         x = tower.stages(x, {"Conv2d_7b_1x1": conv(1536)})
-        if create_aux_logits and build.num_classes:
+        if build.num_classes and aux:
             aux_dense(tower, ends["PreAuxLogits"], build.num_classes, _AUX_NAMES)
         logits = classify_dense(tower, x, build.num_classes, dropout_keep_prob, "Dropout")
     return logits, ends

@@ -12,7 +12,6 @@ from moxserve.tensorflow.nets.base import Build
 from moxserve.tensorflow.nets.inception_heads import (
     Finish,
     HeadOptions,
-    aux_features,
     classify,
     fitted,
     require_size,
@@ -133,11 +132,12 @@ def inception_v3(
         UsageError: images are too small; `depth_multiplier` or `min_depth` is out of range.
     """
     tower = Tower(inception_layers(build, initializer=he_normal()), scaled_depth(depth_multiplier, min_depth))
-    require_size(tower.layers, images, 75, "inception_v3")
+    aux = create_aux_logits and bool(build.num_classes)
+    require_size(tower.layers, images, "inception_v3", aux)
     options = HeadOptions(dropout_keep_prob, prediction_fn, spatial_squeeze, global_pool)
     with tower.layers.scope("InceptionV3", [images]):
         x = tower.stages(images, _STAGES)
-        if create_aux_logits and build.num_classes:
+        if build.num_classes and aux:
             tower.end_points["AuxLogits"] = _aux_logits(tower, build.num_classes, spatial_squeeze)
         logits = classify(tower, x, build.num_classes, _FINISH, options)
     return logits, tower.end_points
@@ -147,7 +147,7 @@ def _aux_logits(tower: Tower, num_classes: int, squeeze: bool) -> Any:
     """Build the auxiliary classifier of the last 17x17 images (figure 8)."""
     layers = tower.layers
     with layers.scope("AuxLogits"):
-        x = aux_features(layers, tower.end_points["Mixed_6e"], "AvgPool_1a_5x5")
+        x = layers.avg_pool(tower.end_points["Mixed_6e"], 5, "AvgPool_1a_5x5", stride=3)
         x = layers.conv2d(x, tower.depth(128), 1, "Conv2d_1b_1x1")
         height, width = fitted(layers, x, 5)
         name = f"Conv2d_2a_{height}x{width}"

@@ -97,10 +97,11 @@ def inception_v4(
         UsageError: images are too small.
     """
     tower = Tower(inception_layers(build, initializer=he_normal()))
-    require_size(tower.layers, images, 75, "inception_v4")
+    aux = create_aux_logits and bool(build.num_classes)
+    require_size(tower.layers, images, "inception_v4", aux)
     with tower.layers.scope("InceptionV4", [images]):
         x = tower.stages(images, _STAGES)
-        if create_aux_logits and build.num_classes:
+        if build.num_classes and aux:
             aux_dense(tower, tower.end_points["Mixed_6h"], build.num_classes, _AUX_NAMES)
         logits = classify_dense(tower, x, build.num_classes, dropout_keep_prob, "Dropout_1b")
     return logits, tower.end_points
