@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from moxserve.errors import UsageError, did_you_mean
+from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.layers import Layers
 
@@ -112,5 +112,5 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> str:
         UsageError: it is none of the choices.
     """
     if value not in choices:
-        raise UsageError(f"{option} {value!r} does not exist; {did_you_mean(str(value), choices)}")
+        raise UsageError(f"{option} is {value!r}; expected {' or '.join(map(repr, choices))}")
     return value
