@@ -24,7 +24,7 @@ def vgg(
     *,
     scope: str,
     convolutions: tuple[int, ...],
-    batch_norm: bool = False,
+    batch_norm: bool,
     dropout_keep_prob: float = 0.5,
     spatial_squeeze: bool = True,
     global_pool: bool = False,
