@@ -76,6 +76,7 @@ def reference(renorm: bool, fused: bool) -> dict[str, np.ndarray]:
             return {**values, "out": out, "evaluated": session.run(evaluated, {x: LAST})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fused", "spelled out", "renorm"])
 def test_the_numbers_are_those_of_the_layer_that_slim_calls(kind: str) -> None:
     bounds: dict[str, Any] = (

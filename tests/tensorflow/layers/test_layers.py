@@ -195,8 +195,11 @@ CASES: dict[str, Callable[[Layers, Any], Any]] = {
 }
 
 
+SLOW_CASES = [pytest.param(case, marks=pytest.mark.slow) for case in sorted(CASES) if case != "grouped"]
+
+
 @pytest.mark.skipif(not image_functions.onednn_enabled(), reason="only oneDNN computes NCHW on a CPU")
-@pytest.mark.parametrize("case", sorted(CASES))
+@pytest.mark.parametrize("case", ["grouped", *SLOW_CASES])
 def test_nchw_is_nhwc_with_other_axes(case: str) -> None:
     results = []
     for data_format, images in (("NHWC", IMAGES), ("NCHW", IMAGES.transpose(0, 3, 1, 2))):
@@ -238,6 +241,7 @@ def test_without_onednn_there_are_gradients_too(case: str, monkeypatch: pytest.M
         np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-3 * np.abs(one).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
 @pytest.mark.parametrize("fused", [True, False])
 def test_half_precision_stores_and_averages_float32(dtype: Any, fused: bool) -> None:

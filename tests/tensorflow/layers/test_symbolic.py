@@ -144,6 +144,7 @@ def test_layers_compute_what_tensorflow_computes(training: TowerContext) -> None
     assert split.variables.W.shape.as_list() == [3, 3, 3, 4]
 
 
+@pytest.mark.slow
 def test_channels_first_and_unknown_sizes(training: TowerContext) -> None:
     x = tf1.placeholder(tf.float32, [None, None, None, 3])
     first = tf.transpose(x, [0, 3, 1, 2])
@@ -287,6 +288,7 @@ def test_half_precision_through_var_scope(training: TowerContext) -> None:
     assert np.isfinite(value_of([y, tf1.get_collection(KEYS.UPDATE_OPS)])[0]).all()
 
 
+@pytest.mark.slow
 def test_in_the_executor_the_mode_says_what_trains(tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
 
