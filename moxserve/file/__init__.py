@@ -1,15 +1,14 @@
 """`mox.file`: every byte that moxserve reads or writes by path goes through here.
 
-`local` is the engine for plain paths. `atomic` is how files and directories come to be: complete, or not at all. A path
-with a scheme (`s3://`, `obs://`) is sent to the engine of that scheme. `s3` holds the operations on objects that
-publishing to a bucket needs.
+`api` has the functions, `handle` the file object, for local paths, `s3://` and `obs://`; `filesystem` knows which is
+which. `local` and `objects` are the file systems. Below `objects`: `s3` (buckets and keys), `reader`, `writer` and
+`streams` (open objects), `multipart`, `client` (boto3, which is imported by the first URL), `auth` (`set_auth`,
+environment, files). `atomic` is how local files and directories come to be: complete, or not at all.
 """
 
 from moxserve.file.api import (
-    File,
-    MoxFileNameDuplicateException,
-    MoxFileNotExistsException,
     append,
+    append_remote,
     copy,
     copy_parallel,
     exists,
@@ -40,14 +39,31 @@ from moxserve.file.atomic import (
     sweep,
     temp_name,
 )
+from moxserve.file.auth import set_auth
+from moxserve.file.errors import (
+    MoxFileConnectionException,
+    MoxFileIsADirectoryException,
+    MoxFileNameDuplicateException,
+    MoxFileNotExistsException,
+    MoxFilePermissionException,
+    MoxFileReadException,
+    MoxFileRespException,
+)
+from moxserve.file.handle import File
 
 __all__ = [
     "TEMP_PREFIX",
     "File",
+    "MoxFileConnectionException",
+    "MoxFileIsADirectoryException",
     "MoxFileNameDuplicateException",
     "MoxFileNotExistsException",
+    "MoxFilePermissionException",
+    "MoxFileReadException",
+    "MoxFileRespException",
     "abandoned",
     "append",
+    "append_remote",
     "atomic_open",
     "atomic_write",
     "copy",
@@ -67,6 +83,7 @@ __all__ = [
     "rename",
     "scan_dir",
     "scratch_directory",
+    "set_auth",
     "staging_directory",
     "stat",
     "sweep",

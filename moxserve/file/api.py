@@ -1,111 +1,55 @@
-"""The functions of `mox.file`, with MoXing's names and meaning, on the local file system.
+"""The functions of `mox.file`, with MoXing's names and meaning, for local paths, `s3://` and `obs://`.
 
-Source: MoXing guide §1.1.2. Each function asks `_local` for the path first; that is the seam where the engines of
-`s3://` and `obs://` come in. Until they do, such a URL is answered by an error that says so, never treated as a folder
-called `s3:`.
+A path is a str, bytes or PathLike. `locate` finds its file system; the rest of this package does not know schemes.
+
+Source: MoXing guide §1.1.2. `client_id`, which chose among several clients there, is accepted and changes nothing.
 """
 
 from __future__ import annotations
 
-import glob as _glob
-import os
-import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
+from typing import Any
 
-from moxserve.errors import DataError, UsageError
-from moxserve.file.atomic import atomic_open, atomic_write
+from moxserve.file.copying import Place, copy_file, copy_tree
+from moxserve.file.copying import rename as _rename
+from moxserve.file.filesystem import Entries, Stat, Url, locate
+from moxserve.file.handle import File
 
-Url = str | bytes | os.PathLike[str]
-
-
-class MoxFileNotExistsException(DataError, FileNotFoundError):  # noqa: N818 - MoXing's name
-    """The file or directory does not exist."""
-
-
-class MoxFileNameDuplicateException(DataError):  # noqa: N818 - MoXing's name
-    """A file and a directory would have the same name."""
-
-
-def _local(url: Url) -> str:
-    path = os.fsdecode(url)
-    scheme, sep, _ = path.partition("://")
-    if sep and scheme != "file":
-        raise UsageError(
-            f"{path!r}: no file engine for {scheme}:// in this version of moxserve",
-            hint="copy the data to a local path first",
-        )
-    return path[len("file://") :] if sep else path
-
-
-def _missing(path: str) -> MoxFileNotExistsException:
-    return MoxFileNotExistsException(f"no such file or directory: {path!r}")
-
-
-_MODES = {"".join(sorted(m)) for m in ("r", "w", "a", "r+", "w+", "a+", "rb", "wb", "ab", "rb+", "wb+", "ab+")}
-
-
-class File:
-    """A file object with the built-in file's methods, plus `size()` and `next()`.
-
-    Args:
-        name: path or URL.
-        mode: one of r, w, a, r+, w+, a+ and their binary forms, letters in any order (`br+` is `rb+`).
-
-    Raises:
-        MoxFileNotExistsException: opened for reading and not there.
-        UsageError: the mode is none of those.
-    """
-
-    def __init__(self, name: Url, mode: str = "r", **kwargs: Any) -> None:
-        if "".join(sorted(mode)) not in _MODES:
-            raise UsageError(
-                f"File({os.fsdecode(name)!r}): mode {mode!r} is none of r, w, a, r+, w+, a+ with or without b"
-            )
-        path = _local(name)
-        first = next(c for c in mode if c in "rwa")
-        canonical = first + "".join(c for c in mode if c in "b+")
-        try:
-            self._file: IO[Any] = open(path, canonical, **kwargs)  # noqa: SIM115 - closed by close()
-        except FileNotFoundError:
-            raise _missing(path) from None
-        self.name = os.fsdecode(name)
-        self.mode = mode
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(self.__dict__["_file"], attribute)
-
-    def __enter__(self) -> File:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._file)
-
-    def __next__(self) -> Any:
-        return next(self._file)
-
-    next = __next__
-
-    def close(self) -> None:
-        """Flush and close; harmless when closed already."""
-        self._file.close()
-
-    def size(self) -> int:
-        """Size in bytes, what is written but not yet flushed included."""
-        if self._file.writable():
-            self._file.flush()
-        return os.fstat(self._file.fileno()).st_size
+__all__ = [
+    "append",
+    "append_remote",
+    "copy",
+    "copy_parallel",
+    "exists",
+    "get_size",
+    "glob",
+    "is_directory",
+    "list_directory",
+    "make_dirs",
+    "mk_dir",
+    "read",
+    "remove",
+    "rename",
+    "scan_dir",
+    "stat",
+    "walk",
+    "write",
+]
 
 
 def read(url: Url, client_id: str | None = None, binary: bool = False) -> Any:
-    """Return a whole file as str, or as bytes when `binary`.
+    """Return a whole file as str (UTF-8), or as bytes when `binary`.
+
+    Args:
+        url: the file.
+        client_id: changes nothing.
+        binary: give bytes.
 
     Raises:
-        MoxFileNotExistsException: it is not there.
+        MoxFileNotExistsException: it is not there; of an object also a MoxFileRespException with status 404.
+        MoxFileIsADirectoryException: it is a directory.
+        MoxFileReadException: the store sent less than it announced, and never the rest.
+        UnicodeDecodeError: it is no UTF-8.
     """
     # Text is UTF-8 whatever the locale says, as `write` puts it.
     with File(url, "rb") if binary else File(url, "r", encoding="utf-8") as f:
@@ -113,40 +57,93 @@ def read(url: Url, client_id: str | None = None, binary: bool = False) -> Any:
 
 
 def write(url: Url, data: str | bytes, binary: bool = False) -> None:
-    """Replace a file's content, all or nothing: readers see the old file or the new one."""
-    payload = data.encode() if isinstance(data, str) else data
-    atomic_write(_local(url), payload)
+    """Replace a file's content, all or nothing: readers see the old file or the new one.
+
+    Args:
+        url: the file; local directories must be there.
+        data: text, which is written as UTF-8, or bytes.
+        binary: says that `data` are bytes; bytes are taken as they are without it too.
+
+    Raises:
+        MoxFileNotExistsException: the local directory is not there.
+        MoxFileIsADirectoryException: it is a directory.
+    """
+    fs, path = locate(url)
+    fs.write(path, _payload(data))
 
 
 def append(url: Url, data: str | bytes, binary: bool = False) -> None:
-    """Append to a file, which is made if it is not there."""
-    with open(_local(url), "ab") as f:
-        f.write(data.encode() if isinstance(data, str) else data)
+    """Append to a file, which is made if it is not there.
+
+    What others append to an object at the same time stays too. Of an object of 5 MiB and more the store itself copies
+    what is there; a smaller one is fetched and written anew.
+
+    Args:
+        url: the file.
+        data: text, which is written as UTF-8, or bytes.
+        binary: as for `write`.
+    """
+    with File(url, "ab") as f:
+        f.write(_payload(data))
+
+
+def _payload(data: str | bytes) -> bytes:
+    return data.encode() if isinstance(data, str) else data
+
+
+def append_remote(src_url: Url, dsturl: Url, client_id: str | None = None) -> None:
+    """Append the content of one file to another one, which is made if it is not there.
+
+    The document does not say which is which; by the names of the arguments the first one is put behind the second. In
+    one store nothing is downloaded if the second has 5 MiB or more.
+
+    Args:
+        src_url: what is appended; it stays as it is.
+        dsturl: what it is appended to.
+        client_id: changes nothing.
+
+    Raises:
+        MoxFileNotExistsException: the source is not there.
+    """
+    source, target = Place.of(src_url), Place.of(dsturl)
+    if source.remote == target.remote and (not source.remote or source.at()[0].store is target.at()[0].store):
+        source.fs.append_file(source.path, target.path)
+        return
+    with File(src_url, "rb") as data, File(dsturl, "ab") as out:
+        while chunk := data.read(1 << 20):
+            out.write(chunk)
 
 
 def exists(url: Url) -> bool:
-    """Tell whether a file or directory is there."""
-    return os.path.exists(_local(url))
+    """Tell whether a file or directory is there.
+
+    Raises:
+        MoxFileNotExistsException: a key is asked for in a bucket that is not there; of the bucket's root it is False.
+        MoxFileRespException: the store refuses to tell.
+    """
+    fs, path = locate(url)
+    return fs.exists(path)
 
 
 def is_directory(url: Url) -> bool:
-    """Tell whether a directory is there."""
-    return os.path.isdir(_local(url))
+    """Tell whether a directory is there, also if a file has the same name."""
+    fs, path = locate(url)
+    return fs.is_directory(path)
 
 
 def get_size(url: Url, recursive: bool = False) -> int:
-    """Return a file's size in bytes; for a directory, the sum of everything below it.
+    """Return the size of a file in bytes, or of the files in a directory.
+
+    Args:
+        url: the file or directory; where both are there and the URL has no slash at its end, the file.
+        recursive: count what is deeper in a directory, not only the files directly in it. Local directories are always
+            counted so.
 
     Raises:
         MoxFileNotExistsException: it is not there.
     """
-    path = _local(url)
-    if os.path.isdir(path):
-        return sum(os.path.getsize(os.path.join(d, f)) for d, _, files in os.walk(path) for f in files)
-    try:
-        return os.path.getsize(path)
-    except FileNotFoundError:
-        raise _missing(path) from None
+    fs, path = locate(url)
+    return fs.size(path, recursive)
 
 
 def list_directory(
@@ -156,100 +153,92 @@ def list_directory(
     skip_file: bool = False,
     skip_dir: bool = False,
 ) -> list[str]:
-    """List a directory's entries, sorted, as paths relative to it.
+    """List a directory's entries, sorted (by code point, which is the order of stores), as paths relative to it.
+
+    (MoXing's document says once that local paths are always listed recursively; its table of equivalents to
+    os.listdir says not. It is as the table says.)
 
     Args:
         url: the directory.
         recursive: list everything below it.
-        remove_sep: without it, directories end in `/`.
+        remove_sep: without it, directories end in `/`. With it, a file and a directory of one name are one entry.
         skip_file: leave files out.
         skip_dir: leave directories out.
 
     Raises:
         MoxFileNotExistsException: it is not there.
     """
-    base = _local(url)
-    if not os.path.isdir(base):
-        raise _missing(base)
-    found: list[str] = []
-    for folder, dirs, files in os.walk(base):
-        prefix = os.path.relpath(folder, base)
-        prefix = "" if prefix == "." else f"{prefix}/"
-        if not skip_dir:
-            found += [prefix + d + ("" if remove_sep else "/") for d in dirs]
-        if not skip_file:
-            found += [prefix + f for f in files]
-        if not recursive:
-            break
-    return sorted(found)
+    fs, path = locate(url)
+    dirs, files = fs.listing(path, recursive)
+    if remove_sep:
+        # Only a directory without a name, of a key such as a//b, keeps its slash.
+        dirs = [name[:-1] if len(name) > 1 else name for name in dirs]
+    return sorted({*([] if skip_dir else dirs), *([] if skip_file else files)})
 
 
 def make_dirs(url: Url) -> None:
-    """Make a directory and its parents; harmless when it is there."""
-    os.makedirs(_local(url), exist_ok=True)
+    """Make a directory and its parents; harmless when it is there. In a store, an empty object holds its place."""
+    fs, path = locate(url)
+    fs.make_dirs(path)
 
 
 def mk_dir(url: Url) -> None:
-    """Make one directory.
+    """Make one directory; harmless when it is there.
 
     Raises:
-        OSError: its parent is not there.
+        MoxFileNotExistsException: its parent is not there (an OSError).
     """
-    path = _local(url)
-    if not os.path.isdir(path):
-        os.mkdir(path)
+    fs, path = locate(url)
+    fs.mk_dir(path)
 
 
 def remove(url: Url, recursive: bool = False) -> None:
-    """Remove a file, or with `recursive` a directory; a directory without `recursive` is left alone.
+    """Remove a file or a directory.
+
+        what is there        `name`               `name/`
+        a file               the file             nothing
+        a directory          nothing, or with     nothing, or with
+                             recursive all of it  recursive all of it
+        both (in a store)    the file             as a directory
+        neither              an error             nothing
+
+    Args:
+        url: file or directory; the root of a bucket is a directory, and the bucket itself stays.
+        recursive: remove directories.
 
     Raises:
-        MoxFileNotExistsException: there is nothing of that name.
+        MoxFileNotExistsException: there is nothing of that name, and no slash at its end.
     """
-    path = _local(url)
-    if os.path.isdir(path) and not os.path.islink(path):
-        if recursive:
-            shutil.rmtree(path)
-        return
-    if path.endswith("/"):
-        return
-    try:
-        os.remove(path)
-    except FileNotFoundError:
-        raise _missing(path) from None
+    fs, path = locate(url)
+    fs.remove(path, recursive)
 
 
 def rename(src_url: Url, dst_url: Url) -> None:
-    """Rename a file or directory, also across file systems.
+    """Rename a file or directory, also between file systems.
+
+    In and between stores everything is copied first; the source is removed when all copies are there. A file that is at
+    the target is replaced, a directory there is merged into; where the source is file and directory, the file moves.
 
     Raises:
         MoxFileNotExistsException: the source is not there.
+        UsageError: a directory of a store would be moved into itself.
     """
-    src, dst = _local(src_url), _local(dst_url)
-    if not os.path.exists(src):
-        raise _missing(src)
-    if src != dst:
-        shutil.move(src, dst)
+    _rename(Place.of(src_url), Place.of(dst_url))
 
 
 def copy(src_url: Url, dst_url: Url, client_id: str | None = None) -> None:
     """Copy one file; the target is replaced at once, when all of it is there.
 
+    Args:
+        src_url: the file.
+        dst_url: the new file, not a directory that it goes into; local directories must be there.
+        client_id: changes nothing.
+
     Raises:
         MoxFileNotExistsException: the source is not there.
-        IsADirectoryError: the source is a directory; `copy_parallel` copies those.
+        MoxFileIsADirectoryException: the source is a directory; `copy_parallel` copies those.
     """
-    src, dst = _local(src_url), _local(dst_url)
-    if os.path.isdir(src):
-        raise IsADirectoryError(f"{src!r} is a directory; copy_parallel copies directories")
-    try:
-        if os.path.exists(dst) and not os.path.isfile(dst):
-            shutil.copyfile(src, dst)  # a device is written to, not replaced; a directory is refused
-            return
-        with open(src, "rb") as data, atomic_open(dst) as out:
-            shutil.copyfileobj(data, out, 1 << 20)
-    except FileNotFoundError:
-        raise _missing(src if not os.path.exists(src) else os.path.dirname(dst)) from None
+    copy_file(Place.of(src_url), Place.of(dst_url))
 
 
 def copy_parallel(
@@ -262,6 +251,8 @@ def copy_parallel(
 ) -> None:
     """Copy a directory into another, which may exist and is merged into.
 
+    Empty directories are copied too; symbolic links are followed. Within a store the store copies by itself.
+
     Args:
         src_url: source directory.
         dst_url: target directory.
@@ -273,71 +264,43 @@ def copy_parallel(
     Raises:
         MoxFileNotExistsException: the source is not a directory.
         MoxFileNameDuplicateException: a file would land on a directory or the other way round; nothing was written.
+        UsageError: a name that leads out of the target, or files that would be copied over each other.
     """
-    src, dst = _local(src_url), _local(dst_url)
-    names = file_list if file_list is not None else list_directory(src, recursive=True, skip_dir=True)
-    dirs = [] if file_list is not None else list_directory(src, recursive=True, skip_file=True)
-    clashes = [n for n in names if os.path.isdir(os.path.join(dst, n))]
-    clashes += [d for d in dirs if os.path.isfile(os.path.join(dst, d))]
-    if clashes:
-        raise MoxFileNameDuplicateException(f"file and directory of one name below {dst!r}: {', '.join(clashes[:5])}")
-    for folder in {
-        dst,
-        *(os.path.join(dst, d) for d in dirs),
-        *(os.path.dirname(os.path.join(dst, n)) for n in names),
-    }:
-        os.makedirs(folder, exist_ok=True)
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        for _ in pool.map(lambda n: copy(os.path.join(src, n), os.path.join(dst, n)), names):
-            pass
+    copy_tree(Place.of(src_url), Place.of(dst_url), file_list, threads)
 
 
 def glob(url: Url) -> list[str]:
-    """Return the paths that match a pattern (`*`, `?`, `[]`, `**`), sorted."""
-    return sorted(_glob.glob(_local(url), recursive=True))
+    """Return the paths that match a pattern (`*`, `?`, `[]`, and `**` for any number of directories), sorted.
+
+    In a store, the bucket is taken literally and the paths are URLs.
+    """
+    fs, path = locate(url)
+    return fs.glob(path)
 
 
-def scan_dir(url: Url) -> Iterator[os.DirEntry[str]]:
-    """Yield the entries of a directory, as os.scandir does.
+def scan_dir(url: Url) -> Entries:
+    """Give the entries of a directory, as os.scandir does: iterate over it, or use it in a `with`.
 
     Raises:
         MoxFileNotExistsException: it is not there.
     """
-    path = _local(url)
-    if not os.path.isdir(path):
-        raise _missing(path)
-    with os.scandir(path) as entries:
-        yield from entries
-
-
-class Stat:
-    """An os.stat result with MoXing's `length`, `mtime_nsec` and `is_directory` beside it."""
-
-    def __init__(self, result: os.stat_result, is_directory: bool) -> None:
-        self._result = result
-        self.length = result.st_size
-        self.mtime_nsec = result.st_mtime_ns
-        self.is_directory = is_directory
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(self.__dict__["_result"], attribute)
+    fs, path = locate(url)
+    return fs.scan(path)
 
 
 def stat(url: Url) -> Stat:
-    """Return size, time and kind of a file or directory.
+    """Return size, time and kind of a file or directory, as os.stat and as MoXing name them.
 
     Raises:
         MoxFileNotExistsException: it is not there.
     """
-    path = _local(url)
-    try:
-        return Stat(os.stat(path), os.path.isdir(path))
-    except FileNotFoundError:
-        raise _missing(path) from None
+    fs, path = locate(url)
+    return fs.stat(path)
 
 
 def walk(
     url: Url, topdown: bool = True, onerror: Any = None, followlinks: bool = False
 ) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk a directory tree, as os.walk does."""
-    return os.walk(_local(url), topdown=topdown, onerror=onerror, followlinks=followlinks)
+    """Walk a directory tree, as os.walk does. The other arguments count for local directories only."""
+    fs, path = locate(url)
+    return fs.walk(path, topdown, onerror, followlinks)

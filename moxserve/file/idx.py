@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from moxserve.errors import DataError
-from moxserve.file.api import MoxFileNotExistsException
+from moxserve.file.errors import MoxFileNotExistsException
 
 __all__ = ["encode_idx", "idx_shape", "read_idx"]
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from moxserve.errors import DataError, did_you_mean
-from moxserve.file.api import File
+from moxserve.file.handle import File
 
 __all__ = ["LABELS_FILE", "check_folders", "format_labels", "parse_labels", "read_labels"]
 

@@ -1,7 +1,7 @@
-"""Objects in S3, and in stores that speak its protocol: the few operations that publishing needs. Not yet `mox.file`.
+"""Objects in S3, and in stores that speak its protocol: what can be done with a bucket and exact keys.
 
-Keys are taken as they are. Region, credentials, endpoint (`AWS_ENDPOINT_URL`), proxies and retries are found by boto3
-as in every other program that uses it; boto3 is imported by the first connection.
+`objects` makes a file system of it, with directories and File; publishing uses it as it is. Where stores are and who we
+are there is `auth`; sending, trying again and errors are `client`; what goes in parts is `multipart`.
 
 Source: Amazon S3 API Reference (PutObject with If-None-Match and If-Match, UploadPartCopy, DeleteObjects).
 """
@@ -12,36 +12,25 @@ import base64
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
-from urllib.parse import urlsplit
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, BinaryIO
 
-from moxserve.errors import DataError, MissingExtraError, UsageError, first_line
-from moxserve.file.api import MoxFileNotExistsException
+from moxserve.errors import DataError, UsageError
+from moxserve.file import multipart
+from moxserve.file.client import ConflictError, Store, store_of
+from moxserve.file.errors import MoxFileNotExistsException, MoxFileRespException
+from moxserve.file.multipart import WRITER, Copied, Piece, Slice
+from moxserve.file.reader import ObjectReader
 
-__all__ = ["Bucket", "StoredObject", "connect", "is_s3", "parse_url"]
+__all__ = ["Bucket", "ObjectInfo", "StoredObject", "bucket_of", "connect", "is_s3", "parse_url", "split_url"]
 
-_PART_BYTES = 64 << 20
+_PART_BYTES = 16 << 20
+_COPY_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 20
 _DELETE_AT_ONCE = 1000
-_ATTEMPTS = 5
-_CONNECT_TIMEOUT_S = 10
-_READ_TIMEOUT_S = 60
-_GONE = {"404", "NoSuchKey", "NotFound"}
-_CONFLICT = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
-_HINTS = {
-    "NoSuchBucket": "make the bucket first, or look for a typing mistake in its name and in AWS_ENDPOINT_URL",
-    "AccessDenied": "these credentials may not do that; listing, reading, writing and deleting objects is needed",
-    "403": "these credentials may not do that; listing, reading, writing and deleting objects is needed",
-    "InvalidAccessKeyId": "the store does not know AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY does not belong to AWS_ACCESS_KEY_ID",
-    "ExpiredToken": "log in again: the session token is too old",
-    "PermanentRedirect": "the bucket is in another region: set AWS_REGION",
-    "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_REGION",
-    "NotImplemented": "the store lacks an operation of S3 that is needed here (conditional writes, copies)",
-}
 
 
 @dataclass(frozen=True)
@@ -57,6 +46,23 @@ class StoredObject:
     key: str
     size_bytes: int
     modified: datetime
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What a store tells of one object.
+
+    Attributes:
+        size_bytes: of its content.
+        modified: when it was written, by the store's clock.
+        etag: changes with its content.
+        about: content type and metadata, as they are given when it is written.
+    """
+
+    size_bytes: int
+    modified: datetime
+    etag: str
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_s3(url: str | os.PathLike[str]) -> bool:
@@ -76,108 +82,142 @@ def parse_url(url: str) -> tuple[str, str]:
     return bucket, prefix.strip("/")
 
 
-def connect(bucket: str, connections: int = 10) -> Bucket:
-    """Give a bucket, with the credentials and the endpoint of the environment. Sends nothing yet.
+def split_url(url: str) -> tuple[str, str, str]:
+    """Split `obs://bucket/any/key/` into scheme, bucket and key; the key stays exactly as it is.
+
+    Raises:
+        UsageError: it names no bucket.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise UsageError(f"{url!r}: expected {scheme}://BUCKET/KEY")
+    return scheme, bucket, key
+
+
+def connect(bucket: str) -> Bucket:
+    """Give a bucket of `s3://`, as `bucket_of` does."""
+    return bucket_of("s3", bucket)
+
+
+def bucket_of(scheme: str, bucket: str) -> Bucket:
+    """Give a bucket, with the settings of this moment. Sends nothing yet.
 
     Args:
+        scheme: `s3` or `obs`.
         bucket: its name.
-        connections: how many threads may talk to the store at once without opening a connection each time.
 
     Raises:
         MissingExtraError: boto3 is not installed.
-        UsageError: AWS_PROFILE, AWS_ENDPOINT_URL or the bucket's name cannot be right.
+        UsageError: a setting or the bucket's name cannot be right.
     """
-    try:
-        import boto3
-        import botocore.session
-        from botocore.config import Config
-    except ImportError:
-        raise MissingExtraError("boto3", "s3", f"s3://{bucket}") from None
-    retries: dict[str, Any] = {"mode": "standard"}
-    if "AWS_MAX_ATTEMPTS" not in os.environ:
-        retries["total_max_attempts"] = _ATTEMPTS
-    config = Config(
-        retries=retries,
-        connect_timeout=_CONNECT_TIMEOUT_S,
-        read_timeout=_READ_TIMEOUT_S,
-        max_pool_connections=connections,
-    )
-    with _telling(f"s3://{bucket}"):
-        core = botocore.session.Session()
-        session = boto3.session.Session(botocore_session=core)
-        try:
-            client = session.client("s3", config=config)
-        except ValueError as error:
-            raise UsageError(f"s3://{bucket}: {first_line(error)}", hint="look at AWS_ENDPOINT_URL") from error
-        style = (core.get_scoped_config().get("s3") or {}).get("addressing_style")
-        if not style and not (urlsplit(client.meta.endpoint_url).hostname or "").endswith(".amazonaws.com"):
-            # Few other stores have a host name for each bucket.
-            client = session.client("s3", config=config.merge(Config(s3={"addressing_style": "path"})))
-    return Bucket(bucket, client)
+    return Bucket(bucket, store_of(scheme, f"{scheme}://{bucket}"), scheme)
 
 
 class Bucket:
     """The objects of a bucket; may be used by several threads.
 
-    All methods raise DataError when the store refuses or cannot be reached, and UsageError when there are no
-    credentials; the message tells the object and the hint what to do.
+    All methods raise MoxFileRespException (a DataError) when the store refuses or cannot be reached, and UsageError
+    when there are no credentials; the message tells the object and the hint what to do.
 
     Args:
         name: of the bucket.
-        client: of boto3.
+        store: where it is.
+        scheme: that its URLs begin with.
     """
 
-    def __init__(self, name: str, client: Any) -> None:
+    def __init__(self, name: str, store: Store, scheme: str = "s3") -> None:
         self.name = name
-        self._client = client
+        self.store = store
+        self.scheme = scheme
+        self._client = store.client
 
     def url(self, key: str) -> str:
         """Return the URL of a key."""
-        return f"s3://{self.name}/{key}"
+        return f"{self.scheme}://{self.name}/{key}"
+
+    # What is there
+
+    def pages(self, prefix: str, *, delimiter: str = "", limit: int | None = None) -> Iterator[Any]:
+        """Yield the pages of a listing as boto3 gives them: `Contents` and `CommonPrefixes`.
+
+        Args:
+            prefix: what the keys start with.
+            delimiter: `/` to see what is directly below only.
+            limit: ask for no more than so many keys, and one page.
+        """
+        asked: dict[str, Any] = {"Bucket": self.name, "Prefix": prefix}
+        if delimiter:
+            asked["Delimiter"] = delimiter
+        size = limit or self.store.connection.page_keys
+        if size:
+            asked["MaxKeys"] = size
+        while True:
+            with self.store.telling(self.url(prefix)):
+                page = self._client.list_objects_v2(**asked)
+            yield page
+            if limit or not page.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
 
     def objects(self, prefix: str) -> list[StoredObject]:
         """Return all objects whose keys start with a prefix, in the order of their keys."""
-        found = []
-        with _telling(self.url(prefix)):
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
-                found += [StoredObject(o["Key"], o["Size"], o["LastModified"]) for o in page.get("Contents", ())]
-        return found
+        pages = self.pages(prefix)
+        return [
+            StoredObject(o["Key"], o["Size"], o["LastModified"]) for page in pages for o in page.get("Contents", ())
+        ]
 
     def folders(self, prefix: str) -> list[str]:
         """Return the names directly below a prefix (empty, or with a slash at its end) that have something below."""
-        found = []
-        with _telling(self.url(prefix)):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.name, Prefix=prefix, Delimiter="/"
-            )
-            for page in pages:
-                found += [p["Prefix"][len(prefix) : -1] for p in page.get("CommonPrefixes", ())]
-        return found
+        pages = self.pages(prefix, delimiter="/")
+        return [found["Prefix"][len(prefix) : -1] for page in pages for found in page.get("CommonPrefixes", ())]
 
     def has_any(self, prefix: str) -> bool:
         """Tell whether a key starts with a prefix."""
-        with _telling(self.url(prefix)):
-            answer = self._client.list_objects_v2(Bucket=self.name, Prefix=prefix, MaxKeys=1)
-        return bool(answer.get("Contents"))
+        return any(page.get("Contents") for page in self.pages(prefix, limit=1))
 
     def exists(self, key: str) -> bool:
         """Tell whether there is an object of this key."""
-        try:
-            with _telling(self.url(key)):
-                self._client.head_object(Bucket=self.name, Key=key)
-        except MoxFileNotExistsException:
-            return False
-        return True
+        return self.info(key) is not None
 
-    def read(self, key: str) -> tuple[bytes, str]:
-        """Return a small object's content, and its ETag.
+    def info(self, key: str) -> ObjectInfo | None:
+        """Return what the store tells of an object; None if there is none."""
+        try:
+            with self.store.telling(self.url(key)):
+                head = self._client.head_object(Bucket=self.name, Key=key)
+        except MoxFileNotExistsException:
+            return None
+        return _info(head)
+
+    # Reading
+
+    def open(self, key: str) -> ObjectReader:
+        """Begin to read an object, with one request.
 
         Raises:
             MoxFileNotExistsException: it is not there.
         """
-        with _telling(self.url(key)):
-            answer = self._client.get_object(Bucket=self.name, Key=key)
-            return answer["Body"].read(), answer["ETag"]
+        return ObjectReader(self.store, self.name, key, self.url(key))
+
+    def read(self, key: str) -> tuple[bytes, str]:
+        """Return an object's content, and its ETag.
+
+        Raises:
+            MoxFileNotExistsException: it is not there.
+            MoxFileReadException: it did not arrive whole.
+        """
+        with self.open(key) as reader:
+            return reader.readall(), reader.etag
+
+    def download(self, key: str, out: BinaryIO) -> int:
+        """Write an object's content to a file; returns its size."""
+        with self.open(key) as reader:
+            buffer = memoryview(bytearray(min(_CHUNK_BYTES, max(1, reader.size))))
+            while count := reader.readinto(buffer):
+                out.write(buffer[:count])
+            return reader.size
+
+    # Writing
 
     def put(self, key: str, data: bytes, *, replace: str = "") -> bool:
         """Write a small object, if nobody else has.
@@ -190,38 +230,160 @@ class Bucket:
         Returns:
             Whether it was written; false when there is an object of this key, or another than the one to be replaced.
         """
-        condition = {"IfMatch": replace} if replace else {"IfNoneMatch": "*"}
         try:
-            with _telling(self.url(key)):
-                self._client.put_object(Bucket=self.name, Key=key, Body=data, **condition)
-        except (_ConflictError, MoxFileNotExistsException):
+            self.put_if(key, data, {"IfMatch": replace} if replace else {"IfNoneMatch": "*"})
+        except (ConflictError, MoxFileNotExistsException):
             return False
         return True
 
+    def put_if(self, key: str, data: Any, condition: Mapping[str, str], about: Mapping[str, Any] | None = None) -> str:
+        """Write an object in one request, on a condition.
+
+        Args:
+            key: of the object.
+            data: bytes, or a file to read from.
+            condition: `IfMatch` or `IfNoneMatch`; empty for none.
+            about: content type and metadata.
+
+        Returns:
+            The new ETag.
+
+        Raises:
+            ConflictError: the condition does not hold.
+            MoxFileNotExistsException: the object that should be replaced is gone.
+        """
+        asked = dict(about or {})
+        token = uuid.uuid4().hex
+        if condition:
+            asked["Metadata"] = {**asked.get("Metadata", {}), WRITER: token}
+        try:
+            with self.store.telling(self.url(key)):
+                answer = self._client.put_object(Bucket=self.name, Key=key, Body=data, **asked, **condition)
+        except MoxFileRespException as error:
+            if not condition:
+                raise
+            if _unsupported(error):
+                self._check(key, condition, error)
+                return self.put_if(key, data, {}, about)
+            # The answer to an attempt that did succeed may have been lost.
+            return self._written_by(key, token, error)
+        return str(answer.get("ETag", ""))
+
+    def _written_by(self, key: str, token: str, error: MoxFileRespException) -> str:
+        """Return the ETag of the object if it is the one that was written with a token; else raise the error."""
+        if error.resp.status not in (404, 409, 412):
+            raise error
+        found = self.info(key)
+        if found is None or found.about.get("Metadata", {}).get(WRITER) != token:
+            raise error
+        return found.etag
+
+    def _check(self, key: str, condition: Mapping[str, str], error: MoxFileRespException) -> None:
+        """Look whether a condition holds, for a store that cannot: late, but better than not at all."""
+        found = self.info(key)
+        holds = found is None if "IfNoneMatch" in condition else found and found.etag == condition.get("IfMatch")
+        if not holds:
+            raise ConflictError(error.resp, f"{self.url(key)} has changed since it was read")
+
     def upload(self, path: str, key: str) -> None:
-        """Copy a local file into the bucket, large ones in parts. The store checks what arrives by its MD5 or CRC."""
-        size = os.path.getsize(path)
-        with _telling(self.url(key)):
-            if size <= _PART_BYTES:
-                with open(path, "rb") as f:
-                    self._client.put_object(Bucket=self.name, Key=key, Body=f, ContentMD5=_md5(path))
-                return
-            with self._transfers() as transfers:
-                transfers.upload(path, self.name, key).result()
-            stored = self._client.head_object(Bucket=self.name, Key=key)["ContentLength"]
-        if stored != size:
-            raise DataError(f"{self.url(key)} has {stored} bytes after it was uploaded; {path!r} has {size}")
+        """Copy a local file into the bucket, large ones in parts. The store checks what arrives by its MD5 or SHA."""
+        with open(path, "rb") as f:
+            self.upload_file(f, os.path.getsize(path), key)
+
+    def upload_file(
+        self, f: BinaryIO, size: int, key: str, condition: Mapping[str, str] | None = None, about: Any = None
+    ) -> str:
+        """Write the first bytes of a file as an object, all or nothing.
+
+        Args:
+            f: the file; where it stands is of no interest.
+            size: how many bytes.
+            key: of the object.
+            condition: as for `put_if`.
+            about: as for `put_if`.
+
+        Returns:
+            The new ETag.
+
+        Raises:
+            DataError: the store holds another number of bytes than it was sent.
+        """
+        if size > _PART_BYTES:
+            etag = self.compose([Piece.of_file(f, 0, size)], key, condition, about)
+            stored = self.info(key)
+            if stored is not None and stored.etag == etag and stored.size_bytes != size:
+                raise DataError(f"{self.url(key)} has {stored.size_bytes} bytes after {size} were uploaded")
+            return etag
+        f.seek(0)
+        asked = {**(about or {}), "ContentMD5": _md5(f, size)}
+        body: Any = Slice(f.fileno(), 0, size) if size > _CHUNK_BYTES else _exactly(f, size)
+        return self.put_if(key, body, condition or {}, asked)
+
+    def compose(
+        self, pieces: Sequence[Piece | Copied], key: str, condition: Mapping[str, str] | None = None, about: Any = None
+    ) -> str:
+        """Write an object out of pieces of files and of other objects, in parts; nothing is seen until all are there.
+
+        Args:
+            pieces: in order; what of other objects is taken does not pass through here. All but the last hold 5 MiB.
+            key: of the object.
+            condition: as for `put_if`.
+            about: as for `put_if`.
+
+        Returns:
+            The new ETag.
+
+        Raises:
+            ConflictError: the condition does not hold, or an object that is copied from has changed.
+        """
+        upload = multipart.Upload(self.store, self.name, key, self.url(key), dict(about or {}))
+        try:
+            upload.send(pieces, _PART_BYTES, _COPY_BYTES)
+            try:
+                return upload.complete(condition or {})
+            except MoxFileRespException as error:
+                if condition and _unsupported(error):
+                    self._check(key, condition, error)
+                    return upload.complete({})
+                return self._written_by(key, upload.token, error)
+        except BaseException:
+            with contextlib.suppress(MoxFileRespException):
+                self.abort_upload(key, upload.id)
+            raise
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object inside the bucket, without its content passing through here."""
-        with _telling(self.url(target)), self._transfers() as transfers:
-            transfers.copy({"Bucket": self.name, "Key": source}, self.name, target).result()
+        self.copy_from(self, source, target)
+
+    def copy_from(self, other: Bucket, source: str, target: str) -> None:
+        """Copy an object of a bucket of the same store, without its content passing through here.
+
+        Raises:
+            MoxFileNotExistsException: it is not there.
+        """
+        found = other.info(source)
+        if found is None:
+            raise missing_object(other, source)
+        try:
+            if found.size_bytes > _COPY_BYTES:
+                self.compose([Copied(other.name, source, found.etag, 0, found.size_bytes)], target, about=found.about)
+                return
+            place = {"Bucket": other.name, "Key": source}
+            with self.store.telling(self.url(target)):
+                self._client.copy_object(Bucket=self.name, Key=target, CopySource=place)
+        except MoxFileRespException as error:
+            if not _unsupported(error):
+                raise
+            with multipart.spool() as temp:
+                self.upload_file(temp, other.download(source, temp), target, about=found.about)
+
+    # Removing
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; one that is not there is no error."""
         for first in range(0, len(keys), _DELETE_AT_ONCE):
             batch = [{"Key": key} for key in keys[first : first + _DELETE_AT_ONCE]]
-            with _telling(self.url(batch[0]["Key"])):
+            with self.store.telling(self.url(batch[0]["Key"])):
                 answer = self._client.delete_objects(Bucket=self.name, Delete={"Objects": batch, "Quiet": True})
             for refused in answer.get("Errors", ()):
                 raise DataError(
@@ -231,84 +393,42 @@ class Bucket:
     def unfinished_uploads(self, prefix: str) -> list[tuple[StoredObject, str]]:
         """Return the uploads in parts that have begun below a prefix and were not finished: object, and id."""
         found = []
-        with _telling(self.url(prefix)):
+        with self.store.telling(self.url(prefix)):
             for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=prefix):
                 found += [(StoredObject(u["Key"], 0, u["Initiated"]), u["UploadId"]) for u in page.get("Uploads", ())]
         return found
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Remove the parts of an upload that was not finished."""
-        with _telling(self.url(key)), contextlib.suppress(self._client.exceptions.NoSuchUpload):
+        with self.store.telling(self.url(key)), contextlib.suppress(self._client.exceptions.NoSuchUpload):
             self._client.abort_multipart_upload(Bucket=self.name, Key=key, UploadId=upload_id)
 
-    def _transfers(self) -> Any:
-        from boto3.s3.transfer import TransferConfig, create_transfer_manager
 
-        config = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES)
-        return create_transfer_manager(self._client, config)
+def missing_object(bucket: Bucket, key: str) -> MoxFileNotExistsException:
+    """Make the error of a key where no object is."""
+    return MoxFileNotExistsException(f"no such object: {bucket.url(key)}")
 
 
-def _md5(path: str) -> str:
+def _info(answer: Mapping[str, Any]) -> ObjectInfo:
+    about = {name: answer[name] for name in ("ContentType", "ContentEncoding", "Metadata") if answer.get(name)}
+    modified = answer.get("LastModified") or datetime.fromtimestamp(0, timezone.utc)
+    return ObjectInfo(int(answer.get("ContentLength", 0)), modified, str(answer.get("ETag", "")), about)
+
+
+def _unsupported(error: MoxFileRespException) -> bool:
+    return error.resp.status == 501 or error.resp.code == "NotImplemented"
+
+
+def _exactly(f: BinaryIO, size: int) -> bytes:
+    f.seek(0)
+    return f.read(size)
+
+
+def _md5(f: BinaryIO, size: int) -> str:
     # A checksum against damage on the way, as the protocol wants it; systems in FIPS mode refuse MD5 for anything else.
     digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as f:
-        while chunk := f.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    left = size
+    while left and (chunk := f.read(min(left, _CHUNK_BYTES))):
+        digest.update(chunk)
+        left -= len(chunk)
     return base64.b64encode(digest.digest()).decode()
-
-
-class _ConflictError(DataError):
-    """A condition did not hold."""
-
-
-@contextlib.contextmanager
-def _telling(url: str) -> Iterator[None]:
-    """Turn boto3's errors into ours.
-
-    Raises:
-        UsageError: no credentials, or a setting that cannot be right.
-        MoxFileNotExistsException: there is no such object.
-        DataError: the store refused, or cannot be reached.
-    """
-    from botocore import exceptions
-
-    try:
-        yield
-    except exceptions.ClientError as error:
-        raise _refused(url, error) from error
-    except (
-        exceptions.NoCredentialsError,
-        exceptions.PartialCredentialsError,
-        exceptions.CredentialRetrievalError,
-        exceptions.TokenRetrievalError,
-        exceptions.UnauthorizedSSOTokenError,
-    ) as error:
-        raise UsageError(
-            f"{url}: {first_line(error)}",
-            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-        ) from error
-    except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
-        raise DataError(
-            f"{url}: the store cannot be reached: {first_line(error)}", hint="look at the network and AWS_ENDPOINT_URL"
-        ) from error
-    except exceptions.ParamValidationError as error:
-        raise UsageError(f"{url}: {' '.join(str(error.kwargs.get('report', error)).split())}") from error
-    except (exceptions.ProfileNotFound, exceptions.ConfigParseError) as error:
-        raise UsageError(f"{url}: {first_line(error)}") from error
-    except exceptions.BotoCoreError as error:
-        raise DataError(f"{url}: {first_line(error)}") from error
-    except RecursionError:
-        # botocore asks where the bucket is when it is sent on, and follows that answer the same way.
-        raise DataError(
-            f"{url}: the store sends every request on to somewhere else",
-            hint="look at AWS_ENDPOINT_URL and AWS_DEFAULT_REGION",
-        ) from None
-
-
-def _refused(url: str, error: Any) -> DataError:
-    details = error.response.get("Error", {})
-    code, message = str(details.get("Code", "")), str(details.get("Message", "")).strip()
-    if code in _GONE:
-        return MoxFileNotExistsException(f"no such object: {url}")
-    kind = _ConflictError if code in _CONFLICT else DataError
-    return kind(f"{url}: {error.operation_name} was refused: {code}: {message}", hint=_HINTS.get(code))

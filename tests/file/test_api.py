@@ -58,8 +58,8 @@ def test_what_is_missing_is_our_error_and_pythons(tmp_path: Path) -> None:
 
 
 def test_a_scheme_without_an_engine_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no file engine for s3://"):
-        file.exists("s3://bucket/key")
+    with pytest.raises(UsageError, match="no file engine for gopher://"):
+        file.exists("gopher://bucket/key")
 
 
 @pytest.mark.parametrize("mode", ["br+", "rb+", "+rb"])
@@ -130,7 +130,7 @@ def test_directories_are_made(tmp_path: Path) -> None:
     file.make_dirs(tmp_path / "x" / "y")
     file.mk_dir(tmp_path / "z")
     file.mk_dir(tmp_path / "z")
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(OSError, match="no such file"):
         file.mk_dir(tmp_path / "no" / "w")
     assert file.list_directory(tmp_path, recursive=True) == ["x", "x/y", "z"]
 

@@ -12,7 +12,13 @@ from functools import cache
 from typing import Any
 
 from moxserve.errors import DataError
-from moxserve.file import MoxFileNotExistsException, is_directory, scan_dir
+from moxserve.file import (
+    MoxFileNotExistsException,
+    MoxFileReadException,
+    MoxFileRespException,
+    is_directory,
+    scan_dir,
+)
 from moxserve.file.s3 import connect, is_s3, parse_url
 from moxserve.images.cache import FileKey
 
@@ -27,7 +33,6 @@ __all__ = [
 ]
 
 # What a file's name ends in to be taken for an image; what is inside decides how it is decoded.
-_CONNECTIONS = 64
 _LATENCY_THREADS = 32
 
 
@@ -85,7 +90,7 @@ def join(base: str, name: str) -> str:
 
 @cache
 def _bucket(name: str) -> Any:
-    return connect(name, connections=_CONNECTIONS)
+    return connect(name)
 
 
 def list_tree(base: str) -> Tree:
@@ -147,7 +152,13 @@ def read_file(path: str) -> bytes:
     """
     if is_remote(path):
         name, key = parse_url(path)
-        data: bytes = _bucket(name).read(key)[0]
+        try:
+            data: bytes = _bucket(name).read(key)[0]
+        except MoxFileNotExistsException:
+            raise
+        except (MoxFileReadException, MoxFileRespException) as error:
+            # The store is at fault, not this one file: no OSError, which would be a bad image.
+            raise DataError(error.message, hint=error.hint) from error
         return data
     try:
         with open(path, "rb", buffering=0) as f:
