@@ -54,6 +54,7 @@ bench: $(STAMP) ## Every benchmark, as ratios against peers in one run
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/client.py
 	$(BIN)/python benchmarks/input.py
+	$(BIN)/python benchmarks/nets.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/serving.py
 
