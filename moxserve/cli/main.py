@@ -26,7 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "export": ("moxserve.cli.export:export", "Turn a checkpoint into a verified, versioned artifact."),
     "inspect": ("moxserve.cli.inspect:inspect", "Show what is in models and checkpoints; convert between formats."),
     "loadtest": ("moxserve.cli.loadtest:loadtest", "Load a running server and check limits."),
-    "models": ("moxserve.cli.models:models", "Show and change what a running server serves."),
+    "models": ("moxserve.cli.models:models", "Show networks of the zoo; show and change what a server serves."),
     "pipeline": ("moxserve.cli.pipeline:pipeline", "Run, check and show training pipelines."),
     "plugins": ("moxserve.cli.plugins:plugins", "List and show plugins."),
     "predict": ("moxserve.cli.predict:predict", "Predict a data set against a server or a local model."),

@@ -1,4 +1,7 @@
-"""`moxserve models`: what a running server serves, and how to have it serve something else."""
+"""`moxserve models`: what a running server serves, and how to have it serve something else; the networks of the zoo.
+
+What is of the zoo is in `zoo`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moxserve.cli.address import address_options, grpc_option, server_target
+from moxserve.cli.main import LazyGroup
 
 if TYPE_CHECKING:
     from moxserve.client import Client, ListedModel
@@ -40,9 +44,21 @@ or the server finds that it is; 4 server unreachable.
 """
 
 
-@click.group()
+_ZOO = {
+    "list": ("moxserve.cli.zoo:list_networks", "List the networks that training builds by name."),
+    "show": ("moxserve.cli.zoo:show_network", "Tell what a network is: size, cost, options, checkpoints that fit."),
+    "check": ("moxserve.cli.zoo:check_network", "Tell what of a network a checkpoint gives."),
+    "convert": ("moxserve.cli.zoo:convert_weights", "Make a checkpoint of weights that others published."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=_ZOO)
 def models() -> None:
-    """Show and change what a running server serves."""
+    """Show the networks of the model zoo; show and change what a running server serves.
+
+    list, show, check and convert are about networks that training builds by name, and checkpoints for them; status and
+    reload ask a server.
+    """
 
 
 _timeout = click.option(
@@ -61,7 +77,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(
     grpc_address: str | None, rest_url: str | None, names: tuple[str, ...], ready: bool, timeout_s: float, as_json: bool
 ) -> None:
-    """Tell versions and states of the models.
+    """Tell versions and states of a server's models.
 
     MODEL is NAME or NAME:VERSION; without it all models are told. TensorFlow Serving does not list its models: name
     them. Labels are told over REST.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -20,7 +20,8 @@ from moxserve.file import atomic_write
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.nets.catalog import NETWORKS, Network, network
-from moxserve.tensorflow.nets.factory import get_model_fn
+from moxserve.tensorflow.nets.checkpoints.published import APPLICATIONS, SLIM
+from moxserve.tensorflow.nets.factory import get_model_fn, network_options
 from moxserve.tensorflow.preprocessing.keys import preprocessing_of
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "LayerSummary",
     "NetworkSummary",
     "VariableSummary",
+    "facts",
     "figures",
     "summarize",
     "summarize_graph",
@@ -172,20 +174,54 @@ def figures(name: str) -> Figures:
 
 @cache
 def _table() -> dict[str, Figures]:
-    return {name: Figures(**row) for name, row in json.loads(_FIGURES.read_text()).items()}
+    known = [field.name for field in fields(Figures)]
+    rows = json.loads(_FIGURES.read_text())
+    return {name: Figures(**{key: row[key] for key in known}) for name, row in rows.items()}
 
 
 def write_figures(path: Path = _FIGURES, names: Iterable[str] = tuple(NETWORKS)) -> None:
-    """Build networks and write the table that `figures` reads; this takes a minute for all.
+    """Build networks and write the table that `figures` and the command line read; this takes a minute for all.
 
     Args:
         path: of the JSON file.
         names: which networks; the rows of others stay.
     """
     rows = json.loads(path.read_text()) if path.exists() else {}
-    rows |= {name: asdict(summarize(name).figures) for name in names}
+    rows |= {name: facts(summarize(name)) for name in names}
     lines = ",\n".join(f'  "{name}": {json.dumps(rows[name])}' for name in NETWORKS if name in rows)
     atomic_write(path, f"{{\n{lines}\n}}\n")
+
+
+def facts(summary: NetworkSummary) -> dict[str, Any]:
+    """Return what the table has of a network: its sums, its row of the catalog, its options.
+
+    The command line tells them without TensorFlow.
+    """
+    row = summary.row
+    archive, note = SLIM.get(row.name, (None, ""))
+    return {
+        **asdict(summary.figures),
+        "image_size": row.image_size,
+        "channels": row.channels,
+        "num_classes": row.num_classes,
+        "labels_offset": row.labels_offset,
+        "scope": row.scope,
+        "logits_pattern": row.logits_pattern,
+        "preprocessing": summary.preprocessing,
+        "paper": row.paper,
+        "slim_checkpoint": archive,
+        "slim_checkpoint_note": note,
+        "keras_application": APPLICATIONS.get(row.name),
+        "variables": len(summary.variables),
+        "first_variable": [summary.variables[0].name, list(summary.variables[0].shape)],
+        "last_variable": [summary.variables[-1].name, list(summary.variables[-1].shape)],
+        "options": {key: _told(value) for key, value in network_options(row.name).items()},
+    }
+
+
+def _told(value: Any) -> str:
+    """Write the default of an option as in Python, a function by its name."""
+    return value.__name__ if callable(value) else repr(value)
 
 
 def summarize(

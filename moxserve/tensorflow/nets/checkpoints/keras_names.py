@@ -88,13 +88,13 @@ def _nasnet(cells: int) -> tuple[Rule, ...]:
     """Rules of a NASNet with as many normal cells before each of its reductions."""
 
     def place(cell: str) -> tuple[str, str]:
-        """Return kind and number of a cell in Keras, which counts normal cells and reductions together."""
+        """Return kind and number of a cell in Keras, which counts the first reduction among the normal cells."""
         kind, _, number = cell.rpartition("_")
         if kind == "cell_stem":
             return "reduction", f"stem_{int(number) + 1}"
         if kind == "reduction_cell":
             return "reduction", f"reduce_{cells * (int(number) + 1)}"
-        return "normal", str(int(number) + int(number) // cells)
+        return "normal", str(int(number) + (int(number) >= cells))
 
     def inside(name: str, *, prefixed: bool = True) -> Callable[[re.Match[str]], str]:
         def make(match: re.Match[str]) -> str:
