@@ -167,19 +167,24 @@ def test_list(run_moxserve: Run, work: Path):
     assert (
         done.stdout
         == """\
-PIPELINE                      RUN                 MODEL          DESCRIPTION
-pipelines/custom_model.yaml   train_and_evaluate  function       A model_fn of your own
-pipelines/digits.yaml         train_and_evaluate  lenet          LeNet on real handwritten digits, exported for serving
-pipelines/digits_pruned.yaml  train_and_evaluate  lenet          LeNet of which 80 % is pruned while it is trained
-pipelines/digits_qat.yaml     train_and_evaluate  lenet          LeNet trained for int8, exported with the ranges \
+PIPELINE                          RUN                 MODEL          DESCRIPTION
+pipelines/custom_model.yaml       train_and_evaluate  function       A model_fn of your own
+pipelines/digits.yaml             train_and_evaluate  lenet          LeNet on real handwritten digits, exported \
+for serving
+pipelines/digits_pruned.yaml      train_and_evaluate  lenet          LeNet of which 80 % is pruned while it is trained
+pipelines/digits_qat.yaml         train_and_evaluate  lenet          LeNet trained for int8, exported with the ranges \
 that it learned
-pipelines/digits_resnet.yaml  train_and_evaluate  resnet_v1_20   ResNet v1 of 20 layers on real handwritten digits, \
-exported for serving
-pipelines/mnist_softmax.yaml  train               mnist_softmax  One linear layer on MNIST-format files
-pipelines/wide_and_deep.yaml  train_and_evaluate  wide_and_deep  Wide & deep on a real survey, exported with \
+pipelines/digits_resnet.yaml      train_and_evaluate  resnet_v1_20   ResNet v1 of 20 layers on real handwritten \
+digits, exported for serving
+pipelines/mnist_softmax.yaml      train               mnist_softmax  One linear layer on MNIST-format files
+pipelines/textures_pretrain.yaml  train_and_evaluate  network        MobileNet v1 (0.25) on three real textures, to \
+start others from
+pipelines/textures_transfer.yaml  train_and_evaluate  network        MobileNet v1 (0.25) moved from three real \
+textures to three others, exported for serving
+pipelines/wide_and_deep.yaml      train_and_evaluate  wide_and_deep  Wide & deep on a real survey, exported with \
 tf.Example signatures
-pipelines/wrong.yaml                                             not valid: missing stage 'input'; write for example \
-`input: {plugin: image_folder, train_dir: DIR, eval_dir: DIR, batch_size: 32}` (and 3 more)
+pipelines/wrong.yaml                                                 not valid: missing stage 'input'; write for \
+example `input: {plugin: image_folder, train_dir: DIR, eval_dir: DIR, batch_size: 32}` (and 3 more)
 """
     )
     assert [f["path"] for f in json.loads(run_moxserve("pipeline", "list", "--json", cwd=work).stdout)][-1] == (

@@ -29,7 +29,8 @@ def test_list_one_slot(run_moxserve: Run, tmp_path: Path):
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["PLUGIN", "SOURCE", "WHAT"]
     assert [line.split()[0] for line in lines[1:]] == [
-        "model.function", "model.lenet", "model.mnist_softmax", "model.resnet_v1_20", "model.wide_and_deep",
+        "model.function", "model.lenet", "model.mnist_softmax", "model.network",
+        "model.resnet_v1_20", "model.wide_and_deep",
     ]  # fmt: skip
     assert "slim's LeNet: two convolutions" in lines[2]
 

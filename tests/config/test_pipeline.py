@@ -128,11 +128,11 @@ def test_every_mistake_at_once():
         ),
         (
             ("model: {plugin: lenet}", "model: {num_classes: 3}"),
-            "p.yaml:3:1: model: missing key 'plugin'; one of function, lenet, mnist_softmax, resnet_v1_20, wide_and_deep, or module:Class\n    model: {num_classes: 3}\n    ^",
+            "p.yaml:3:1: model: missing key 'plugin'; one of function, lenet, mnist_softmax, network, resnet_v1_20, wide_and_deep, or module:Class\n    model: {num_classes: 3}\n    ^",
         ),
         (
             ("plugin: lenet", "plugin: adam"),
-            "p.yaml:3:17: model.plugin: no model plugin 'adam'; known: function, lenet, mnist_softmax, resnet_v1_20, wide_and_deep\n    model: {plugin: adam}\n                    ^",
+            "p.yaml:3:17: model.plugin: no model plugin 'adam'; known: function, lenet, mnist_softmax, network, resnet_v1_20, wide_and_deep\n    model: {plugin: adam}\n                    ^",
         ),
         (("  learning_rate: 1e-3\n", ""), "p.yaml:4:1: optimizer: missing key 'learning_rate': Step size.\n    optimizer:\n    ^"),
         (

@@ -20,6 +20,9 @@ class ImageFolder(BatchedInput):
 
     train_dir: ExistingDir | None = Field(default=None, description="Folder of the training images.")
     eval_dir: ExistingDir | None = Field(default=None, description="Folder of the images to evaluate and predict.")
+    classes: list[str] | None = Field(
+        default=None, min_length=2, description="Take only these classes, in this order; by default all."
+    )
     image_size: tuple[int, int] | None = Field(
         default=None,
         description="[height, width] to resize to; by default that of the first image, which all must have.",

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moxserve.errors import DataError
+from moxserve.errors import DataError, did_you_mean
 from moxserve.file import exists, scan_dir
 from moxserve.file.labels import LABELS_FILE, check_folders, read_labels
 from moxserve_plugins.image_folder.header import image_shape
@@ -77,7 +77,7 @@ def index_folders(config: ImageFolder, problems: list[tuple[str, str]] | None = 
         if path is None:
             continue
         try:
-            folders[part] = _index(path, part)
+            folders[part] = _index(path, part, config.classes)
         except DataError as error:
             found.append((f"{part}_dir", error.message))
     if len(folders) == 2 and folders["train"].labels != folders["eval"].labels:
@@ -99,11 +99,11 @@ def _shape(config: ImageFolder, file: str) -> tuple[int, int, int]:
     return (*size, config.channels or channels)
 
 
-def _index(path: str, part: str) -> Folder:
+def _index(path: str, part: str, chosen: Sequence[str] | None) -> Folder:
     names = sorted(entry.name for entry in scan_dir(path) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{path!r} holds no class folder; expected {path}/<label>/*.png or *.jpg")
-    labels = _labels(path, names)
+    labels = _chosen(_labels(path, names), path, chosen)
     files: list[str] = []
     classes: list[int] = []
     for index, label in enumerate(labels):
@@ -116,6 +116,18 @@ def _index(path: str, part: str) -> Folder:
     if not files:
         raise DataError(f"{path!r} holds no image ({', '.join(EXTENSIONS)}) in its class folders")
     return Folder(path, labels, files, classes)
+
+
+def _chosen(labels: tuple[str, ...], path: str, chosen: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the classes that are asked for, in that order; None is for all."""
+    if chosen is None:
+        return labels
+    for label in chosen:
+        if label not in labels:
+            raise DataError(f"{path!r} has no class {label!r}, which classes names; {did_you_mean(label, labels)}")
+    if len(set(chosen)) != len(chosen):
+        raise DataError(f"classes names one of {', '.join(chosen)} twice")
+    return tuple(chosen)
 
 
 def _images(folder: str) -> list[str]:

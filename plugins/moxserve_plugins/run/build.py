@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moxserve.pipeline.slots import RunJob
+from moxserve_plugins.run.config import PATTERNS
 
 if TYPE_CHECKING:
     from moxserve.tensorflow.executor.spec import RunResult
@@ -26,7 +29,7 @@ def train(config: Train, job: RunJob) -> RunResult:
         for name, value in (("save_model_steps", config.save_model_steps), ("save_model_secs", config.save_model_secs))
         if value is not None
     }
-    with tf.Graph().as_default() as graph:
+    with _patterns(config), tf.Graph().as_default() as graph:
         graph.seed = config.seed  # the run's own graph takes it over
         result: RunResult = mox.run(
             input_fn=job.data.input_fn,
@@ -43,3 +46,19 @@ def train(config: Train, job: RunJob) -> RunResult:
             **schedule,
         )
     return result
+
+
+@contextmanager
+def _patterns(config: Train) -> Iterator[None]:
+    """Set the flags of the patterns that are given, for this training only."""
+    from moxserve.tensorflow import get_flag, set_flag
+
+    given = {name: getattr(config, name) for name in PATTERNS if getattr(config, name)}
+    before = {name: get_flag(name) for name in given}
+    try:
+        for name, patterns in given.items():
+            set_flag(name, ",".join(patterns))
+        yield
+    finally:
+        for name, value in before.items():
+            set_flag(name, value)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from moxserve.config.models import OutputPath
 from moxserve.pipeline.slots import RunJob, RunPlugin, RunReport
 
-__all__ = ["Evaluate", "Predict", "Train", "TrainAndEvaluate"]
+__all__ = ["PATTERNS", "Evaluate", "Predict", "Train", "TrainAndEvaluate"]
+
+# Parameters of a training that are flags of `mox.run`.
+PATTERNS = (
+    "checkpoint_include_patterns",
+    "checkpoint_exclude_patterns",
+    "trainable_include_patterns",
+    "trainable_exclude_patterns",
+)
 
 
 class _Logged(RunPlugin):
@@ -26,6 +35,19 @@ class Train(_Logged):
     checkpoint_path: str | None = Field(
         default=None, description="Checkpoint, or folder of one, to start from when log_dir holds none."
     )
+    checkpoint_include_patterns: list[str] = Field(
+        default=[], description="Take only variables of checkpoint_path whose names contain one of these patterns."
+    )
+    checkpoint_exclude_patterns: list[str] = Field(
+        default=[],
+        description="Leave out variables of checkpoint_path whose names contain one; global_step counts from 0 then.",
+    )
+    trainable_include_patterns: list[str] = Field(
+        default=[], description="Train only variables whose names contain one of these patterns."
+    )
+    trainable_exclude_patterns: list[str] = Field(
+        default=[], description="Keep variables whose names contain one of these patterns as they are."
+    )
     save_summary_steps: int = Field(default=100, ge=1, description="Steps from one TensorBoard summary to the next.")
     save_model_steps: int | None = Field(default=None, ge=1, description="Steps from one checkpoint to the next.")
     save_model_secs: float | None = Field(
@@ -34,6 +56,18 @@ class Train(_Logged):
     seed: int | None = Field(
         default=None, ge=0, description="Of initial weights, dropout and all other random operations; drawn if absent."
     )
+
+    @field_validator(*PATTERNS)
+    @classmethod
+    def _are_patterns(cls, values: list[str]) -> list[str]:
+        for value in values:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"{value!r} is no regular expression: {error}") from None
+            if not value.strip() or "," in value:
+                raise ValueError(f"expected patterns without commas, got {value!r}; give several as a list")
+        return values
 
     def run(self, job: RunJob) -> RunReport:
         """Train; see RunPlugin."""
