@@ -26,7 +26,7 @@ Examples:
   moxserve models list --format markdown
 
 \b
-PATTERN is a shell pattern, or a part of the name. Parameters are the trained ones, at the classes shown.
+PATTERN is a name, a part of one, or a shell pattern. Parameters are the trained ones, at the classes shown.
 GFLOPs are of one image of the size shown; a multiplication and an addition are two.
 """
 
@@ -89,11 +89,10 @@ def list_networks(patterns: Sequence[str], sort: str, form: str, as_json: bool) 
     if as_json:
         echo_json({"networks": rows})
         return
-    cells = [_cells(row) for row in rows]
     if form == "markdown":
-        _echo_markdown(cells)
+        _echo_markdown(rows)
         return
-    echo_table(_HEADINGS, cells, right=_HEADINGS[1:6])
+    echo_table(_HEADINGS, [_cells(row) for row in rows], right=_HEADINGS[1:6])
 
 
 _SORTS = {"parameters": "trainable_parameters", "flops": "flops"}
@@ -119,12 +118,20 @@ def _year(paper: str) -> str:
     return found[0] if found else ""
 
 
-def _echo_markdown(cells: Sequence[Sequence[str]]) -> None:
+def _echo_markdown(rows: Sequence[Mapping[str, Any]]) -> None:
     headings = ["Name", "Size", "Classes", "Offset", "Parameters", "GFLOPs", "Preprocessing", "Paper"]
     click.echo("| " + " | ".join(headings) + " |")
     click.echo("| " + " | ".join("---:" if 0 < i < 6 else "---" for i in range(len(headings))) + " |")
-    for row in cells:
-        click.echo("| " + " | ".join([f"`{row[0]}`", *row[1:]]) + " |")
+    for row in rows:
+        name, *rest, _ = _cells(row)
+        click.echo("| " + " | ".join([f"`{name}`", *rest, _cited(row["paper"])]) + " |")
+
+
+def _cited(paper: str) -> str:
+    """Return authors and year, which stand in a paper's first parentheses, with a link where there is one."""
+    title, _, cited = paper.partition(" (")
+    found = re.match(r"([^;)]+?), arXiv:([\d.]+)", cited)
+    return f"[{found[1]}](https://arxiv.org/abs/{found[2]})" if found else cited.partition(")")[0] or title
 
 
 @cache
@@ -166,7 +173,8 @@ def _picked(patterns: Sequence[str]) -> list[dict[str, Any]]:
         return list(_networks().values())
     wanted: set[str] = set()
     for pattern in patterns:
-        glob = pattern if re.search(r"[*?\[]", pattern) else f"*{pattern}*"
+        exact = pattern in _networks() or re.search(r"[*?\[]", pattern)
+        glob = pattern if exact else f"*{pattern}*"
         fitting = {name for name in _networks() if fnmatchcase(name, glob.lower())}
         if not fitting:
             _network(pattern)  # tells what is near
