@@ -145,7 +145,9 @@ def normalize(x: Any, norm: Normalization, training: bool, data_format: Format) 
 
 
 def _average(name: str, channels: int, dtype: Any, initializer: Any) -> Any:
-    return model_variable(name, [channels], dtype, initializer, trainable=False)
+    with tf1.variable_scope(tf1.get_variable_scope(), auxiliary_name_scope=False) as scope:
+        scope.set_partitioner(None)  # an average is assigned to as one
+        return model_variable(name, [channels], dtype, initializer, trainable=False)
 
 
 def _make_variables(x: Any, norm: Normalization, channels: int) -> Normalized:

@@ -110,7 +110,7 @@ class Layers:
 
         Args:
             name: of the scope.
-            values: ignored by TensorFlow's graph mode; for symmetry with its function.
+            values: tensors that it is opened for, of one graph.
         """
         with tf1.variable_scope(name, values=values) as scope:
             yield scope
@@ -320,8 +320,8 @@ class Layers:
     def flatten(self, x: Any, name: str = "Flatten") -> Any:
         """Return `[B, …]` as `[B, all the rest]`."""
         with self.scope(name, [x]) as scope:
-            rest = x.shape[1:].num_elements()
-            y = tf.reshape(x, [-1 if x.shape[0] is None else x.shape[0], -1 if rest is None else rest])
+            rest, rows = x.shape[1:].num_elements(), x.shape[0]
+            y = tf.reshape(x, [tf.shape(x)[0] if rows is None else rows, -1 if rest is None else rest])
             return self._collected(y, "flatten", scope)
 
     def softmax(self, x: Any, name: str = "softmax") -> Any:

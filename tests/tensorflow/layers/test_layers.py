@@ -261,6 +261,20 @@ def test_half_precision_stores_and_averages_float32(dtype: Any, fused: bool) -> 
     assert all(np.isfinite(v).all() for v in values)
 
 
+def test_partitioned_variables_and_unknown_sizes() -> None:
+    x = tf1.placeholder(tf.float32, [None, None, None, 4])
+    layers = Layers(training=True, weight_decay=0.5, norm=Normalization(scale=True))
+    with tf1.variable_scope("net", partitioner=tf1.fixed_size_partitioner(2)):
+        y = layers.flatten(layers.conv2d(x, 6, 4, "conv1"))
+    assert "net/conv1/weights/part_1" in names()
+    assert "net/conv1/BatchNorm/moving_mean" in names()
+    assert y.shape.as_list() == [None, None]
+    with tf1.Session() as session:
+        session.run(tf1.global_variables_initializer())
+        values, *_ = session.run([y, tf1.get_collection(KEYS.UPDATE_OPS)], {x: IMAGES})
+    assert values.shape == (2, 9 * 8 * 6)
+
+
 def test_wrong_arguments_are_told_with_the_layer() -> None:
     layers, x = Layers(training=True), tf.constant(IMAGES)
     with pytest.raises(UsageError, match="'NHCW'; did you mean 'NHWC'"):
