@@ -6,8 +6,8 @@ and TensorFlow folds what it can. `training` is a step of softmax cross entropy 
 batch norms. Both sides use fused batch norms, 1,000 classes, no dropout, no auxiliary classifier, no weight decay. Our
 ResNet-50 is built with `keras=True`, which puts its strides where Keras has them: slim's own does less work.
 
-The best round of each counts, because other work on the machine only ever adds time; the ratio is ours to theirs, of
-images per second: above 1 ours is faster.
+The best round of each counts, because other work on the machine only ever adds time; ratios are of images per second,
+ours to theirs: above 1 ours is faster. The aim is held against CPU time, which depends least on that other work.
 
     python benchmarks/nets.py [--networks resnet_v1_50,mobilenet_v2,inception_v3] [--batch 8] [--rounds 5] [--json FILE]
 """
@@ -187,8 +187,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"{row['network']:14s}{row['phase']:10s}{row['side']:10s}{row['gflops']:8.2f}", end="")
         print(f"{row['images_per_s']:11.2f}{row['images_per_cpu_s']:14.2f}", end="")
         if row["side"] == "moxserve":
-            met = "met" if row["ratio_wall"] >= AIM else "MISSED"
-            print(f"{row['ratio_wall']:8.3f}{row['ratio_cpu']:8.3f}  aim >= {AIM:.2f}: {met}", end="")
+            met = "met" if row["ratio_cpu"] >= AIM else "MISSED"
+            print(f"{row['ratio_wall']:8.3f}{row['ratio_cpu']:8.3f}  CPU >= {AIM:.2f}: {met}", end="")
         print(flush=True)
 
 
