@@ -13,6 +13,7 @@ from moxserve.errors import UsageError, did_you_mean
 from moxserve.tensorflow.executor.env import tf
 from moxserve.tensorflow.executor.flags import get_flag
 from moxserve.tensorflow.executor.spec import ModeKeys
+from moxserve.tensorflow.layers.images import onednn_enabled
 from moxserve.tensorflow.nets.catalog import Network, network
 from moxserve.tensorflow.nets.preprocess import Preparation, default_preprocess_fn
 from moxserve.tensorflow.preprocessing.base import check_flag, check_integer
@@ -219,18 +220,9 @@ def _check_format(name: str, run_mode: str, data_format: str) -> None:
     if data_format == "NHWC" or run_mode == ModeKeys.EXPORT:
         return
     on_gpu = bool(tf.config.list_physical_devices("GPU")) and not get_flag("clone_on_cpu")
-    if not on_gpu and not _cpu_knows_nchw():
+    if not on_gpu and not onednn_enabled():  # TensorFlow's other kernels for CPUs know NHWC only
         raise UsageError(
             f"{name}: data_format='NCHW' needs a GPU, or a CPU with TensorFlow's oneDNN kernels; neither is there",
             hint="use data_format='NHWC': the variables are the same, and checkpoints fit both. "
             "TF_ENABLE_ONEDNN_OPTS=0 switches oneDNN off; unset it where it is set",
         )
-
-
-def _cpu_knows_nchw() -> bool:
-    """Whether this TensorFlow has its oneDNN kernels switched on; only they take NCHW on CPUs."""
-    try:
-        from tensorflow.python.util import _pywrap_util_port as port
-    except ImportError:  # a build without them
-        return False
-    return bool(port.IsMklEnabled())

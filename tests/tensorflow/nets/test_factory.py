@@ -221,7 +221,7 @@ def test_exports_of_nchw_are_built_as_nhwc_with_the_same_variables():
 
 
 def test_nchw_is_refused_where_nothing_could_run_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(factory, "_cpu_knows_nchw", lambda: False)
+    monkeypatch.setattr(factory, "onednn_enabled", lambda: False)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
     with pytest.raises(UsageError, match="NCHW' needs a GPU, or a CPU with TensorFlow's oneDNN kernels"):
         mox.get_model_fn("lenet", "TRAIN", 10, data_format="NCHW")
