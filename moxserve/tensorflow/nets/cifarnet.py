@@ -66,9 +66,13 @@ def cifarnet(
 
 
 def _normalised(layers: Layers, net: Any, name: str) -> Any:
-    """Divide each value by a root of the squares of the 9 channels around it; TensorFlow does so channels last only."""
+    """Divide each value by a root of the squares of the 9 channels around it.
+
+    TensorFlow does so channels last only; of half precision, in which squares overflow, on some devices only.
+    """
     first = layers.data_format == "NCHW"
     with tf1.name_scope(name):
-        net = tf.transpose(net, [0, 2, 3, 1]) if first else net
-        net = tf.nn.lrn(net, 4, bias=1.0, alpha=0.001 / 9.0, beta=0.75)
-        return tf.transpose(net, [0, 3, 1, 2]) if first else net
+        wide = tf.cast(net, tf.float32)
+        wide = tf.transpose(wide, [0, 2, 3, 1]) if first else wide
+        wide = tf.nn.lrn(wide, 4, bias=1.0, alpha=0.001 / 9.0, beta=0.75)
+        return tf.cast(tf.transpose(wide, [0, 3, 1, 2]) if first else wide, net.dtype)

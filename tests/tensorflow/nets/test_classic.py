@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import moxserve.tensorflow as mox
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.nets.alexnet import alexnet_v2
@@ -113,6 +114,16 @@ class TestSmall:
         around = sum(squares[..., k : k + 64] for k in range(9))
         np.testing.assert_allclose(normalised, pooled / (1 + 0.001 / 9 * around) ** 0.75, rtol=1e-5, atol=1e-7)
 
+    @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16], ids=["float16", "bfloat16"])
+    def test_half_precision(self, dtype: Any) -> None:
+        """There is no kernel of the normalisation for each dtype, and squares of 300 are beyond float16."""
+        wide, _ = cifarnet(images(8) * 300, EVAL)
+        with tf1.variable_scope("", reuse=True), mox.var_scope(force_dtype=tf.float32):
+            narrow, _ = cifarnet(tf.cast(images(8) * 300, dtype), EVAL)
+        assert narrow.dtype == dtype
+        a, b = values(wide, tf.cast(narrow, tf.float32))
+        np.testing.assert_allclose(b, a, atol=0.05 * a.std())
+
 
 class TestDropout:
     """Units are dropped in training only, and how many is an option."""
@@ -197,6 +208,7 @@ class TestLarge:
         assert list(one) == list(two)
         assert one["alexnet_v2/conv1"] is not two["alexnet_v2/conv1"]
 
+    @pytest.mark.slow
     def test_biases_begin_as_slims_do(self) -> None:
         alexnet_v2(images(224, batch=1), EVAL)
         overfeat(images(231, batch=1), EVAL)
