@@ -264,15 +264,17 @@ def _built(row: Mapping[str, Any], keys: Sequence[str], image_size: int | None, 
     changes = {"image_size": summary.image_shape[0], "num_classes": summary.num_classes}
     report = _described({**row, **facts(summary)}, **changes)
     made: dict[str, Table] = {
-        "end_points": Table("end_points", columns("name shape:shape"), [(e.name, e.shape) for e in summary.end_points]),
+        "end_points": Table(
+            "end_points", columns("name:long shape:shape"), [(e.name, e.shape) for e in summary.end_points]
+        ),
         "layers": Table(
             "layers",
-            columns("name kind kernel:shape shape:shape parameters:count flops:count"),
+            columns("name:long kind kernel:shape shape:shape parameters:count flops:count"),
             [(x.name, x.kind, x.kernel, x.shape, x.parameters, x.flops) for x in summary.layers],
         ),
         "variables": Table(
             "variables",
-            columns("name shape:shape trained parameters:count"),
+            columns("name:long shape:shape trained parameters:count"),
             [(v.name, v.shape, "yes" if v.trainable else "no", v.size) for v in summary.variables],
         ),
     }
