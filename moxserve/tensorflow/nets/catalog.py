@@ -6,6 +6,7 @@ those of slim's networks, so that published checkpoints fit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -399,5 +400,14 @@ def network(name: str) -> Network:
         UsageError: there is none of that name; the nearest ones are named.
     """
     if name not in NETWORKS:
-        raise UsageError(f"no network {name!r}; {did_you_mean(str(name).lower(), NETWORKS)}")
+        given = str(name).lower()
+        # `resnet50` and `vgg16` are what others call some: names with the same words and numbers come first.
+        parts = re.findall(r"[a-z]+|\d+", given)
+        alike = [known for known in NETWORKS if parts and set(parts) <= set(re.findall(r"[a-z]+|\d+", known))]
+        near = did_you_mean(given, NETWORKS) if len(alike) not in (1, 2, 3) else f"did you mean {_listed(alike)}?"
+        raise UsageError(f"no network {name!r}; {near}")
     return NETWORKS[name]
+
+
+def _listed(names: list[str]) -> str:
+    return " or ".join(repr(name) for name in names)

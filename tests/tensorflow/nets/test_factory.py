@@ -79,6 +79,9 @@ def test_meta_fits_the_networks_variables(name: str, shared_dir: Path):
     ("arguments", "message"),
     [
         ({"name": "resnet_v1_51"}, "no network 'resnet_v1_51'; did you mean 'resnet_v1_50'"),
+        ({"name": "resnet50"}, "did you mean 'resnet_v1_50' or 'resnet_v1_50_8k' or 'resnet_v2_50'?"),
+        ({"name": "VGG16"}, "did you mean 'vgg_16' or 'vgg_16_bn'?"),
+        ({"name": "efficientnet"}, "no network 'efficientnet'; "),
         ({"run_mode": "train"}, "run_mode='train' is no mode; did you mean 'TRAIN'"),
         ({"num_classes": 0}, "lenet: num_classes must be an integer of at least 1, got 0"),
         ({"weight_decay": -1}, "lenet: weight_decay must be a number of at least 0, got -1"),
