@@ -182,6 +182,17 @@ def test_partitioned_variables_are_restored_whole_and_in_parts(session: Any, tmp
 # -- the folder
 
 
+def test_variables_that_begin_as_the_same_tensor_get_values_of_their_own(session: Any, tmp_path: Path) -> None:
+    beginning = tf.constant([0.0, 0.0])
+    variables = [tf1.get_variable(name, initializer=beginning) for name in ("one", "other")]
+    session.run([v.initializer for v in variables], {beginning: [1.0, 2.0]})
+    session.run(variables[1].assign([3.0, 4.0]))
+    prefix = tf1.train.Saver().save(session, str(tmp_path / "model.ckpt"))
+    session.run([v.initializer for v in variables])
+    restore(session, prefix, variables)
+    np.testing.assert_array_equal(session.run(variables), [[1, 2], [3, 4]])
+
+
 def test_the_last_five_stay(session: Any, tmp_path: Path) -> None:
     save(session, tmp_path, *range(1, 9))
     assert steps_in(tmp_path) == [4, 5, 6, 7, 8]

@@ -24,6 +24,7 @@ __all__ = ["CheckpointReport", "Match", "Misfit", "RestoreRules", "listed", "mat
 AVERAGE = "ExponentialMovingAverage"
 _LISTED = 8  # names told of a group
 _TOLD = 20  # missing variables that are told one a line
+_RESTORED_AT_ONCE = 64 << 20  # bytes of values held in memory before variables take them
 
 
 @dataclass(frozen=True)
@@ -227,15 +228,29 @@ class Match:
         Raises:
             CheckpointError: a value cannot be read.
         """
+        # What a run costs grows with the graph, not with what it computes: one a variable would be quadratic.
+        operations: list[Any] = []
+        values: dict[Any, Any] = {}
+        size = 0
         for variable, name, part in self.values:
-            try:
-                value: np.ndarray = self.reader.get_tensor(name)
-            except (tf.errors.OpError, ValueError, IndexError) as error:
-                raise CheckpointError(
-                    f"checkpoint {self.report.path!r}: the value of {name!r} cannot be read: {first_line(error)}",
-                    hint="it is damaged or cut off: copy it again",
-                ) from error
-            session.run(variable.initializer, {variable.initializer.inputs[1]: value if part is None else value[part]})
+            initial = variable.initializer.inputs[1]
+            if initial in values or size >= _RESTORED_AT_ONCE:  # two variables may begin as the same tensor
+                session.run(operations, values)
+                operations, values, size = [], {}, 0
+            value = self._read(name)
+            values[initial] = value if part is None else value[part]
+            size += np.asarray(value).nbytes
+            operations.append(variable.initializer)
+        session.run(operations, values)
+
+    def _read(self, name: str) -> Any:
+        try:
+            return self.reader.get_tensor(name)
+        except (tf.errors.OpError, ValueError, IndexError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.report.path!r}: the value of {name!r} cannot be read: {first_line(error)}",
+                hint="it is damaged or cut off: copy it again",
+            ) from error
 
 
 def match(prefix: str, variables: Iterable[Any], rules: RestoreRules) -> Match:
