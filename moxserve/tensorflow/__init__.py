@@ -43,6 +43,7 @@ from moxserve.tensorflow.executor import (
     set_flag,
     var_scope,
 )
+from moxserve.tensorflow.executor.checkpoint import load_checkpoint
 from moxserve.tensorflow.feature_columns import FeatureColumns, Features, feature_columns
 from moxserve.tensorflow.nets import NetworkKeys, default_preprocess_fn, get_model_fn, get_model_meta
 from moxserve.tensorflow.optimizer import get_optimizer_fn
@@ -90,6 +91,7 @@ __all__ = [
     "get_model_meta",
     "get_optimizer_fn",
     "get_tfrecord",
+    "load_checkpoint",
     "load_op_library",
     "make_example",
     "over_all_rows",
