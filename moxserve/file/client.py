@@ -27,6 +27,7 @@ from moxserve.file.errors import (
     MoxFileConnectionException,
     MoxFileObjectNotExistsException,
     MoxFilePermissionException,
+    MoxFileReadException,
     MoxFileRespException,
     Response,
 )
@@ -44,6 +45,10 @@ _AGAIN_CODES = {
     "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests",
     "TooManyRequestsException",
 }  # fmt: skip
+_WITH_CONTENT = {
+    "CompleteMultipartUpload", "CopyObject", "CreateMultipartUpload", "DeleteObjects", "ListMultipartUploads",
+    "ListObjectsV2", "UploadPartCopy",
+}  # fmt: skip
 _GONE = {"404", "NoSuchKey", "NotFound"}
 _CONFLICT = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _MAY_NOT = "these credentials may not do that; listing, reading, writing and deleting objects is needed"
@@ -58,6 +63,10 @@ _HINTS = {
     "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_REGION",
     "NotImplemented": "the store lacks an operation of S3 that is needed here (conditional writes, copies)",
 }
+
+
+class _CutOffError(Exception):
+    """An answer that should be read whole is shorter than it says."""
 
 
 class ConflictError(MoxFileRespException):
@@ -103,6 +112,34 @@ class Store:
         wait = self.wait(attempts)
         asked = str(answer.headers.get("Retry-After", ""))
         return max(wait, min(float(asked), _LONGEST_WAIT_S)) if asked.isdecimal() else wait
+
+    def ask(self, url: str, operation: str, **parameters: Any) -> Any:
+        """Call an operation of boto3's client, again if the answer arrives broken.
+
+        Args:
+            url: what it is about, for messages.
+            operation: its name in boto3.
+            parameters: of the operation.
+
+        Raises:
+            MoxFileReadException: the answer never came whole.
+            MoxFileRespException: as `telling` says, like its other errors.
+        """
+        from botocore.parsers import ResponseParserError
+
+        call = getattr(self.client, operation)
+        attempt = 1
+        while True:
+            try:
+                with self.telling(url):
+                    return call(**parameters)
+            except (ResponseParserError, _CutOffError) as error:
+                if attempt >= self.attempts:
+                    told = _clean(first_line(error), self.secrets)
+                    response = Response(200, "OK", type(error).__name__, told)
+                    raise MoxFileReadException(response, f"{url}: the store's answer makes no sense: {told}") from None
+            self.pause(attempt)
+            attempt += 1
 
     @contextlib.contextmanager
     def telling(self, url: str) -> Iterator[None]:
@@ -192,6 +229,8 @@ def _connect(settings: Connection, url: str) -> Store:
     events = client.meta.events
     events.register_last("needs-retry.s3", store.again, unique_id="moxserve-again")
     events.register("before-call.s3.DeleteObjects", _with_md5)
+    events.register_last("before-call.s3", _at_once)
+    events.register("after-call.s3", _check_whole)
     if not settings.long_connections:
         events.register("before-send.s3", _close_after)
     return store
@@ -240,6 +279,23 @@ def _with_md5(params: dict[str, Any], **_: Any) -> None:
     digest = hashlib.md5(data, usedforsecurity=False).digest()
     params["headers"]["Content-MD5"] = b64encode(digest).decode()
     params.get("context", {}).get("checksum", {}).pop("request_algorithm", None)
+
+
+def _at_once(params: dict[str, Any], **_: Any) -> None:
+    """Send small bodies with the request, not after the store has agreed: one round trip less."""
+    if isinstance(params.get("body"), (bytes, bytearray)):
+        params["headers"].pop("Expect", None)
+
+
+def _check_whole(http_response: Any, model: Any, **_: Any) -> None:
+    """Refuse an answer that ended early: botocore takes an empty one for an empty list."""
+    if model.has_streaming_output or http_response.status_code >= 300 or model.http["method"] == "HEAD":
+        return
+    announced, content = http_response.headers.get("Content-Length", ""), http_response.content
+    if str(announced).isdecimal() and int(announced) != len(content):
+        raise _CutOffError(f"{model.name}: {len(content)} of {announced} bytes came")
+    if not content and model.name in _WITH_CONTENT:
+        raise _CutOffError(f"{model.name}: the answer is empty")
 
 
 def _close_after(request: Any, **_: Any) -> None:

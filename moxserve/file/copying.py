@@ -203,7 +203,7 @@ def _listed_name(source: Place, name: Url) -> str:
     text = text.removeprefix(base)
     if not source.remote:
         text = os.path.normpath(text)
-    if not text or text.startswith("/") or "://" in text or ".." in text.split("/"):
+    if text in ("", ".") or text.startswith("/") or "://" in text or ".." in text.split("/"):
         raise UsageError(f"file_list: {text!r} is no path relative to {source.path!r}")
     return text
 

@@ -141,8 +141,7 @@ class Upload:
         self.token = uuid.uuid4().hex
         about["Metadata"] = {**about.get("Metadata", {}), WRITER: self.token}
         about.pop("ContentMD5", None)
-        with store.telling(url):
-            self.id = store.client.create_multipart_upload(Bucket=bucket, Key=key, **about)["UploadId"]
+        self.id = store.ask(url, "create_multipart_upload", Bucket=bucket, Key=key, **about)["UploadId"]
         self._parts: list[dict[str, Any]] = []
 
     def send(self, pieces: Sequence[Piece | Copied], part_bytes: int, copy_bytes: int) -> None:
@@ -175,28 +174,29 @@ class Upload:
             "UploadId": self.id,
             "PartNumber": number,
         }
-        client = self._store.client
-        with self._store.telling(self._url):
-            if isinstance(part, Piece):
-                etag = client.upload_part(Body=part.body(), **where)["ETag"]
-            else:
-                answer = client.upload_part_copy(
-                    CopySource={"Bucket": part.bucket, "Key": part.key},
-                    CopySourceIfMatch=part.etag,
-                    CopySourceRange=f"bytes={part.start}-{part.start + part.size - 1}",
-                    **where,
-                )
-                etag = answer["CopyPartResult"]["ETag"]
+        if isinstance(part, Piece):
+            etag = self._store.ask(self._url, "upload_part", Body=part.body(), **where)["ETag"]
+        else:
+            answer = self._store.ask(
+                self._url,
+                "upload_part_copy",
+                CopySource={"Bucket": part.bucket, "Key": part.key},
+                CopySourceIfMatch=part.etag,
+                CopySourceRange=f"bytes={part.start}-{part.start + part.size - 1}",
+                **where,
+            )
+            etag = answer["CopyPartResult"]["ETag"]
         return {"ETag": etag, "PartNumber": number}
 
     def complete(self, condition: Mapping[str, str]) -> str:
         """Make the object visible; returns its ETag."""
-        with self._store.telling(self._url):
-            answer = self._store.client.complete_multipart_upload(
-                Bucket=self._bucket,
-                Key=self._key,
-                UploadId=self.id,
-                MultipartUpload={"Parts": self._parts},
-                **condition,
-            )
+        answer = self._store.ask(
+            self._url,
+            "complete_multipart_upload",
+            Bucket=self._bucket,
+            Key=self._key,
+            UploadId=self.id,
+            MultipartUpload={"Parts": self._parts},
+            **condition,
+        )
         return str(answer.get("ETag", ""))

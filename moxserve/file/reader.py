@@ -154,13 +154,12 @@ class ObjectReader(io.RawIOBase):
 
     def _move(self, wanted: int) -> None:
         """Make the body stand at the position."""
-        if self._body is not None and self._body_at != self._at:
-            gap = self._at - self._body_at
-            if 0 < gap <= _NEAR_BYTES and self._at < self._body_end:
-                self._skip(gap)
-            else:
-                self._drop()
-                self._window = _FIRST_WINDOW_BYTES
+        gap = self._at - self._body_at
+        if self._body is not None and 0 < gap <= _NEAR_BYTES and self._at < self._body_end:
+            self._skip(gap)
+        elif gap:
+            self._drop()
+            self._window = _FIRST_WINDOW_BYTES
         if self._body is None:
             self._ask(wanted)
 

@@ -136,6 +136,9 @@ class Bucket:
         """Return the URL of a key."""
         return f"{self.scheme}://{self.name}/{key}"
 
+    def _ask(self, key: str, operation: str, **parameters: Any) -> Any:
+        return self.store.ask(self.url(key), operation, Bucket=self.name, Key=key, **parameters)
+
     # What is there
 
     def pages(self, prefix: str, *, delimiter: str = "", limit: int | None = None) -> Iterator[Any]:
@@ -153,8 +156,7 @@ class Bucket:
         if size:
             asked["MaxKeys"] = size
         while True:
-            with self.store.telling(self.url(prefix)):
-                page = self._client.list_objects_v2(**asked)
+            page = self.store.ask(self.url(prefix), "list_objects_v2", **asked)
             yield page
             if limit or not page.get("IsTruncated"):
                 return
@@ -183,8 +185,7 @@ class Bucket:
     def info(self, key: str) -> ObjectInfo | None:
         """Return what the store tells of an object; None if there is none."""
         try:
-            with self.store.telling(self.url(key)):
-                head = self._client.head_object(Bucket=self.name, Key=key)
+            head = self._ask(key, "head_object")
         except MoxFileNotExistsException:
             return None
         return _info(head)
@@ -257,8 +258,7 @@ class Bucket:
         if condition:
             asked["Metadata"] = {**asked.get("Metadata", {}), WRITER: token}
         try:
-            with self.store.telling(self.url(key)):
-                answer = self._client.put_object(Bucket=self.name, Key=key, Body=data, **asked, **condition)
+            answer = self._ask(key, "put_object", Body=data, **asked, **condition)
         except MoxFileRespException as error:
             if not condition:
                 raise
@@ -369,8 +369,7 @@ class Bucket:
                 self.compose([Copied(other.name, source, found.etag, 0, found.size_bytes)], target, about=found.about)
                 return
             place = {"Bucket": other.name, "Key": source}
-            with self.store.telling(self.url(target)):
-                self._client.copy_object(Bucket=self.name, Key=target, CopySource=place)
+            self._ask(target, "copy_object", CopySource=place)
         except MoxFileRespException as error:
             if not _unsupported(error):
                 raise
@@ -383,8 +382,8 @@ class Bucket:
         """Remove objects; one that is not there is no error."""
         for first in range(0, len(keys), _DELETE_AT_ONCE):
             batch = [{"Key": key} for key in keys[first : first + _DELETE_AT_ONCE]]
-            with self.store.telling(self.url(batch[0]["Key"])):
-                answer = self._client.delete_objects(Bucket=self.name, Delete={"Objects": batch, "Quiet": True})
+            delete = {"Objects": batch, "Quiet": True}
+            answer = self.store.ask(self.url(keys[first]), "delete_objects", Bucket=self.name, Delete=delete)
             for refused in answer.get("Errors", ()):
                 raise DataError(
                     f"{self.url(refused['Key'])} could not be removed: {refused.get('Code')}: {refused.get('Message')}"
