@@ -13,7 +13,7 @@ from typing import Any
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.spec import ModelSpec
 
-__all__ = ["KERNEL_INPUTS", "GraphEdit", "Kernel", "find_kernels", "in_gradient", "variable_behind"]
+__all__ = ["KERNEL_INPUTS", "GraphEdit", "Kernel", "find_kernels", "in_gradient", "variables_behind"]
 
 # Operation -> its inputs that may be a kernel. The other input of a product may as well hold the weights.
 KERNEL_INPUTS: Mapping[str, tuple[int, ...]] = {
@@ -44,12 +44,17 @@ class Kernel:
     Attributes:
         operation: a convolution or a matrix product.
         index: which of its inputs the kernel is.
-        variable: where the kernel is stored; None when it is computed from something else.
+        variables: where the kernel is stored; several where it is put together from parts.
     """
 
     operation: Any
     index: int
-    variable: Any
+    variables: tuple[Any, ...]
+
+    @property
+    def variable(self) -> Any:
+        """The variable, or the first of several; the kernel goes by its name."""
+        return self.variables[0]
 
 
 def in_gradient(operation: Any) -> bool:
@@ -57,8 +62,10 @@ def in_gradient(operation: Any) -> bool:
     return any(part.startswith("gradients") for part in operation.name.split("/")[:-1])
 
 
-def variable_behind(tensor: Any) -> Any:
-    """Return the variable of at least two dimensions that a tensor is a view of; None when there is none."""
+def variables_behind(tensor: Any) -> tuple[Any, ...]:
+    """Return the variable of at least two dimensions that a tensor is a view of, or those that it is put together from;
+    none when there is none.
+    """
     known = {v.handle.op.name: v for v in tf1.global_variables() if hasattr(v, "handle")}
     pending, seen = [tensor], set()
     while pending:
@@ -68,12 +75,16 @@ def variable_behind(tensor: Any) -> Any:
         seen.add(current.op.name)
         found = known.get(current.op.name)
         if found is not None and found.shape.rank is not None and found.shape.rank >= 2:
-            return found
+            return (found,)
+        if current.op.type == "ConcatV2":
+            parts = [variables_behind(part) for part in current.op.inputs[:-1]]
+            if all(parts):
+                return tuple(variable for part in parts for variable in part)
         if current.op.type in _TRANSPARENT:
             pending += list(current.op.inputs)
         elif current.op.type == "AddV2" and current.op.inputs[1].op.type == "StopGradient":
             pending.append(current.op.inputs[0])  # rounded, with the gradient of what was rounded
-    return None
+    return ()
 
 
 def find_kernels(operations: Iterable[Any]) -> list[Kernel]:
@@ -83,9 +94,9 @@ def find_kernels(operations: Iterable[Any]) -> list[Kernel]:
         if operation.type not in KERNEL_INPUTS or in_gradient(operation):
             continue
         for index in KERNEL_INPUTS[operation.type]:
-            variable = variable_behind(operation.inputs[index])
-            if variable is not None:
-                found.append(Kernel(operation, index, variable))
+            variables = variables_behind(operation.inputs[index])
+            if variables:
+                found.append(Kernel(operation, index, variables))
                 break
     return found
 

@@ -60,7 +60,8 @@ class PrunedModelFn:
         Raises:
             ModelSpecError: there are none.
         """
-        every = {k.variable.op.name: k.variable for k in find_kernels(operations) if k.variable.trainable}
+        stored = [variable for kernel in find_kernels(operations) for variable in kernel.variables]
+        every = {variable.op.name: variable for variable in stored if variable.trainable}
         kept = [variable for name, variable in every.items() if not matches(name, self.options.exclude)]
         if not kept:
             found = f"exclude leaves out all of {', '.join(every)}" if every else "model_fn has none"

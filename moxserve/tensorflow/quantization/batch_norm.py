@@ -55,21 +55,22 @@ class BatchNorm:
         """Length of the vectors."""
         return self.data.shape[1 if self.data_format == "NCHW" else -1]
 
-    def moving_variables(self, edit: GraphEdit) -> tuple[Any, Any]:
-        """Return the variables of the moving mean and variance, where the batch norm uses the statistics of its batch.
+    def moving_variables(self, edit: GraphEdit) -> tuple[list[Any], list[Any]]:
+        """Return the variables of the moving mean and variance, where the batch norm uses the statistics of its batch;
+        several each where they are put together from parts.
 
         Raises:
             ModelSpecError: there are none, or they could not be found.
         """
         found = []
         for statistic, name in ((self.mean, "mean"), (self.variance, "variance")):
-            variable = _average_of(statistic, self.channels, edit)
-            if variable is None:
+            parts = _average_of(statistic, self.channels, edit)
+            if not parts:
                 raise ModelSpecError(
                     f"quantization: the moving {name} of the batch norm {self.output.op.name!r} was not found",
                     hint="keep moving averages with update operations, or leave the layer out with `exclude`",
                 )
-            found.append(variable)
+            found.append(parts)
         return found[0], found[1]
 
     def uses_batch(self, edit: GraphEdit) -> bool:
@@ -78,7 +79,7 @@ class BatchNorm:
 
     def scale_and_shift(self, edit: GraphEdit) -> tuple[Any, Any]:
         """Return the two vectors of `y = x * scale + shift`, from the moving averages."""
-        pair = [v.read_value() for v in self.moving_variables(edit)] if self.uses_batch(edit) else None
+        pair = [_read(parts) for parts in self.moving_variables(edit)] if self.uses_batch(edit) else None
         # A fine-tuning with batches' own statistics would train a model that is not the one that is exported.
         mean, variance = (tf.stop_gradient(tf.reshape(t, [-1])) for t in pair or (self.mean, self.variance))
         scale = tf1.rsqrt(variance + self.epsilon)
@@ -88,8 +89,13 @@ class BatchNorm:
         return scale, shift if self.beta is None else shift + tf.reshape(self.beta, [-1])
 
 
-def _average_of(statistic: Any, channels: int | None, edit: GraphEdit) -> Any:
-    """Follow the statistics of a batch to the variable that they are averaged in."""
+def _read(parts: list[Any]) -> Any:
+    values = [variable.read_value() for variable in parts]
+    return values[0] if len(values) == 1 else tf.concat(values, axis=-1)
+
+
+def _average_of(statistic: Any, channels: int | None, edit: GraphEdit) -> list[Any]:
+    """Follow the statistics of a batch to the variable that they are averaged in, or to those of their parts."""
     variables = {v.handle.op.name: v for v in tf1.global_variables() if hasattr(v, "handle")}
     pending, seen = [statistic], set()
     while pending:
@@ -99,10 +105,14 @@ def _average_of(statistic: Any, channels: int | None, edit: GraphEdit) -> Any:
                 continue
             seen.add(op.name)
             if op.type in _ASSIGN and op.inputs[0].op.name in variables:
-                return variables[op.inputs[0].op.name]
+                return [variables[op.inputs[0].op.name]]
+            if op.type == "Split" and channels is not None:
+                parts = [_average_of(part, channels // len(op.outputs), edit) for part in op.outputs]
+                if all(len(part) == 1 for part in parts):
+                    return [part[0] for part in parts]
             if op.type in _TO_AVERAGE and op.outputs[0].shape.num_elements() == channels:
                 pending += op.outputs
-    return None
+    return []
 
 
 def find_batch_norms(edit: GraphEdit) -> list[BatchNorm]:
@@ -126,7 +136,7 @@ def _is_per_channel(norm: BatchNorm, edit: GraphEdit) -> bool:
         return False
     if norm.uses_batch(edit) and all(t.op.type in ("Const", "Fill") for t in vectors):
         # Keras builds its layer norm of a fused batch norm, whose channels are the rows.
-        return _average_of(norm.mean, norm.channels, edit) is not None
+        return bool(_average_of(norm.mean, norm.channels, edit))
     return True
 
 

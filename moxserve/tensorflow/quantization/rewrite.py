@@ -83,7 +83,8 @@ def rewrite(edit: GraphEdit, options: Quantization, training: bool) -> Rewritten
 def _freeze(found: Layers, edit: GraphEdit) -> None:
     """Take the updates of folded batch norms' averages out of the step."""
     norms = [*(layer.norm for layer in found.layers if layer.norm is not None), *found.norms]
-    frozen = {v.handle.op.name for norm in norms if norm.uses_batch(edit) for v in norm.moving_variables(edit)}
+    averages = [average for norm in norms if norm.uses_batch(edit) for average in norm.moving_variables(edit)]
+    frozen = {variable.handle.op.name for parts in averages for variable in parts}
     updates = tf1.get_collection_ref(tf1.GraphKeys.UPDATE_OPS)
     updates[:] = [item for item in updates if not is_frozen_update(item, frozen, edit)]
     context = TowerContext.current()

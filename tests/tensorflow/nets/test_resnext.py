@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import moxserve.tensorflow as mox
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.tensorflow.layers import Layers
+from moxserve.tensorflow.layers import Layers, Normalization
 from moxserve.tensorflow.nets.base import Build
 from moxserve.tensorflow.nets.branches import build_branches
 from moxserve.tensorflow.nets.resnext import resnext
@@ -162,3 +163,42 @@ class TestBranches:
                 lambda layers, x: layers.conv2d(x, 5, 1, "one"),
                 tf.zeros([1, 3, 3, 2]),
             )
+
+    @pytest.mark.slow
+    def test_trained_for_int8_and_pruned_like_one_layer(self, tmp_path: Path) -> None:
+        """Kernels and averages that are put together from parts are found as those of one variable are."""
+
+        def model_fn(inputs: list[Any], mode: str, **kwargs: Any) -> mox.ModelSpec:
+            layers = Layers(training=mode == mox.ModeKeys.TRAIN, norm=Normalization(0.5, fused=True))
+
+            def body(layers: Layers, x: Any) -> Any:
+                return layers.conv2d(layers.conv2d(x, 4, 1, "one"), 4, 3, "two", groups=2)
+
+            with tf1.variable_scope("net"):
+                made = build_branches(layers, ["left", "right"], body, inputs[0])
+            return mox.ModelSpec(loss=tf.reduce_mean(tf.square(made - 1)), log_info={"size": tf.reduce_mean(made)})
+
+        def input_fn(mode: str, **kwargs: Any) -> Any:
+            return tf1.data.Dataset.from_tensor_slices(IMAGES).repeat().make_one_shot_iterator().get_next()
+
+        def run(name: str, wrapped: Any) -> dict[str, np.ndarray]:
+            mox.run(
+                input_fn=input_fn,
+                model_fn=wrapped,
+                optimizer_fn=lambda **kwargs: tf1.train.GradientDescentOptimizer(0.01),
+                run_mode=mox.ModeKeys.TRAIN,
+                batch_size=2,
+                max_number_of_steps=2,
+                log_dir=str(tmp_path / name),
+            )
+            reader = tf.train.load_checkpoint(str(tmp_path / name))
+            return {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
+
+        quantized = run("int8", mox.quantize_model_fn(model_fn, mox.Quantization()))
+        assert {name for name in quantized if name.startswith("quantization/")}
+        for side in ("left", "right"):  # the averages of folded batch norms stand still
+            assert (quantized[f"net/{side}/one/BatchNorm/moving_mean"] == 0).all()
+        pruned = run("pruned", mox.prune_model_fn(model_fn, mox.Pruning(end_step=1, sparsity=0.5, every_steps=1)))
+        for side in ("left", "right"):
+            assert np.mean(pruned[f"net/{side}/two/weights"] == 0) == pytest.approx(0.5)
+            assert (pruned[f"net/{side}/one/BatchNorm/moving_mean"] != 0).any()
