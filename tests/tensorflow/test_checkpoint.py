@@ -187,7 +187,7 @@ def test_variables_that_begin_as_the_same_tensor_get_values_of_their_own(session
     variables = [tf1.get_variable(name, initializer=beginning) for name in ("one", "other")]
     session.run([v.initializer for v in variables], {beginning: [1.0, 2.0]})
     session.run(variables[1].assign([3.0, 4.0]))
-    prefix = tf1.train.Saver().save(session, str(tmp_path / "model.ckpt"))
+    prefix = tf1.train.Saver(variables).save(session, str(tmp_path / "model.ckpt"))
     session.run([v.initializer for v in variables])
     restore(session, prefix, variables)
     np.testing.assert_array_equal(session.run(variables), [[1, 2], [3, 4]])
