@@ -39,6 +39,7 @@ _CONNECT_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 60.0
 _LONGEST_WAIT_S = 20.0
 _POOL = 64
+_AT_ONCE_BYTES = 128 << 10
 _AGAIN_STATUSES = {408, 429, 500, 502, 503, 504}
 _AGAIN_CODES = {
     "BandwidthLimitExceeded", "InternalError", "OperationAborted", "RequestLimitExceeded", "RequestTimeout",
@@ -119,7 +120,7 @@ class Store:
         Args:
             url: what it is about, for messages.
             operation: its name in boto3.
-            parameters: of the operation.
+            parameters: of the operation; a Body that is a file is sent from its beginning.
 
         Raises:
             MoxFileReadException: the answer never came whole.
@@ -130,6 +131,8 @@ class Store:
         call = getattr(self.client, operation)
         attempt = 1
         while True:
+            if hasattr(body := parameters.get("Body"), "seek"):
+                body.seek(0)  # it may have been sent before
             try:
                 with self.telling(url):
                     return call(**parameters)
@@ -283,7 +286,8 @@ def _with_md5(params: dict[str, Any], **_: Any) -> None:
 
 def _at_once(params: dict[str, Any], **_: Any) -> None:
     """Send small bodies with the request, not after the store has agreed: one round trip less."""
-    if isinstance(params.get("body"), (bytes, bytearray)):
+    body = params.get("body")
+    if isinstance(body, (bytes, bytearray)) and len(body) <= _AT_ONCE_BYTES:
         params["headers"].pop("Expect", None)
 
 

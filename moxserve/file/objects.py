@@ -9,6 +9,7 @@ there; without a slash at the end the file is meant first. The root of a bucket 
 from __future__ import annotations
 
 import os
+import shutil
 import stat as modes
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -20,11 +21,12 @@ from moxserve.file.errors import (
     MoxFileIsADirectoryException,
     MoxFileNotExistsException,
     MoxFileObjectNotExistsException,
+    MoxFileRespException,
     missing,
 )
 from moxserve.file.filesystem import Entries, Stat, join
 from moxserve.file.multipart import MIN_PART_BYTES, Copied, Piece
-from moxserve.file.s3 import Bucket, bucket_of, split_url
+from moxserve.file.s3 import Bucket, ObjectInfo, bucket_of, split_url
 from moxserve.file.streams import ObjectText, buffered
 from moxserve.file.writer import Appending, WorkingCopy
 
@@ -150,20 +152,14 @@ class ObjectFileSystem:
             return
         if not found.size_bytes:
             return
-        if old.size_bytes >= MIN_PART_BYTES:
-            pieces: list[Piece | Copied] = [Copied(bucket.name, key, old.etag, 0, old.size_bytes)]
-            pieces.append(Copied(other.name, source_key, found.etag, 0, found.size_bytes))
-            bucket.compose(pieces, key, {"IfMatch": old.etag}, old.about)
-            return
-        with other.open(source_key) as reader:
-            if reader.size > MIN_PART_BYTES:
-                # The first part must hold 5 MiB: the old content, and as much of the new.
-                first = bucket.read(key)[0] + _read(reader, MIN_PART_BYTES)
-                rest = Copied(other.name, source_key, reader.etag, MIN_PART_BYTES, reader.size - MIN_PART_BYTES)
-                bucket.compose([Piece(len(first), data=first), rest], key, {"IfMatch": old.etag}, old.about)
+        try:
+            if _joined(other, source_key, found, bucket, key, old):
                 return
-            with self.open(path, "ab") as out:
-                out.write(reader.readall())
+        except MoxFileRespException as error:
+            if error.resp.status != 501:  # a store that copies no parts
+                raise
+        with self.open(source, "rb") as data, self.open(path, "ab") as out:
+            shutil.copyfileobj(data, out, 1 << 20)
 
     # What is there
 
@@ -382,6 +378,23 @@ class ObjectFileSystem:
         """Remove objects of a directory, and the place holders of directories among them."""
         bucket, key = self.at(folder)
         bucket.delete([_folder(key) + name for name in names])
+
+
+def _joined(source: Bucket, source_key: str, new: ObjectInfo, bucket: Bucket, key: str, old: ObjectInfo) -> bool:
+    """Let the store put one object behind another; false where both are too small for parts."""
+    taken = 0
+    if old.size_bytes >= MIN_PART_BYTES:
+        first: Piece | Copied = Copied(bucket.name, key, old.etag, 0, old.size_bytes)
+    elif new.size_bytes > MIN_PART_BYTES:
+        # The first part must hold 5 MiB: the old content, and as much of the new.
+        with source.open(source_key) as reader:
+            data = bucket.read(key)[0] + _read(reader, MIN_PART_BYTES)
+        first, taken = Piece(len(data), data=data), MIN_PART_BYTES
+    else:
+        return False
+    rest = Copied(source.name, source_key, new.etag, taken, new.size_bytes - taken)
+    bucket.compose([first, rest], key, {"IfMatch": old.etag}, old.about)
+    return True
 
 
 def shown(name: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from moxserve.errors import DataError, UsageError
 from moxserve.file import multipart
 from moxserve.file.client import ConflictError, Store, store_of
-from moxserve.file.errors import MoxFileNotExistsException, MoxFileRespException
+from moxserve.file.errors import MoxFileNotExistsException, MoxFileRespException, Response
 from moxserve.file.multipart import WRITER, Copied, Piece, Slice
 from moxserve.file.reader import ObjectReader
 
@@ -263,7 +263,7 @@ class Bucket:
             if not condition:
                 raise
             if _unsupported(error):
-                self._check(key, condition, error)
+                self._check(key, condition)
                 return self.put_if(key, data, {}, about)
             # The answer to an attempt that did succeed may have been lost.
             return self._written_by(key, token, error)
@@ -278,12 +278,15 @@ class Bucket:
             raise error
         return found.etag
 
-    def _check(self, key: str, condition: Mapping[str, str], error: MoxFileRespException) -> None:
+    def _check(self, key: str, condition: Mapping[str, str]) -> None:
         """Look whether a condition holds, for a store that cannot: late, but better than not at all."""
         found = self.info(key)
         holds = found is None if "IfNoneMatch" in condition else found and found.etag == condition.get("IfMatch")
         if not holds:
-            raise ConflictError(error.resp, f"{self.url(key)} has changed since it was read")
+            told = "the object has changed since it was read"
+            raise ConflictError(
+                Response(412, "Precondition Failed", "PreconditionFailed", told), f"{self.url(key)}: {told}"
+            )
 
     def upload(self, path: str, key: str) -> None:
         """Copy a local file into the bucket, large ones in parts. The store checks what arrives by its MD5 or SHA."""
@@ -343,7 +346,7 @@ class Bucket:
                 return upload.complete(condition or {})
             except MoxFileRespException as error:
                 if condition and _unsupported(error):
-                    self._check(key, condition, error)
+                    self._check(key, condition)
                     return upload.complete({})
                 return self._written_by(key, upload.token, error)
         except BaseException:

@@ -106,12 +106,10 @@ def signed(account: Account, bare: None, monkeypatch: pytest.MonkeyPatch) -> Acc
 
 
 @pytest.fixture(scope="session")
-def _buckets(account: Account) -> Callable[[], str]:
-    client = account.client()
-
+def _buckets(_looker: Any) -> Callable[[], str]:
     def make() -> str:
         name = f"moxserve-{uuid.uuid4().hex[:12]}"
-        client.create_bucket(Bucket=name)
+        _looker.create_bucket(Bucket=name)
         return name
 
     return make
@@ -135,11 +133,16 @@ def s3(signed: Account, shared_bucket: str) -> str:
     return f"s3://{shared_bucket}/{uuid.uuid4().hex[:8]}"
 
 
+@pytest.fixture(scope="session")
+def _looker(account: Account) -> Any:
+    return account.client()
+
+
 @pytest.fixture
-def raw(signed: Account, s3: str) -> Raw:
+def raw(_looker: Any, s3: str) -> Raw:
     """The same directory, seen with boto3."""
     bucket, _, prefix = s3.removeprefix("s3://").partition("/")
-    return Raw(signed.client(), bucket, f"{prefix}/")
+    return Raw(_looker, bucket, f"{prefix}/")
 
 
 @dataclass
@@ -203,10 +206,12 @@ class Proxy:
         endpoint: where the client connects to.
         fault: asked with method, path and headers of each request what shall go wrong; None: nothing.
         calls: method and path of each request.
+        headers: the headers of each of them.
 
     Faults: ("reset",) before the request reaches the store · ("lose",) after it did, the answer is lost ·
     ("cut", n) / ("end", n): reset / orderly end after n bytes of the body · ("status", code, headers) · ("hang", s) ·
-    ("slow", s): the body in ten pieces with so many seconds between them.
+    ("slow", s): the body in ten pieces with so many seconds between them · ("all", content, etag): what a store answers
+    that knows no ranges.
     """
 
     endpoint: str = ""
@@ -278,6 +283,10 @@ class _Relay:
             return False
         if fault[0] == "reset":
             return _reset(connection)
+        if fault[0] == "all":
+            about = f"ETag: {fault[2]}\r\nContent-Length: {len(fault[1])}\r\n"
+            connection.sendall(f"HTTP/1.1 200 OK\r\n{about}\r\n".encode() + fault[1])
+            return False
         if fault[0] == "status":
             return _answer(connection, *fault[1:])
         lines = [x for x in lines if not x.lower().startswith((b"expect:", b"connection:"))]
@@ -286,10 +295,12 @@ class _Relay:
 
     def _ask(self, request: bytes) -> tuple[bytes, bytes]:
         with socket.create_connection(self._upstream) as upstream:
-            upstream.sendall(request)
             parts = []
-            while part := upstream.recv(1 << 16):
-                parts.append(part)
+            with contextlib.suppress(OSError):  # a refusal may come before all is sent
+                upstream.sendall(request)
+            with contextlib.suppress(OSError):
+                while part := upstream.recv(1 << 16):
+                    parts.append(part)
         head, _, body = b"".join(parts).partition(b"\r\n\r\n")
         return head + b"\r\n\r\n", body
 

@@ -24,7 +24,7 @@ BURSTS = [("status", code) for code in (429, 500, 502, 503, 504)]
 PATIENCE = 4  # attempts, by the fixture
 
 
-def _name(fault: tuple[Any, ...]) -> str:
+def _name(fault: Any) -> str:
     return "-".join(map(str, fault))
 
 
@@ -107,7 +107,7 @@ def some(raw: Any) -> Any:
     return raw
 
 
-@pytest.mark.parametrize("fault", [RESET, LOSE, ("status", 503)], ids=_name)
+@pytest.mark.parametrize("fault", [LOSE, pytest.param(("status", 503), marks=pytest.mark.slow)], ids=_name)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=_IDS)
 def test_two_failures_are_survived(operation: Operation, fault: Any, proxy: Any, s3: str, some: Any) -> None:
     method, path, check = operation
@@ -117,7 +117,7 @@ def test_two_failures_are_survived(operation: Operation, fault: Any, proxy: Any,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [*BURSTS, HANG, ("end", 0), ("end", 60), ("cut", 0)], ids=_name)
+@pytest.mark.parametrize("fault", [*BURSTS, RESET, HANG, ("end", 0), ("end", 60), ("cut", 0)], ids=_name)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=_IDS)
 def test_more_failures_are_survived(operation: Operation, fault: Any, proxy: Any, s3: str, some: Any) -> None:
     method, path, check = operation
@@ -252,6 +252,63 @@ def test_what_was_written_before_the_answer_got_lost_is_not_written_twice(
             f.flush()
             f.write("3")
     assert raw.get("f") == {"append": b"12", "w": b"23"}.get(mode, b"123")
+
+
+# Stores that lack something
+
+
+def _without(*names: str) -> Callable[[str, str, dict[str, str]], Any]:
+    """A store that does not know some headers of a PUT."""
+
+    def fault(method: str, path: str, headers: dict[str, str]) -> Any:
+        return ("status", 501, "", "NotImplemented") if method == "PUT" and set(names) & set(headers) else None
+
+    return fault
+
+
+def test_a_store_without_conditions(proxy: Any, s3: str, raw: Any) -> None:
+    proxy.fault = _without("if-match", "if-none-match")
+    file.append(f"{s3}/f", "1")
+    file.append(f"{s3}/f", "2")
+    with file.File(f"{s3}/f", "r+") as f:
+        f.write("0")
+    assert raw.get("f") == b"02"
+    f = file.File(f"{s3}/f", "r+")
+    f.write("mine")
+    raw.put("f", b"theirs")
+    with pytest.raises(file.MoxFileRespException, match="has changed since it was read") as raised:
+        f.close()
+    assert raised.value.resp.status == 412
+    assert raw.get("f") == b"theirs"
+
+
+@pytest.mark.slow
+def test_a_store_that_copies_nothing(proxy: Any, s3: str, raw: Any) -> None:
+    proxy.fault = _without("x-amz-copy-source")
+    data = os.urandom(6 * MIB)
+    raw.put("big", data, Metadata={"owner": "me"})
+    file.copy(f"{s3}/big", f"{s3}/copy")
+    assert (raw.get("copy"), raw.head("copy")["Metadata"]["owner"]) == (data, "me")
+    file.append(f"{s3}/copy", "tail")
+    assert raw.get("copy") == data + b"tail"
+    file.append_remote(f"{s3}/copy", f"{s3}/big")
+    assert raw.get("big") == data + data + b"tail"
+    assert raw.uploads() == []
+
+
+def test_a_store_that_knows_no_ranges(proxy: Any, s3: str, raw: Any) -> None:
+    data = os.urandom(3 * MIB)
+    raw.put("f", data)
+    etag = raw.head("f")["ETag"]
+
+    def fault(method: str, path: str, headers: dict[str, str]) -> Any:
+        return ("all", data, etag) if "range" in headers else ("end", MIB)
+
+    proxy.fault = fault
+    assert file.read(f"{s3}/f", binary=True) == data
+    with file.File(f"{s3}/f", "rb") as f:
+        f.seek(-5, 2)
+        assert f.read() == data[-5:]
 
 
 PARTS = [("POST", "uploads"), ("PUT", "partNumber"), ("POST", "uploadId")]
