@@ -131,7 +131,8 @@ class Store:
         call = getattr(self.client, operation)
         attempt = 1
         while True:
-            if hasattr(body := parameters.get("Body"), "seek"):
+            body: Any = parameters.get("Body")
+            if hasattr(body, "seek"):
                 body.seek(0)  # it may have been sent before
             try:
                 with self.telling(url):

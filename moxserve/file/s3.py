@@ -92,6 +92,11 @@ def split_url(url: str) -> tuple[str, str, str]:
     bucket, _, key = rest.partition("/")
     if not bucket:
         raise UsageError(f"{url!r}: expected {scheme}://BUCKET/KEY")
+    if not key.isascii():
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{url!r}: keys are UTF-8, which this is not") from None
     return scheme, bucket, key
 
 

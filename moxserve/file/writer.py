@@ -45,6 +45,11 @@ class _Uploading(io.RawIOBase):
         finally:
             self.syncing = False
 
+    def flush(self) -> None:
+        """Upload what is new."""
+        if not self.closed:
+            self.sync()
+
     def _upload(self) -> None:
         raise io.UnsupportedOperation("upload")
 
@@ -170,6 +175,7 @@ class WorkingCopy(_Uploading):
         try:
             self.sync()
         finally:
+            self.discard()
             self._file.close()
             super().close()
 
@@ -264,6 +270,7 @@ class Appending(_Uploading):
         try:
             self.sync()
         finally:
+            self.discard()
             self._file.close()
             super().close()
 

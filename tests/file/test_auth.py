@@ -112,6 +112,7 @@ def test_what_else_set_auth_says_reaches_the_client(bare: None, tmp_path: Path) 
     assert auth.resolve("s3").timeout_s == 7
 
 
+@pytest.mark.slow
 def test_connections_are_kept_or_not(proxy: Any, s3: str) -> None:
     file.exists(f"{s3}/x")
     assert {headers.get("connection", "keep-alive") for headers in proxy.headers} == {"keep-alive"}

@@ -98,6 +98,7 @@ def test_strange_keys(s3: str, raw: Any, tmp_path: Path) -> None:
     assert file.list_directory(f"{s3}-copy", recursive=True, skip_dir=True) == names
 
 
+@pytest.mark.slow
 def test_obs_is_the_same_store_with_its_own_settings(s3: str, raw: Any) -> None:
     obs = s3.replace("s3://", "obs://")
     file.write(f"{obs}/d/f", "x")
@@ -163,6 +164,11 @@ def test_a_url_without_a_bucket(url: str, signed: Any) -> None:
         file.exists(url)
 
 
+def test_a_key_that_is_no_utf_8(signed: Any) -> None:
+    with pytest.raises(UsageError, match="keys are UTF-8"):
+        file.exists(b"s3://bucket/\xff")
+
+
 def test_pages_of_a_listing(s3: str, raw: Any) -> None:
     names = sorted(f"{letter}/{number}" for letter in "abc" for number in range(3))
     for name in names:
@@ -201,6 +207,19 @@ def watch(signed: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     watching = _Watch(monkeypatch)
     yield watching
     watching.stop()
+
+
+def test_without_a_buffer(s3: str, raw: Any) -> None:
+    with file.File(f"{s3}/f", "wb", buffering=0) as f:
+        f.write(b"one")
+        f.flush()
+        assert raw.get("f") == b"one"
+        f.write(b"two")
+    assert raw.get("f") == b"onetwo"
+    with pytest.raises(UsageError, match="text needs a buffer"):
+        file.File(f"{s3}/f", "w", buffering=0)
+    with pytest.raises(UsageError, match="is binary and takes no encoding"):
+        file.File(f"{s3}/f", "rb", encoding="utf-8")
 
 
 def test_requests_are_few(s3: str, raw: Any, watch: Any) -> None:
@@ -468,6 +487,7 @@ def test_a_move_takes_file_or_directory(s3: str, raw: Any) -> None:
     assert raw.keys() == ["q", "r/x"]
 
 
+@pytest.mark.slow
 def test_copies_between_two_stores_go_through_here(s3: str, raw: Any, proxy: Any, monkeypatch: Any) -> None:
     """obs:// and s3:// with endpoints of their own are different stores, as far as one can know."""
     raw.put("d/f", b"x" * 100)
