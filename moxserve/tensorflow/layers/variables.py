@@ -27,16 +27,19 @@ def model_variable(
         shape: of it.
         dtype: that it is asked for in; a custom getter may store it in another one.
         initializer: function of a shape and a dtype.
-        regularizer: gives its loss for REGULARIZATION_LOSSES; added when it is made, not when it is shared.
+        regularizer: gives its loss for REGULARIZATION_LOSSES, which is of `dtype`; added when it is made, not when it
+            is shared.
         trainable: whether the optimizer changes it.
     """
     keys = tf1.GraphKeys
+    # As TF-Slim's: scripts that compute in half precision add it to a loss of that.
+    penalty = None if regularizer is None else lambda variable: tf.cast(regularizer(variable), dtype)
     return tf1.get_variable(
         name,
         list(shape),
         dtype,
         initializer=initializer,
-        regularizer=regularizer,
+        regularizer=penalty,
         trainable=trainable,
         collections=[keys.GLOBAL_VARIABLES, keys.MODEL_VARIABLES],
     )

@@ -123,6 +123,19 @@ def test_penalties_of_separable_convolutions_are_two() -> None:
     assert [name.split("/Regularizer")[0] for name in penalised] == ["a/pointwise_weights", "b/depthwise_weights"]
 
 
+def test_penalties_are_of_the_dtype_that_is_computed_in() -> None:
+    """As slim's, so that scripts add them to a loss of half precision; summed up in float32, which overflows later."""
+    with mox.var_scope(force_dtype=tf.float32):
+        layers = Layers(training=True, weight_decay=1e-3, initializer=tf1.ones_initializer())
+        layers.dense(tf.ones([1, 400], tf.float16), 400, "wide")
+    (penalty,) = tf1.get_collection(KEYS.REGULARIZATION_LOSSES)
+    (gradient,) = tf1.gradients(penalty, tf1.trainable_variables("wide/weights"))
+    assert (penalty.dtype, gradient.dtype) == (tf.float16, tf.float32)
+    value, slope = value_of([penalty, gradient])
+    assert value == pytest.approx(80, rel=1e-3)
+    np.testing.assert_allclose(slope, 1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("size", [8, 9])
 @pytest.mark.parametrize("rate", [1, 2])
 def test_conv2d_same_is_the_dense_result_subsampled(size: int, rate: int) -> None:
