@@ -399,8 +399,10 @@ def network(name: str) -> Network:
     Raises:
         UsageError: there is none of that name; the nearest ones are named.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"the name of a network is a string, got {type(name).__name__}")
     if name not in NETWORKS:
-        given = str(name).lower()
+        given = name.lower()
         # `resnet50` and `vgg16` are what others call some: names with the same words and numbers come first.
         parts = re.findall(r"[a-z]+|\d+", given)
         alike = [known for known in NETWORKS if parts and set(parts) <= set(re.findall(r"[a-z]+|\d+", known))]

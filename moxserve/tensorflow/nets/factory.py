@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
+from numbers import Real
 from typing import Any, NamedTuple
 
 from moxserve.errors import UsageError, did_you_mean
-from moxserve.tensorflow.executor.env import tf
+from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import get_flag
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.layers.images import onednn_enabled
@@ -93,6 +95,11 @@ class NetworkFn:
 
         built_as = "NHWC" if self.preparation.run_mode == ModeKeys.EXPORT else self.data_format
         images = self.preparation(images, source=self.data_format, target=built_as)
+        if built_as == "NCHW" and images.dtype == tf.float16 and not _on_gpu():
+            tf1.logging.warning(
+                "%s: CPUs convolve float16 in NCHW hundreds of times slower than in NHWC, or than bfloat16 in both",
+                self.row.name,
+            )
         builder = _builder(self.row)
         made = builder(images, Build(data_format=built_as, **self.build), **{**self.row.arguments, **self.options})
         logits: Any = made[0]
@@ -144,7 +151,7 @@ def get_model_fn(
     if num_classes is not None:
         check_integer(name, "num_classes", num_classes, 1)
     check_flag(name, batch_norm_fused=batch_norm_fused, batch_renorm=batch_renorm)
-    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not weight_decay >= 0:
+    if not _is_number(weight_decay, below=math.inf):
         raise UsageError(f"{name}: weight_decay must be a number of at least 0, got {weight_decay!r}")
     if preprocess_fn is not None and not callable(preprocess_fn):
         raise UsageError(f"{name}: preprocess_fn must be a function or None, got {preprocess_fn!r}")
@@ -196,8 +203,12 @@ def _check_options(row: Network, options: Mapping[str, Any]) -> None:
         if option not in known:
             raise UsageError(f"{row.name}: no option {option!r}; {did_you_mean(option, known)}")
     decay = options.get(_DECAY)
-    if decay is not None and (isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1):
+    if decay is not None and not _is_number(decay, below=1):
         raise UsageError(f"{row.name}: {_DECAY} must be a number from 0 to below 1, got {decay!r}")
+
+
+def _is_number(value: Any, below: float) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < below
 
 
 def _size(row: Network, run_mode: str, height: int | None, width: int | None) -> tuple[int, int] | None:
@@ -212,6 +223,10 @@ def _size(row: Network, run_mode: str, height: int | None, width: int | None) ->
     return int(height), int(width)
 
 
+def _on_gpu() -> bool:
+    return bool(tf.config.list_physical_devices("GPU")) and not get_flag("clone_on_cpu")
+
+
 def _check_format(name: str, run_mode: str, data_format: str) -> None:
     """Refuse NCHW where it could not run, before a session tells it in words of its own."""
     if data_format not in _FORMATS:
@@ -219,8 +234,7 @@ def _check_format(name: str, run_mode: str, data_format: str) -> None:
         raise UsageError(f"{name}: data_format={data_format!r} is no layout of images; {near}")
     if data_format == "NHWC" or run_mode == ModeKeys.EXPORT:
         return
-    on_gpu = bool(tf.config.list_physical_devices("GPU")) and not get_flag("clone_on_cpu")
-    if not on_gpu and not onednn_enabled():  # TensorFlow's other kernels for CPUs know NHWC only
+    if not _on_gpu() and not onednn_enabled():  # TensorFlow's other kernels for CPUs know NHWC only
         raise UsageError(
             f"{name}: data_format='NCHW' needs a GPU, or a CPU with TensorFlow's oneDNN kernels; neither is there",
             hint="use data_format='NHWC': the variables are the same, and checkpoints fit both. "

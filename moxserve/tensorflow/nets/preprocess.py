@@ -51,6 +51,7 @@ def default_preprocess_fn(images: Any, run_mode: str, name: str, size: tuple[int
         UsageError: images are no numbers, or have channels that the preprocessing does not know.
     """
     del run_mode
+    images = tf.convert_to_tensor(images)
     if images.dtype.is_floating:
         return _resized(images, size)
     if not images.dtype.is_integer:
@@ -138,6 +139,12 @@ class Preparation:
                 f"{self.name}: expected images [batch, height, width, channels], got a tensor of shape {images.shape}",
                 hint="one image becomes a batch with image[tf.newaxis], a tensor of unknown rank gets its shape with "
                 "images.set_shape([None, height, width, channels])",
+            )
+        if images.shape[1] == 3 and (images.shape[3] or 0) > 4:
+            raise UsageError(
+                f"{self.name}: expected images [batch, height, width, channels], got [batch, channels, height, width]: "
+                f"{images.shape}",
+                hint="give them as they are read; data_format='NCHW' is of the network, which transposes them itself",
             )
         # Checked again when it runs: decoders do not always tell.
         if images.shape[-1] is None:

@@ -82,9 +82,11 @@ def test_meta_fits_the_networks_variables(name: str, shared_dir: Path):
         ({"name": "resnet50"}, "did you mean 'resnet_v1_50' or 'resnet_v1_50_8k' or 'resnet_v2_50'?"),
         ({"name": "VGG16"}, "did you mean 'vgg_16' or 'vgg_16_bn'?"),
         ({"name": "efficientnet"}, "no network 'efficientnet'; "),
+        ({"name": ["lenet"]}, "the name of a network is a string, got list"),
         ({"run_mode": "train"}, "run_mode='train' is no mode; did you mean 'TRAIN'"),
         ({"num_classes": 0}, "lenet: num_classes must be an integer of at least 1, got 0"),
         ({"weight_decay": -1}, "lenet: weight_decay must be a number of at least 0, got -1"),
+        ({"weight_decay": float("inf")}, "lenet: weight_decay must be a number of at least 0, got inf"),
         ({"data_format": "nchw"}, "data_format='nchw' is no layout of images; did you mean 'NCHW'"),
         ({"batch_norm_fused": 1}, "lenet: batch_norm_fused must be True or False, got 1"),
         ({"image_height": 28}, "lenet: expected image_height and image_width, got one of them"),
@@ -236,12 +238,23 @@ def test_nchw_is_refused_where_nothing_could_run_it(monkeypatch: pytest.MonkeyPa
         mox.get_model_fn("lenet", "TRAIN", 10, data_format="NCHW")
 
 
+def test_half_precision_in_nchw_is_slow_on_a_cpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(factory, "onednn_enabled", lambda: True)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    for dtype in (tf.bfloat16, tf.float16):
+        with tf.Graph().as_default():
+            mox.get_model_fn("lenet", "EVAL", 10, data_format="NCHW")(tf1.placeholder(dtype, [None, 28, 28, 1]))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("lenet: CPUs convolve float16 in NCHW hundreds of times slower")
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
         ([28, 28, 1], r"expected images \[batch, height, width, channels\], got a tensor of shape \(28, 28, 1\)"),
         (None, "got a tensor of shape <unknown>"),
         ([None, None, None, 1], r"the size of the images must be known while the graph is built"),
+        ([None, 3, 28, 28], r"got \[batch, channels, height, width\]: \(None, 3, 28, 28\)"),
     ],
 )
 def test_images_that_are_none(shape: Any, message: str):
@@ -263,6 +276,13 @@ def test_text_and_gray_images_where_colours_are_needed():
         _prepared("lenet", np.array([[[[b"x"]]]]))
     with pytest.raises(UsageError, match="its preprocessing knows colour images, got 1 channels"):
         _prepared("vgg_16", _pixels((1, 8, 8, 1)))
+
+
+def test_numbers_of_numpy_are_numbers():
+    with tf.Graph().as_default():
+        images = tf1.placeholder(tf.float32, [None, 32, 32, 3])
+        mox.get_model_fn("cifarnet", "TRAIN", np.int64(3), np.float32(0.5))(images)
+        assert tf1.get_collection(tf1.GraphKeys.REGULARIZATION_LOSSES)
 
 
 def test_without_classes_the_last_features_are_returned():

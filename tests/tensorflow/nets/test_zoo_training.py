@@ -116,8 +116,8 @@ def test_a_step_in_half_precision_trains_float32_variables(dtype: str):
     with tf.Graph().as_default(), tf1.Session() as session:
         tf1.set_random_seed(1)
         logits, _ = _answers("resnet_v1_20", "NHWC", tf.as_dtype(dtype), "TRAIN")
-        loss = tf1.losses.softmax_cross_entropy(tf.one_hot([0, 3], 5), tf.cast(logits, tf.float32))
-        loss += tf1.losses.get_regularization_loss()
+        loss = tf1.losses.softmax_cross_entropy(tf.one_hot([0, 3], 5), logits)
+        loss += tf.add_n(mox.get_collection(tf1.GraphKeys.REGULARIZATION_LOSSES))
         variables = tf1.trainable_variables()
         gradients = tf.gradients(loss, variables)
         assert all(gradient.dtype == tf.float32 for gradient in gradients)
