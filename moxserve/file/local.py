@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob as _glob
 import os
 import shutil
@@ -161,12 +162,18 @@ class LocalFileSystem:
             raise missing(path) from None
 
     def remove_files(self, folder: str, names: Sequence[str]) -> None:
-        """Remove a directory; it is what was copied of it."""
-        del names
-        if os.path.islink(folder.rstrip("/")):
-            os.remove(folder.rstrip("/"))
-        else:
-            shutil.rmtree(folder)
+        """Remove files, links and empty directories; what is behind a link stays, and so does what came later."""
+        root = os.path.realpath(folder)
+        for name in sorted(names, reverse=True):  # what is in a directory before the directory
+            path = os.path.join(folder, name).rstrip("/")
+            inside = os.path.join(root, os.path.dirname(name.rstrip("/"))).rstrip("/")
+            if name and os.path.realpath(os.path.dirname(path)) != inside:
+                continue
+            if os.path.islink(path) or not os.path.isdir(path):
+                os.remove(path)
+            else:
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
 
 
 def _listed(path: str, recursive: bool, followlinks: bool) -> tuple[list[str], list[str]]:

@@ -478,6 +478,34 @@ def test_a_move_that_fails_keeps_the_source(s3: str, raw: Any, monkeypatch: pyte
     assert sorted(key for key in set(raw.keys()) if key.startswith("d/")) == ["d/a", "d/b", "d/c"]
 
 
+def test_a_move_up_removes_what_was_copied(s3: str, raw: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source, elsewhere = tmp_path / "d", tmp_path / "elsewhere"
+    (source / "sub").mkdir(parents=True)
+    elsewhere.mkdir()
+    for path in (source / "a", source / "sub/b", elsewhere / "c"):
+        path.write_text(path.name)
+    (source / "link").symlink_to(elsewhere)
+    (source / "file-link").symlink_to(elsewhere / "c")
+    real = s3_module.Bucket.upload
+
+    def upload(self: Any, path: str, key: str) -> None:
+        (source / "sub" / "late").write_text("late")
+        real(self, path, key)
+
+    monkeypatch.setattr(s3_module.Bucket, "upload", upload)
+    file.rename(str(source), f"{s3}/d")
+    assert raw.keys() == ["d/a", "d/file-link", "d/link/c", "d/sub/b"]
+    assert file.list_directory(str(tmp_path), recursive=True) == [
+        "d",
+        "d/sub",
+        "d/sub/late",
+        "elsewhere",
+        "elsewhere/c",
+    ]
+    file.rename(f"{source}/", f"{s3}/e")
+    assert not source.exists()
+
+
 def test_a_move_takes_file_or_directory(s3: str, raw: Any) -> None:
     raw.put("p", b"file")
     raw.put("p/x", b"below")
