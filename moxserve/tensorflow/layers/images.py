@@ -12,7 +12,17 @@ from typing import Any
 from moxserve.errors import UsageError, did_you_mean
 from moxserve.tensorflow.executor.env import tf, tf1
 
-__all__ = ["Format", "Window", "convolve", "convolve_depthwise", "convolve_transpose", "onednn_enabled", "pair", "pool"]
+__all__ = [
+    "Format",
+    "Window",
+    "convolve",
+    "convolve_depthwise",
+    "convolve_transpose",
+    "count",
+    "onednn_enabled",
+    "pair",
+    "pool",
+]
 
 _FORMATS = ("NHWC", "NCHW")
 _PADDINGS = ("SAME", "VALID")
@@ -28,6 +38,17 @@ def pair(value: Any, what: str = "size") -> tuple[int, int]:
     if len(both) != 2 or not all(hasattr(v, "__index__") and int(v) > 0 for v in both):
         raise UsageError(f"{what} is {value!r}; expected a positive integer, or two of them")
     return int(both[0]), int(both[1])
+
+
+def count(value: Any, what: str) -> int:
+    """Return a number of channels, or of groups of them.
+
+    Raises:
+        UsageError: it is no positive integer.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
+        raise UsageError(f"{what} is {value!r}; expected a positive integer")
+    return int(value)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from moxserve.errors import UsageError
+from moxserve.errors import UsageError, did_you_mean
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.layers.images import (
     Format,
@@ -21,6 +21,7 @@ from moxserve.tensorflow.layers.images import (
     convolve,
     convolve_depthwise,
     convolve_transpose,
+    count,
     pair,
     pool,
 )
@@ -80,6 +81,18 @@ class Layers:
     def replace(self, **changes: Any) -> Layers:
         """Return layers with some attributes changed; `end_points` stay the same dict."""
         return dataclasses.replace(self, **changes)
+
+    def _overridden(self, changes: Overrides) -> Layers:
+        """Return the layers of one call.
+
+        Raises:
+            UsageError: a keyword that layers do not have, such as `strides`.
+        """
+        for name in changes:
+            if name not in Overrides.__annotations__:
+                known = ["stride", "rate", "bias", *Overrides.__annotations__]
+                raise UsageError(f"a layer has no argument {name!r}; {did_you_mean(name, known)}")
+        return self.replace(**changes)
 
     @property
     def format(self) -> Format:
@@ -147,10 +160,10 @@ class Layers:
         Raises:
             UsageError: a size does not fit.
         """
-        own = self.replace(**overrides)
+        own = self._overridden(overrides)
         with own.scope(name, [x]) as scope:
             incoming = own.channels(x)
-            if incoming % groups or filters % groups:
+            if incoming % count(groups, "groups") or count(filters, "filters") % groups:
                 raise UsageError(f"{scope.name}: {incoming} channels to {filters} do not fall into {groups} groups")
             window = Window(pair(stride, "stride"), own.padding, own.format, pair(rate, "rate"))
             weights = own._weights("weights", [*pair(kernel, "kernel"), incoming // groups, filters], x.dtype)
@@ -211,16 +224,16 @@ class Layers:
             bias: whether biases are added; None: if there is no batch norm.
             **overrides: what this layer does differently.
         """
-        own = self.replace(**overrides)
+        own = self._overridden(overrides)
         with own.scope(name, [x]) as scope:
             incoming = own.channels(x)
             window = Window(pair(stride, "stride"), own.padding, own.format, pair(rate, "rate"))
-            shape = [*pair(kernel, "kernel"), incoming, depth_multiplier]
+            shape = [*pair(kernel, "kernel"), incoming, count(depth_multiplier, "depth_multiplier")]
             first = own.replace(weight_decay=depthwise_weight_decay)
             depthwise = first._weights("depthwise_weights", shape, x.dtype)
             pointwise = None
             if filters is not None:
-                shape = [1, 1, incoming * depth_multiplier, filters]
+                shape = [1, 1, incoming * depth_multiplier, count(filters, "filters")]
                 pointwise = own._weights("pointwise_weights", shape, x.dtype)
             y = convolve_depthwise(x, depthwise, window)
             if pointwise is not None:
@@ -249,10 +262,12 @@ class Layers:
             bias: whether biases are added; None: if there is no batch norm.
             **overrides: what this layer does differently.
         """
-        own = self.replace(**overrides)
+        own = self._overridden(overrides)
         with own.scope(name, [x]) as scope:
             window = Window(pair(stride, "stride"), own.padding, own.format)
-            weights = own._weights("weights", [*pair(kernel, "kernel"), filters, own.channels(x)], x.dtype)
+            weights = own._weights(
+                "weights", [*pair(kernel, "kernel"), count(filters, "filters"), own.channels(x)], x.dtype
+            )
             return own._finished(convolve_transpose(x, weights, window), "conv2d_transpose", scope, bias)
 
     def dense(self, x: Any, units: int, name: str, *, bias: bool | None = None, **overrides: Unpack[Overrides]) -> Any:
@@ -265,9 +280,9 @@ class Layers:
             bias: whether biases are added; None: if there is no batch norm.
             **overrides: what this layer does differently.
         """
-        own = self.replace(**overrides).replace(data_format="NHWC")
+        own = self._overridden(overrides).replace(data_format="NHWC")
         with own.scope(name, [x]) as scope:
-            weights = own._weights("weights", [own.channels(x), units], x.dtype)
+            weights = own._weights("weights", [own.channels(x), count(units, "units")], x.dtype)
             y = tf.matmul(x, weights) if x.shape.rank == 2 else tf.tensordot(x, weights, [[x.shape.rank - 1], [0]])
             return own._finished(y, "dense", scope, bias)
 

@@ -295,6 +295,14 @@ def test_wrong_arguments_are_told_with_the_layer() -> None:
         Layers(training=True, data_format="NHCW").channels(x)
     with pytest.raises(UsageError, match="conv1: 4 channels to 6 do not fall into 3 groups"):
         layers.conv2d(x, 6, 3, "conv1", groups=3)
+    with pytest.raises(UsageError, match="groups is 0; expected a positive integer"):
+        layers.conv2d(x, 6, 3, "conv6", groups=0)
+    with pytest.raises(UsageError, match="filters is 0; expected a positive integer"):
+        layers.conv2d(x, 0, 3, "conv7")
+    with pytest.raises(UsageError, match=r"units is 2\.5; expected a positive integer"):
+        layers.dense(x, 2.5, "fc")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="a layer has no argument 'strides'; did you mean 'stride'"):
+        layers.conv2d(x, 6, 3, "conv8", strides=2)  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="padding is 'same'; expected 'SAME' or 'VALID'"):
         layers.conv2d(x, 6, 3, "conv2", padding="same")
     with pytest.raises(UsageError, match="kernel is 0"):

@@ -256,6 +256,8 @@ def test_wrong_calls_are_told_with_the_layer_and_its_name(training: TowerContext
         Conv2D(x, 3, 3)
     with pytest.raises(UsageError, match="Conv2D a: the input is NoneType"):
         Conv2D("a", None, 3, 3)
+    with pytest.raises(UsageError, match="split is 0; expected a positive integer"):
+        Conv2D("a", x, 4, 3, split=0)
     with pytest.raises(UsageError, match="Conv2D 'a': Conv2D has no argument 'filter'; did you mean 'filters'"):
         Conv2D("a", x, filter=3, kernel_size=3)
     with pytest.raises(UsageError, match="Conv2D 'a': missing a required argument: 'kernel_size'"):

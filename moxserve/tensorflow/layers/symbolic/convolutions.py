@@ -13,6 +13,7 @@ from moxserve.tensorflow.layers.images import (
     convolve,
     convolve_depthwise,
     convolve_transpose,
+    count,
     pair,
 )
 from moxserve.tensorflow.layers.symbolic.registry import VariableHolder, layer_register, register
@@ -124,7 +125,7 @@ def Conv2D(
     """
     window = window_of(strides, padding, data_format, dilation_rate)
     incoming = window.format.channels(inputs)
-    if incoming % split or filters % split:
+    if incoming % count(split, "split") or count(filters, "filters") % split:
         scope = tf1.get_variable_scope().name
         raise UsageError(f"Conv2D {scope!r}: {incoming} channels to {filters} do not fall into split={split} groups")
     kernel = model_variable(
@@ -162,7 +163,7 @@ def Conv2DTranspose(
     window = window_of(strides, padding, data_format)
     kernel = model_variable(
         "W",
-        [*pair(kernel_size, "kernel_size"), filters, window.format.channels(inputs)],
+        [*pair(kernel_size, "kernel_size"), count(filters, "filters"), window.format.channels(inputs)],
         inputs.dtype,
         kernel_initializer or he_normal(),
         regularizer=kernel_regularizer,
@@ -199,7 +200,11 @@ def DepthwiseConv2D(
     window = window_of(strides, padding, data_format, dilation_rate)
     kernel = model_variable(
         "W",
-        [*pair(kernel_size, "kernel_size"), window.format.channels(inputs), depth_multiplier],
+        [
+            *pair(kernel_size, "kernel_size"),
+            window.format.channels(inputs),
+            count(depth_multiplier, "depth_multiplier"),
+        ],
         inputs.dtype,
         kernel_initializer or he_normal(),
         regularizer=kernel_regularizer,
@@ -235,8 +240,8 @@ def SeparableConv2D(
     window = window_of(strides, padding, data_format, dilation_rate)
     incoming = window.format.channels(inputs)
     shapes = {
-        "depthwise_W": [*pair(kernel_size, "kernel_size"), incoming, depth_multiplier],
-        "pointwise_W": [1, 1, incoming * depth_multiplier, filters],
+        "depthwise_W": [*pair(kernel_size, "kernel_size"), incoming, count(depth_multiplier, "depth_multiplier")],
+        "pointwise_W": [1, 1, incoming * depth_multiplier, count(filters, "filters")],
     }
     initializer = kernel_initializer or he_normal()
     kernels = {
@@ -280,6 +285,8 @@ def FullyConnected(
         raise UsageError(f"FullyConnected {scope!r}: shape {inputs.shape} is not static but for the batch")
     rows = inputs if inputs.shape.rank == 2 else tf.reshape(inputs, [-1, length])
     initializer = kernel_initializer or he_normal()
-    kernel = model_variable("W", [length, units], inputs.dtype, initializer, regularizer=kernel_regularizer)
+    kernel = model_variable(
+        "W", [length, count(units, "units")], inputs.dtype, initializer, regularizer=kernel_regularizer
+    )
     bias = (use_bias, bias_initializer, bias_regularizer)
     return _finish(tf.matmul(rows, kernel), {"W": kernel}, bias, activation, activity_regularizer)
