@@ -220,50 +220,6 @@ def test_relu6_of_residual_modules_bounds_what_is_added() -> None:
     assert ends["Conv2d_7b_1x1"].shape.as_list() == [1, 1, 1, 1536]
 
 
-@pytest.mark.slow
-def test_channels_first() -> None:
-    """The same network, weights and numbers; a CPU runs it once the graph is rewritten to channels last."""
-    x = images(64)
-    with tf1.variable_scope("", reuse=tf1.AUTO_REUSE):
-        last, last_ends = inception_v2(x, evaluated(), **THIN)
-        first, first_ends = inception_v2(tf.transpose(x, [0, 3, 1, 2]), evaluated(data_format="NCHW"), **THIN)
-    assert first.shape == last.shape
-    for end, (ours, theirs) in zip(first_ends, zip(first_ends.values(), last_ends.values(), strict=True), strict=True):
-        shape = ours.shape.as_list()
-        assert ([shape[0], *shape[2:], shape[1]] if len(shape) == 4 else shape) == theirs.shape.as_list(), end
-    assert list(first_ends) == list(last_ends)
-    config = tf1.ConfigProto()
-    config.graph_options.rewrite_options.cpu_layout_conversion = 1  # NCHW_TO_NHWC
-    with tf1.Session(config=config) as session:
-        session.run(tf1.global_variables_initializer())
-        expected, found = session.run([last, first])
-    np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std())
-
-
-@pytest.mark.slow
-def test_same_answers_as_keras_where_the_network_is_the_same() -> None:
-    """An independent implementation, with the same weights in the order of their creation; sides differ and are odd."""
-    import tf_keras
-
-    x = images(107, 139, batch=2)
-    theirs = tf_keras.applications.InceptionV3(weights=None, include_top=False, pooling="avg", input_tensor=x).output
-    source = tf1.global_variables()
-    ours, _ = inception_v3(x, evaluated(num_classes=None))
-    target = tf1.global_variables()[len(source) :]
-    random = np.random.RandomState(5)
-    scale = {"weights": lambda shape: np.sqrt(2 / np.prod(shape[:-1])), "moving_variance": lambda shape: 0.3}
-    weights = {}
-    for variable in target:
-        kind, shape = variable.op.name.rsplit("/", 1)[1], variable.shape.as_list()
-        value = random.standard_normal(shape) * scale.get(kind, lambda shape: 0.1)(shape)
-        weights[variable] = np.abs(1 + value) if kind == "moving_variance" else value
-    both = [*zip(target, weights.values(), strict=True), *zip(source, weights.values(), strict=True)]
-    with tf1.Session() as session:
-        session.run([v.initializer for v, _ in both], {v.initializer.inputs[1]: value for v, value in both})
-        found, expected = session.run([ours, theirs])
-    np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-4 * expected.std())
-
-
 def stripes(rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Noisy stripes, level (0) or upright (1)."""
     random = np.random.RandomState(rows)

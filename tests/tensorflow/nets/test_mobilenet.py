@@ -58,7 +58,6 @@ def test_version_1_with_options_gives_what_slim_gives(
             {"depth_multiplier": 0.35, "output_stride": 8, "use_explicit_padding": True},
             (0.28074, -0.03274, 0.2859, 1.16225),
         ),
-        ((16, 24), {"depth_multiplier": 0.35, "output_stride": 1}, (0.29125, 0.02666, 0.04138, 0.32258)),
         (
             (64, 96),
             {"depth_multiplier": 0.5, "use_explicit_padding": True, "min_depth": 20, "divisible_by": 4},
@@ -108,16 +107,6 @@ def test_widths_are_rounded(width: float, divisor: int, minimum: int, expected: 
 )
 def test_strides_become_rates_of_the_layers_after(output_stride: int | None, expected: list[tuple[int, int]]) -> None:
     assert strides_and_rates((2, 1, 2, 1, 2), output_stride, (1, 2, 4, 8)) == expected
-
-
-@pytest.mark.slow
-def test_fine_grained_classification_keeps_the_last_layer_wide(image: Image) -> None:
-    widths = []
-    for multiplier, fine in ((0.5, False), (0.5, True)):
-        with tf.Graph().as_default():
-            options = {"depth_multiplier": multiplier, "finegrain_classification_mode": fine}
-            widths.append(shape(build(mobilenet_v2, image(32, 32), **options)[1], "layer_19")[-1])
-    assert widths == [640, 1280]
 
 
 # -- sizes, errors
