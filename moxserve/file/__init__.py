@@ -1,8 +1,8 @@
 """`mox.file`: every byte that moxserve reads or writes by path goes through here.
 
 `api` has the functions, `handle` the file object, for local paths, `s3://` and `obs://`; `filesystem` knows which is
-which. `local` and `objects` are the file systems. Below `objects`: `s3` (buckets and keys), `reader`, `writer` and
-`streams` (open objects), `multipart`, `client` (boto3, which is imported by the first URL), `auth` (`set_auth`,
+which. `local` and `objects` are the file systems. Below `objects`: `s3` (buckets), `keys` (URLs), `reader`, `writer`
+and `streams` (open objects), `multipart`, `client` (boto3, which is imported by the first URL), `auth` (`set_auth`,
 environment, files). `atomic` is how local files and directories come to be: complete, or not at all.
 """
 

@@ -8,15 +8,13 @@ there; without a slash at the end the file is meant first. The root of a bucket 
 
 from __future__ import annotations
 
-import os
 import shutil
-import stat as modes
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from typing import IO, Any
 
 from moxserve.errors import UsageError
 from moxserve.file import patterns
+from moxserve.file.entries import ObjectEntry, listed_result, stat_result
 from moxserve.file.errors import (
     MoxFileIsADirectoryException,
     MoxFileNotExistsException,
@@ -25,51 +23,13 @@ from moxserve.file.errors import (
     missing,
 )
 from moxserve.file.filesystem import Entries, Stat, join
+from moxserve.file.keys import ObjectInfo, split_url
 from moxserve.file.multipart import MIN_PART_BYTES, Copied, Piece
-from moxserve.file.s3 import Bucket, ObjectInfo, bucket_of, split_url
+from moxserve.file.s3 import Bucket, bucket_of
 from moxserve.file.streams import ObjectText, buffered
 from moxserve.file.writer import Appending, WorkingCopy
 
-__all__ = ["ObjectEntry", "ObjectFileSystem"]
-
-
-class ObjectEntry:
-    """An entry of a directory in a store, as os.DirEntry is of a local one.
-
-    Attributes:
-        name: its name in the directory.
-        path: its URL.
-    """
-
-    def __init__(self, path: str, name: str, result: os.stat_result) -> None:
-        self.path, self.name, self._result = path, name, result
-
-    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Tell whether it is a directory."""
-        del follow_symlinks
-        return modes.S_ISDIR(self._result.st_mode)
-
-    def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """Tell whether it is an object."""
-        return not self.is_dir(follow_symlinks=follow_symlinks)
-
-    def is_symlink(self) -> bool:
-        """Tell whether it is a link; stores have none."""
-        return False
-
-    def inode(self) -> int:
-        """Return 0: stores have no numbers for objects."""
-        return 0
-
-    def stat(self, *, follow_symlinks: bool = True) -> Stat:
-        """Return size, time and kind, as the listing told them."""
-        return Stat(self._result, self.is_dir(follow_symlinks=follow_symlinks))
-
-    def __fspath__(self) -> str:
-        return self.path
-
-    def __repr__(self) -> str:
-        return f"<ObjectEntry {self.name!r}>"
+__all__ = ["ObjectFileSystem"]
 
 
 class ObjectFileSystem:
@@ -271,7 +231,7 @@ class ObjectFileSystem:
             MoxFileNotExistsException: it is not there.
         """
         listed = [
-            ObjectEntry(join(path, shown(name)), shown(name), _result(found))
+            ObjectEntry(join(path, shown(name)), shown(name), listed_result(found))
             for name, found in self._below(path, recursive=False)
         ]
         return Entries(iter(sorted(listed, key=lambda entry: entry.name)))
@@ -315,14 +275,14 @@ class ObjectFileSystem:
         if key and not key.endswith("/"):
             found = bucket.info(key)
             if found is not None:
-                return Stat(_stat_result(False, found.size_bytes, found.modified), False)
+                return Stat(stat_result(False, found.size_bytes, found.modified), False)
         start = _folder(key)
         for page in bucket.pages(start, limit=1):
             first = next(iter(page.get("Contents", ())), None)
             if first is None and start:
                 break
             marker = first if first and first["Key"] == start else None
-            return Stat(_stat_result(True, 0, marker["LastModified"] if marker else None), True)
+            return Stat(stat_result(True, 0, marker["LastModified"] if marker else None), True)
         raise missing(path)
 
     # Directories, and removing
@@ -426,21 +386,6 @@ def _walked(path: str, name: str, tree: dict[str, tuple[list[str], list[str]]]) 
     for below in dirs:
         inner = f"{name}{below}" if below == "/" else f"{name}{below}/"
         yield from _walked(join(path, below), inner, tree)
-
-
-def _result(found: Any) -> os.stat_result:
-    if found is None:
-        return _stat_result(True, 0, None)
-    return _stat_result(False, found["Size"], found["LastModified"])
-
-
-def _stat_result(is_directory: bool, size: int, modified: datetime | None) -> os.stat_result:
-    """Make what os.stat would tell: the times are when it was written, what a store does not know is 0."""
-    mode = modes.S_IFDIR | 0o755 if is_directory else modes.S_IFREG | 0o644
-    seconds = int(modified.timestamp()) if modified else 0
-    ns = seconds * 1_000_000_000 + (modified.microsecond * 1000 if modified else 0)
-    whole, exact = (seconds,) * 3, (ns / 1e9,) * 3
-    return os.stat_result((mode, 0, 0, 1, 0, 0, size, *whole, *exact, *(ns,) * 3))
 
 
 def _read(reader: Any, count: int) -> bytes:

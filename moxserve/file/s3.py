@@ -14,14 +14,14 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, BinaryIO
 
-from moxserve.errors import DataError, UsageError
+from moxserve.errors import DataError
 from moxserve.file import multipart
 from moxserve.file.client import ConflictError, Store, store_of
 from moxserve.file.errors import MoxFileNotExistsException, MoxFileRespException, Response
+from moxserve.file.keys import ObjectInfo, StoredObject, is_s3, parse_url, split_url
 from moxserve.file.multipart import WRITER, Copied, Piece, Slice
 from moxserve.file.reader import ObjectReader
 
@@ -31,73 +31,6 @@ _PART_BYTES = 16 << 20
 _COPY_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 20
 _DELETE_AT_ONCE = 1000
-
-
-@dataclass(frozen=True)
-class StoredObject:
-    """What a listing tells of an object.
-
-    Attributes:
-        key: its whole key.
-        size_bytes: of its content.
-        modified: when it was written, by the store's clock.
-    """
-
-    key: str
-    size_bytes: int
-    modified: datetime
-
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    """What a store tells of one object.
-
-    Attributes:
-        size_bytes: of its content.
-        modified: when it was written, by the store's clock.
-        etag: changes with its content.
-        about: content type and metadata, as they are given when it is written.
-    """
-
-    size_bytes: int
-    modified: datetime
-    etag: str
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-
-def is_s3(url: str | os.PathLike[str]) -> bool:
-    """Tell whether a path is a URL of S3."""
-    return os.fspath(url).startswith("s3://")
-
-
-def parse_url(url: str) -> tuple[str, str]:
-    """Split `s3://bucket/some/prefix/` into bucket and prefix, the prefix without slashes at its ends.
-
-    Raises:
-        UsageError: it is none, or names no bucket.
-    """
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    if not is_s3(url) or not bucket:
-        raise UsageError(f"{url!r}: expected s3://BUCKET/PREFIX")
-    return bucket, prefix.strip("/")
-
-
-def split_url(url: str) -> tuple[str, str, str]:
-    """Split `obs://bucket/any/key/` into scheme, bucket and key; the key stays exactly as it is.
-
-    Raises:
-        UsageError: it names no bucket.
-    """
-    scheme, _, rest = url.partition("://")
-    bucket, _, key = rest.partition("/")
-    if not bucket:
-        raise UsageError(f"{url!r}: expected {scheme}://BUCKET/KEY")
-    if not key.isascii():
-        try:
-            key.encode()
-        except UnicodeEncodeError:
-            raise UsageError(f"{url!r}: keys are UTF-8, which this is not") from None
-    return scheme, bucket, key
 
 
 def connect(bucket: str) -> Bucket:

@@ -19,7 +19,8 @@ from moxserve.file.multipart import MIN_PART_BYTES, Copied, Piece, spool
 from moxserve.file.reader import position
 
 if TYPE_CHECKING:
-    from moxserve.file.s3 import Bucket, ObjectInfo
+    from moxserve.file.keys import ObjectInfo
+    from moxserve.file.s3 import Bucket
 
 __all__ = ["Appending", "WorkingCopy", "append_file"]
 
