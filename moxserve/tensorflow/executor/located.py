@@ -177,8 +177,9 @@ def _not_a_checkpoint(path: str) -> CheckpointError:
     if names:
         member = _PART.sub("", next((n for n in names if _PART.search(n) or ".ckpt" in n), names[0]))
         folder = os.path.dirname(os.path.abspath(path))
+        held = "one file" if len(names) == 1 else f"{len(names)} files"
         return CheckpointError(
-            f"{path!r} is an archive of {len(names)} files, not the checkpoint in it",
+            f"{path!r} is an archive of {held}, not the checkpoint in it",
             hint=f"unpack it: tar -xf {path} -C {folder}; then give {os.path.join(folder, member)}",
         )
     return CheckpointError(

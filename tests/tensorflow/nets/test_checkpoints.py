@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,19 @@ def test_a_checkpoint_of_other_classes_keeps_them(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not fit the model"):
         convert("cifarnet", source, str(tmp_path / "no"))
     assert not list(tmp_path.glob("no*"))
+
+
+def test_what_is_no_checkpoint_to_convert_is_told_for_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "w.h5").write_bytes(b"")
+    with tarfile.open(tmp_path / "lenet.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "w.h5", "lenet.ckpt")
+    with pytest.raises(CheckpointError, match=r"archive of one file.*\n.*unpack it"):
+        convert("lenet", tmp_path / "lenet.tar.gz", str(tmp_path / "out"))
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*empty"):
+        convert("lenet", tmp_path / "empty", str(tmp_path / "out"))
+    with pytest.raises(UsageError, match="only those hold moving averages"):
+        convert(SMALL, tmp_path / "w.h5", str(tmp_path / "out"), moving_averages=True)
 
 
 # -- conversions of Keras applications

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from moxserve.errors import DataError
-from moxserve.tensorflow.executor.located import find_checkpoint, is_complete, is_single_file
+from moxserve.errors import CheckpointError, DataError, UsageError
+from moxserve.tensorflow.executor.located import find_checkpoint, latest_checkpoint
 from moxserve.tensorflow.executor.matching import RestoreRules, match
 from moxserve.tensorflow.nets.catalog import network
 from moxserve.tensorflow.nets.checkpoints.fit import network_variables
@@ -68,7 +69,8 @@ def convert(name: str, path: str | os.PathLike[str], output: str, *, moving_aver
         What was written.
 
     Raises:
-        UsageError: there is no such network or file, or Keras has no such application.
+        UsageError: there is no such network or file, Keras has no such application, or moving averages are wanted of
+            its file.
         CheckpointError: a checkpoint that cannot be read, or is not the network's.
         DataError: a file that cannot be read, or whose layers are not those of the network.
         MissingExtraError: h5py is not installed.
@@ -76,7 +78,10 @@ def convert(name: str, path: str | os.PathLike[str], output: str, *, moving_aver
     from moxserve.inspect.convert.arrays import write_checkpoint
 
     source = os.fspath(path)
-    is_checkpoint = os.path.isdir(source) or is_complete(source) or is_single_file(source)
+    archived = os.path.isfile(source) and tarfile.is_tarfile(source)  # as checkpoints are published: told how to unpack
+    is_checkpoint = archived or os.path.isdir(source) or latest_checkpoint(source) is not None
+    if moving_averages and not is_checkpoint and os.path.isfile(source):
+        raise UsageError(f"{source} is no checkpoint of TensorFlow; only those hold moving averages")
     made = _of_checkpoint(name, source, moving_averages) if is_checkpoint else _of_keras(name, source)
     prefix = os.path.abspath(output)
     os.makedirs(os.path.dirname(prefix), exist_ok=True)
@@ -103,7 +108,9 @@ class _Made:
 
 def _of_checkpoint(name: str, path: str, moving_averages: bool) -> _Made:
     """Take the network's variables, whatever number of classes they are for."""
-    prefix = find_checkpoint(path) or path
+    prefix = find_checkpoint(path)
+    if prefix is None:
+        raise CheckpointError(f"no checkpoint at {path!r}", hint="give a prefix, a file or a folder")
     found = match(prefix, network_variables(name), RestoreRules(moving_averages=moving_averages))
     classes = {misfit.outputs[0] for misfit in found.report.misfits if misfit.outputs is not None}
     if len(classes) == 1:
