@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from moxserve.errors import UsageError
 from moxserve.tensorflow.nets.base import Build
 from moxserve.tensorflow.nets.nasnet_cells import PNASNET, Place
 from moxserve.tensorflow.nets.nasnet_trunk import NasnetOptions, Trunk
@@ -42,6 +43,12 @@ def pnasnet_large(images: Any, build: Build, **options: Any) -> tuple[Any, dict[
 
 
 def _pnasnet(images: Any, build: Build, options: NasnetOptions) -> tuple[Any, dict[str, Any]]:
+    adjacent = any(cell + 1 in options.reductions for cell in options.reductions)
+    if adjacent and not options.skip_reduction_layer_input:
+        raise UsageError(
+            f"{options.num_cells} cells, of which {options.num_reduction_layers} halve the map, have no cell between "
+            "two of those, which skip_reduction_layer_input=False needs; raise num_cells, or leave it True"
+        )
     trunk = Trunk(build, options, extra_cells=2)
     outputs = trunk.imagenet_stem(images, PNASNET)
     previous, scaling = outputs[-2], 1.0

@@ -232,3 +232,9 @@ def test_values_that_make_no_sense(network: Callable[..., Any], options: dict[st
     with pytest.raises(UsageError, match=message):
         network(tf.zeros([1, 32, 32, 3]), Build(7, training=True), **options)
     assert not tf1.global_variables()
+
+
+def test_cells_that_halve_need_another_between_them_to_read_past_it() -> None:
+    options = {"num_cells": 3, "skip_reduction_layer_input": False}
+    with pytest.raises(UsageError, match=r"^3 cells, of which 2 halve the map, have no cell between"):
+        pnasnet_mobile(tf.zeros([1, 32, 32, 3]), Build(7, training=False), **options)
