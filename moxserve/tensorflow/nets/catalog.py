@@ -61,11 +61,16 @@ _PAPERS = {
     "cifar": "The small network of the CIFAR-10 tutorial of TensorFlow (after Krizhevsky, cuda-convnet)",
     "lenet": "Gradient-based learning applied to document recognition (LeCun et al. 1998)",
     "overfeat": "OverFeat (Sermanet et al. 2014, arXiv:1312.6229)",
-    "vgg": "Very deep convolutional networks for image recognition (Simonyan, Zisserman 2014, arXiv:1409.1556)",
+    "vgg": (
+        "Very deep convolutional networks for large-scale image recognition (Simonyan, Zisserman 2014, arXiv:1409.1556)"
+    ),
     "inception_v1": "Going deeper with convolutions (Szegedy et al. 2014, arXiv:1409.4842)",
     "inception_v2": "Batch normalization (Ioffe, Szegedy 2015, arXiv:1502.03167)",
     "inception_v3": "Rethinking the Inception architecture for computer vision (Szegedy et al. 2015, arXiv:1512.00567)",
-    "inception_v4": "Inception-v4 and the impact of residual connections (Szegedy et al. 2016, arXiv:1602.07261)",
+    "inception_v4": (
+        "Inception-v4, Inception-ResNet and the impact of residual connections on learning (Szegedy et al. 2016, "
+        "arXiv:1602.07261)"
+    ),
     "resnet_v1": "Deep residual learning for image recognition (He et al. 2015, arXiv:1512.03385)",
     "8k": "Accurate, large minibatch SGD (Goyal et al. 2017, arXiv:1706.02677), on the ResNet of He et al. 2015",
     "resnet_v2": "Identity mappings in deep residual networks (He et al. 2016, arXiv:1603.05027)",
