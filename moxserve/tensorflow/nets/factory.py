@@ -199,9 +199,11 @@ def _check_options(row: Network, options: Mapping[str, Any]) -> None:
     if not options:
         return
     known = network_options(row.name)
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise UsageError(f"{row.name}: no option {option!r}; {did_you_mean(option, known)}")
+        if option != _DECAY:
+            _check_kind(row.name, option, value, known[option])
     decay = options.get(_DECAY)
     if decay is not None and not _is_number(decay, below=1):
         raise UsageError(f"{row.name}: {_DECAY} must be a number from 0 to below 1, got {decay!r}")
@@ -209,6 +211,18 @@ def _check_options(row: Network, options: Mapping[str, Any]) -> None:
 
 def _is_number(value: Any, below: float) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < below
+
+
+def _check_kind(name: str, option: str, value: Any, default: Any) -> None:
+    """Refuse a value of another kind than the default: 'False' out of a file would count as true."""
+    if isinstance(default, bool):
+        check_flag(name, **{option: value})
+    elif isinstance(default, int):
+        check_integer(name, option, value, 0)
+    elif isinstance(default, float) and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise UsageError(f"{name}: {option} must be a number, got {value!r}")
+    elif option.endswith("_fn") and value is not None and not callable(value):
+        raise UsageError(f"{name}: {option} must be a function or None, got {value!r}")
 
 
 def _size(row: Network, run_mode: str, height: int | None, width: int | None) -> tuple[int, int] | None:

@@ -28,7 +28,12 @@ def divisible(width: float, divisor: int, minimum: int) -> int:
         width: channels wanted.
         divisor: what the result is a multiple of.
         minimum: what it is at least.
+
+    Raises:
+        UsageError: the divisor is below 1.
     """
+    if divisor < 1:
+        raise UsageError(f"divisible_by must be at least 1, got {divisor}")
     rounded = max(minimum, int(width + divisor / 2) // divisor * divisor)
     return int(rounded + divisor if rounded < 0.9 * width else rounded)
 

@@ -137,6 +137,8 @@ def residual_layers(build: Build, options: Options) -> Layers:
 
 def _checked_initializer(given: Mapping[str, Any]) -> dict[str, Any]:
     known = ("factor", "mode", "uniform", "seed")
+    if not isinstance(given, Mapping):
+        raise UsageError(f"weights_initializer_params: expected a mapping of {', '.join(known)}, got {given!r}")
     for key in given:
         if key not in known:
             raise UsageError(f"weights_initializer_params: no parameter {key!r}; {did_you_mean(str(key), known)}")

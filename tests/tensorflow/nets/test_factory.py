@@ -96,6 +96,16 @@ def test_meta_fits_the_networks_variables(name: str, shared_dir: Path):
         ({"name": "resnet_v1_50", "units": 3}, "resnet_v1_50: no option 'units'"),
         ({"name": "vgg_16", "batch_norm_decay": 0.9}, "vgg_16: no option 'batch_norm_decay'"),
         ({"name": "resnet_v1_50", "batch_norm_decay": 1}, "batch_norm_decay must be a number from 0 to below 1, got 1"),
+        (
+            {"name": "resnet_v1_20", "global_pool": "False"},
+            "resnet_v1_20: global_pool must be True or False, got 'False'",
+        ),
+        ({"dropout_keep_prob": "0.5"}, "lenet: dropout_keep_prob must be a number, got '0.5'"),
+        ({"prediction_fn": "softmax"}, "lenet: prediction_fn must be a function or None, got 'softmax'"),
+        (
+            {"name": "nasnet_cifar", "num_cells": 3.5},
+            "nasnet_cifar: num_cells must be an integer of at least 0, got 3.5",
+        ),
         ({"name": "nasnet_cifar", "num_cell": 3}, "nasnet_cifar: no option 'num_cell'; did you mean 'num_cells'"),
     ],
 )

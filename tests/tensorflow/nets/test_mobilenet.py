@@ -153,6 +153,11 @@ def test_predictions_and_activations_may_be_others(image: Image, computed: Compu
     assert np.abs(values["layer_2"]).max() > 1  # what narrows has no activation
 
 
+def test_widths_are_multiples_of_something() -> None:
+    with pytest.raises(UsageError, match="divisible_by must be at least 1, got 0"):
+        mobilenet_v2(tf.zeros([1, 32, 32, 3]), Build(7, training=False), divisible_by=0)
+
+
 @pytest.mark.parametrize("network", [mobilenet_v1, mobilenet_v2])
 @pytest.mark.parametrize(
     ("options", "message"),
