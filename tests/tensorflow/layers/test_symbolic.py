@@ -250,6 +250,12 @@ def test_outside_of_towers_layers_ask_what_this_is() -> None:
         TowerContext("b", is_training=False).__enter__()
 
 
+def test_a_tower_whose_name_is_refused_leaves_nothing_open() -> None:
+    with pytest.raises(ValueError, match="not a valid"):
+        TowerContext("a b", is_training=True, index=1).__enter__()
+    assert not tf1.get_variable_scope().reuse
+
+
 def test_wrong_calls_are_told_with_the_layer_and_its_name(training: TowerContext) -> None:
     x = tf.constant(IMAGES)
     with pytest.raises(UsageError, match=r"Conv2D: the first argument is .*expected a scope's name"):

@@ -54,12 +54,13 @@ class TowerContext:
         outer = self.current()
         if outer is not None:
             raise UsageError(f"TowerContext({self.ns_name!r}) inside TowerContext({outer.ns_name!r}); leave that first")
-        self._scopes = ExitStack()
         scope = self.vs_name or tf1.get_variable_scope()
         reuse = True if self.is_training and self.index > 0 and not self.vs_name else None
-        self._scopes.enter_context(tf1.variable_scope(scope, reuse=reuse, auxiliary_name_scope=False))
-        if self.ns_name:
-            self._scopes.enter_context(tf1.name_scope(self.ns_name + "/"))
+        with ExitStack() as scopes:
+            scopes.enter_context(tf1.variable_scope(scope, reuse=reuse, auxiliary_name_scope=False))
+            if self.ns_name:
+                scopes.enter_context(tf1.name_scope(self.ns_name + "/"))
+            self._scopes = scopes.pop_all()
         self._active.context = self
         return self
 
