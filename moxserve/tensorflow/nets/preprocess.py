@@ -152,6 +152,12 @@ class Preparation:
         if self._resizes or self.size is None:
             return images
         known = [a or b for a, b in zip(images.shape[1:3].as_list(), self.size, strict=True)]
+        if known != list(self.size):
+            tf1.logging.warning(
+                "%s: %s is built for images of %dx%d, as they come; to image_height and image_width, %dx%d, they are "
+                "resized in PREDICT and EXPORT only",
+                *(self.name, self.run_mode, *known, *self.size),
+            )
         return images if known == images.shape[1:3].as_list() else tf.ensure_shape(images, [None, *known, None])
 
     @property

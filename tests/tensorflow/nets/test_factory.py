@@ -281,6 +281,15 @@ def test_unknown_sizes_are_those_of_image_height_and_image_width():
             assert logits.shape.as_list() == [None, 10]
 
 
+def test_training_at_another_size_than_the_exports_is_warned_of(caplog: pytest.LogCaptureFixture):
+    for mode, side in (("TRAIN", 32), ("EVAL", 28), ("EXPORT", 32)):
+        with tf.Graph().as_default():
+            fn = mox.get_model_fn("lenet", mode, 10, image_height=28, image_width=28)
+            fn(tf1.placeholder(tf.uint8, [None, side, side, 1]))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("lenet: TRAIN is built for images of 32x32, as they come; to image_height")
+
+
 def test_text_and_gray_images_where_colours_are_needed():
     with pytest.raises(UsageError, match="expected images of numbers, got string"):
         _prepared("lenet", np.array([[[[b"x"]]]]))
