@@ -40,8 +40,7 @@ NUMBERS = {
     "mobilenet_v1_025", "mobilenet_v2_035", "pnasnet_mobile",
 }  # fmt: skip
 TRAINED = {
-    "lenet", "cifarnet", "inception_v1", "resnet_v1_18", "resnet_v1_20", "resnet_v2_50", "resnext_c_50",
-    "mobilenet_v1_025", "mobilenet_v2_035",
+    "lenet", "cifarnet", "inception_v1", "resnet_v1_20", "resnet_v2_50", "mobilenet_v1_025", "mobilenet_v2_035",
 }  # fmt: skip
 # Sides of the images of training steps, where the default is larger than a test of the code needs.
 SIDES = {"lenet": 28, "cifarnet": 32, "nasnet_cifar": 32, "resnet_v1_20": 32, "resnet_v1_110": 32}
