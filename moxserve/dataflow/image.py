@@ -75,6 +75,8 @@ class ImageFromFile(RNGDataFlow):
     def _image(self, path: str) -> np.ndarray:
         try:
             data = read(path, binary=True)
+        except DataError:  # names the file already
+            raise
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
         image = decode(data, self.channel, path)

@@ -60,7 +60,7 @@ def test_bad_file_is_named(content: bytes, files: list[Path]) -> None:
 def test_missing_file_is_named(files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.png"):
         list(df.ImageFromFile([tmp_path / "none.png"]))
-    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+    with pytest.raises(DataError, match="is a directory; expected a file"):
         list(df.ImageFromFile([tmp_path]))
 
 
