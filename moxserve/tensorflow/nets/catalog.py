@@ -33,6 +33,7 @@ class Network:
         num_classes: of published checkpoints.
         labels_offset: what is subtracted from ImageNet's labels of 1,001 classes.
         logits_pattern: what the names of its last layer contain.
+        normalized: whether it has batch norms.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Network:
     num_classes: int = 1000
     labels_offset: int = 0
     logits_pattern: str = "logits"
+    normalized: bool = True
 
     @property
     def image_size(self) -> int:
@@ -82,318 +84,110 @@ _PAPERS = {
     "pnasnet": "Progressive neural architecture search (Liu et al. 2017, arXiv:1712.00559)",
 }
 
+_DEPTHS = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3), "200": (3, 24, 36, 3)}
+
+
+def _vgg(name: str, *convolutions: int, batch_norm: bool = False) -> Network:
+    arguments = {"scope": name, "convolutions": convolutions, "batch_norm": batch_norm}
+    return Network(
+        name, name, _PAPERS["vgg"], "vgg:vgg", arguments, labels_offset=1, logits_pattern="fc8", normalized=batch_norm
+    )
+
+
+def _inception(name: str, scope: str, paper: str) -> Network:
+    return Network(name, scope, _PAPERS[paper], f"{name}:{name}", num_classes=1001, logits_pattern="Logits")
+
+
+def _resnet_v1(
+    name: str, units: tuple[int, ...], *, paper: str = "resnet_v1", bottleneck: bool = True, zero_gamma: bool = False
+) -> Network:
+    arguments = {"scope": name, "units": units, "bottleneck": bottleneck, "zero_gamma": zero_gamma}
+    return Network(name, name, _PAPERS[paper], "resnet_v1:resnet_v1", arguments, labels_offset=1)
+
+
+def _resnet_v2(depth: str) -> Network:
+    name = f"resnet_v2_{depth}"
+    arguments = {"scope": name, "units": _DEPTHS[depth]}
+    return Network(name, name, _PAPERS["resnet_v2"], "resnet_v2:resnet_v2", arguments, labels_offset=1)
+
+
+def _resnext(form: str, depth: str) -> Network:
+    name = f"resnext_{form}_{depth}"
+    arguments = {"scope": name, "units": _DEPTHS[depth], "split": form == "b"}
+    return Network(name, name, _PAPERS["resnext"], "resnext:resnext", arguments, labels_offset=1)
+
+
+def _small_resnet(name: str, units: int) -> Network:
+    arguments = {"scope": name, "units": units}
+    return Network(name, name, _PAPERS["resnet_v1"], "resnet_small:resnet_small", arguments, num_classes=10)
+
+
+def _mobilenet(name: str, version: int, depth_multiplier: float, **more: Any) -> Network:
+    family = f"mobilenet_v{version}"
+    arguments = {"depth_multiplier": depth_multiplier, **more}
+    builder = f"{family}:{family}"
+    return Network(
+        name, f"MobilenetV{version}", _PAPERS[family], builder, arguments, num_classes=1001, logits_pattern="Logits"
+    )
+
+
+def _nasnet(name: str, num_classes: int = 1001) -> Network:
+    family = name.partition("_")[0]
+    return Network(name, "", _PAPERS[family], f"{family}:{name}", num_classes=num_classes, logits_pattern="final_layer")
+
+
 _ROWS = (
     Network(
-        "alexnet_v2", "alexnet_v2", _PAPERS["alexnet"], "alexnet:alexnet_v2", labels_offset=1, logits_pattern="fc8"
+        "alexnet_v2", "alexnet_v2", _PAPERS["alexnet"], "alexnet:alexnet_v2",
+        labels_offset=1, logits_pattern="fc8", normalized=False,
     ),
-    Network("cifarnet", "CifarNet", _PAPERS["cifar"], "cifarnet:cifarnet", num_classes=10),
-    Network("overfeat", "overfeat", _PAPERS["overfeat"], "overfeat:overfeat", labels_offset=1, logits_pattern="fc8"),
+    Network("cifarnet", "CifarNet", _PAPERS["cifar"], "cifarnet:cifarnet", num_classes=10, normalized=False),
     Network(
-        "vgg_a",
-        "vgg_a",
-        _PAPERS["vgg"],
-        "vgg:vgg",
-        arguments={"scope": "vgg_a", "convolutions": (1, 1, 2, 2, 2), "batch_norm": False},
-        labels_offset=1,
-        logits_pattern="fc8",
+        "overfeat", "overfeat", _PAPERS["overfeat"], "overfeat:overfeat",
+        labels_offset=1, logits_pattern="fc8", normalized=False,
     ),
+    _vgg("vgg_a", 1, 1, 2, 2, 2),
+    _vgg("vgg_16", 2, 2, 3, 3, 3),
+    _vgg("vgg_19", 2, 2, 4, 4, 4),
+    _vgg("vgg_a_bn", 1, 1, 2, 2, 2, batch_norm=True),
+    _vgg("vgg_16_bn", 2, 2, 3, 3, 3, batch_norm=True),
+    _vgg("vgg_19_bn", 2, 2, 4, 4, 4, batch_norm=True),
+    _inception("inception_v1", "InceptionV1", "inception_v1"),
+    _inception("inception_v2", "InceptionV2", "inception_v2"),
+    _inception("inception_v3", "InceptionV3", "inception_v3"),
+    _inception("inception_v4", "InceptionV4", "inception_v4"),
+    _inception("inception_resnet_v2", "InceptionResnetV2", "inception_v4"),
     Network(
-        "vgg_16",
-        "vgg_16",
-        _PAPERS["vgg"],
-        "vgg:vgg",
-        arguments={"scope": "vgg_16", "convolutions": (2, 2, 3, 3, 3), "batch_norm": False},
-        labels_offset=1,
-        logits_pattern="fc8",
+        "lenet", "LeNet", _PAPERS["lenet"], "lenet:lenet",
+        channels=1, num_classes=10, logits_pattern="fc4", normalized=False,
     ),
-    Network(
-        "vgg_19",
-        "vgg_19",
-        _PAPERS["vgg"],
-        "vgg:vgg",
-        arguments={"scope": "vgg_19", "convolutions": (2, 2, 4, 4, 4), "batch_norm": False},
-        labels_offset=1,
-        logits_pattern="fc8",
-    ),
-    Network(
-        "vgg_a_bn",
-        "vgg_a_bn",
-        _PAPERS["vgg"],
-        "vgg:vgg",
-        arguments={"scope": "vgg_a_bn", "convolutions": (1, 1, 2, 2, 2), "batch_norm": True},
-        labels_offset=1,
-        logits_pattern="fc8",
-    ),
-    Network(
-        "vgg_16_bn",
-        "vgg_16_bn",
-        _PAPERS["vgg"],
-        "vgg:vgg",
-        arguments={"scope": "vgg_16_bn", "convolutions": (2, 2, 3, 3, 3), "batch_norm": True},
-        labels_offset=1,
-        logits_pattern="fc8",
-    ),
-    Network(
-        "vgg_19_bn",
-        "vgg_19_bn",
-        _PAPERS["vgg"],
-        "vgg:vgg",
-        arguments={"scope": "vgg_19_bn", "convolutions": (2, 2, 4, 4, 4), "batch_norm": True},
-        labels_offset=1,
-        logits_pattern="fc8",
-    ),
-    Network(
-        "inception_v1",
-        "InceptionV1",
-        _PAPERS["inception_v1"],
-        "inception_v1:inception_v1",
-        num_classes=1001,
-        logits_pattern="Logits",
-    ),
-    Network(
-        "inception_v2",
-        "InceptionV2",
-        _PAPERS["inception_v2"],
-        "inception_v2:inception_v2",
-        num_classes=1001,
-        logits_pattern="Logits",
-    ),
-    Network(
-        "inception_v3",
-        "InceptionV3",
-        _PAPERS["inception_v3"],
-        "inception_v3:inception_v3",
-        num_classes=1001,
-        logits_pattern="Logits",
-    ),
-    Network(
-        "inception_v4",
-        "InceptionV4",
-        _PAPERS["inception_v4"],
-        "inception_v4:inception_v4",
-        num_classes=1001,
-        logits_pattern="Logits",
-    ),
-    Network(
-        "inception_resnet_v2",
-        "InceptionResnetV2",
-        _PAPERS["inception_v4"],
-        "inception_resnet_v2:inception_resnet_v2",
-        num_classes=1001,
-        logits_pattern="Logits",
-    ),
-    Network("lenet", "LeNet", _PAPERS["lenet"], "lenet:lenet", channels=1, num_classes=10, logits_pattern="fc4"),
-    Network(
-        "resnet_v1_18",
-        "resnet_v1_18",
-        _PAPERS["resnet_v1"],
-        "resnet_v1:resnet_v1",
-        arguments={"scope": "resnet_v1_18", "units": (2, 2, 2, 2), "bottleneck": False, "zero_gamma": False},
-        labels_offset=1,
-    ),
-    Network(
-        "resnet_v1_50",
-        "resnet_v1_50",
-        _PAPERS["resnet_v1"],
-        "resnet_v1:resnet_v1",
-        arguments={"scope": "resnet_v1_50", "units": (3, 4, 6, 3), "bottleneck": True, "zero_gamma": False},
-        labels_offset=1,
-    ),
-    Network(
-        "resnet_v1_50_8k",
-        "resnet_v1_50_8k",
-        _PAPERS["8k"],
-        "resnet_v1:resnet_v1",
-        arguments={"scope": "resnet_v1_50_8k", "units": (3, 4, 6, 3), "bottleneck": True, "zero_gamma": True},
-        labels_offset=1,
-    ),
-    Network(
-        "resnet_v1_101",
-        "resnet_v1_101",
-        _PAPERS["resnet_v1"],
-        "resnet_v1:resnet_v1",
-        arguments={"scope": "resnet_v1_101", "units": (3, 4, 23, 3), "bottleneck": True, "zero_gamma": False},
-        labels_offset=1,
-    ),
-    Network(
-        "resnet_v1_152",
-        "resnet_v1_152",
-        _PAPERS["resnet_v1"],
-        "resnet_v1:resnet_v1",
-        arguments={"scope": "resnet_v1_152", "units": (3, 8, 36, 3), "bottleneck": True, "zero_gamma": False},
-        labels_offset=1,
-    ),
-    Network(
-        "resnet_v1_200",
-        "resnet_v1_200",
-        _PAPERS["resnet_v1"],
-        "resnet_v1:resnet_v1",
-        arguments={"scope": "resnet_v1_200", "units": (3, 24, 36, 3), "bottleneck": True, "zero_gamma": False},
-        labels_offset=1,
-    ),
-    Network(
-        "resnet_v2_50",
-        "resnet_v2_50",
-        _PAPERS["resnet_v2"],
-        "resnet_v2:resnet_v2",
-        arguments={"scope": "resnet_v2_50", "units": (3, 4, 6, 3)},
-        labels_offset=1,
-    ),
-    Network(
-        "resnet_v2_101",
-        "resnet_v2_101",
-        _PAPERS["resnet_v2"],
-        "resnet_v2:resnet_v2",
-        arguments={"scope": "resnet_v2_101", "units": (3, 4, 23, 3)},
-        labels_offset=1,
-    ),
-    Network(
-        "resnet_v2_152",
-        "resnet_v2_152",
-        _PAPERS["resnet_v2"],
-        "resnet_v2:resnet_v2",
-        arguments={"scope": "resnet_v2_152", "units": (3, 8, 36, 3)},
-        labels_offset=1,
-    ),
-    Network(
-        "resnet_v2_200",
-        "resnet_v2_200",
-        _PAPERS["resnet_v2"],
-        "resnet_v2:resnet_v2",
-        arguments={"scope": "resnet_v2_200", "units": (3, 24, 36, 3)},
-        labels_offset=1,
-    ),
-    Network(
-        "resnext_b_50",
-        "resnext_b_50",
-        _PAPERS["resnext"],
-        "resnext:resnext",
-        arguments={"scope": "resnext_b_50", "units": (3, 4, 6, 3), "split": True},
-        labels_offset=1,
-    ),
-    Network(
-        "resnext_b_101",
-        "resnext_b_101",
-        _PAPERS["resnext"],
-        "resnext:resnext",
-        arguments={"scope": "resnext_b_101", "units": (3, 4, 23, 3), "split": True},
-        labels_offset=1,
-    ),
-    Network(
-        "resnext_c_50",
-        "resnext_c_50",
-        _PAPERS["resnext"],
-        "resnext:resnext",
-        arguments={"scope": "resnext_c_50", "units": (3, 4, 6, 3), "split": False},
-        labels_offset=1,
-    ),
-    Network(
-        "resnext_c_101",
-        "resnext_c_101",
-        _PAPERS["resnext"],
-        "resnext:resnext",
-        arguments={"scope": "resnext_c_101", "units": (3, 4, 23, 3), "split": False},
-        labels_offset=1,
-    ),
+    _resnet_v1("resnet_v1_18", (2, 2, 2, 2), bottleneck=False),
+    _resnet_v1("resnet_v1_50", _DEPTHS["50"]),
+    _resnet_v1("resnet_v1_50_8k", _DEPTHS["50"], paper="8k", zero_gamma=True),
+    _resnet_v1("resnet_v1_101", _DEPTHS["101"]),
+    _resnet_v1("resnet_v1_152", _DEPTHS["152"]),
+    _resnet_v1("resnet_v1_200", _DEPTHS["200"]),
+    *(_resnet_v2(depth) for depth in _DEPTHS),
+    _resnext("b", "50"),
+    _resnext("b", "101"),
+    _resnext("c", "50"),
+    _resnext("c", "101"),
     Network("pvanet", "pvanet", _PAPERS["pvanet"], "pvanet:pvanet", labels_offset=1, logits_pattern="fc8"),
-    Network(
-        "mobilenet_v1",
-        "MobilenetV1",
-        _PAPERS["mobilenet_v1"],
-        "mobilenet_v1:mobilenet_v1",
-        arguments={"depth_multiplier": 1.0},
-        num_classes=1001,
-        logits_pattern="Logits",
-    ),
-    Network(
-        "mobilenet_v1_075",
-        "MobilenetV1",
-        _PAPERS["mobilenet_v1"],
-        "mobilenet_v1:mobilenet_v1",
-        arguments={"depth_multiplier": 0.75},
-        num_classes=1001,
-        logits_pattern="Logits",
-    ),
-    Network(
-        "mobilenet_v1_050",
-        "MobilenetV1",
-        _PAPERS["mobilenet_v1"],
-        "mobilenet_v1:mobilenet_v1",
-        arguments={"depth_multiplier": 0.5},
-        num_classes=1001,
-        logits_pattern="Logits",
-    ),
-    Network(
-        "mobilenet_v1_025",
-        "MobilenetV1",
-        _PAPERS["mobilenet_v1"],
-        "mobilenet_v1:mobilenet_v1",
-        arguments={"depth_multiplier": 0.25},
-        num_classes=1001,
-        logits_pattern="Logits",
-    ),
-    Network(
-        "mobilenet_v2",
-        "MobilenetV2",
-        _PAPERS["mobilenet_v2"],
-        "mobilenet_v2:mobilenet_v2",
-        arguments={"depth_multiplier": 1.0},
-        num_classes=1001,
-        logits_pattern="Logits",
-    ),
-    Network(
-        "mobilenet_v2_140",
-        "MobilenetV2",
-        _PAPERS["mobilenet_v2"],
-        "mobilenet_v2:mobilenet_v2",
-        arguments={"depth_multiplier": 1.4},
-        num_classes=1001,
-        logits_pattern="Logits",
-    ),
-    Network(
-        "mobilenet_v2_035",
-        "MobilenetV2",
-        _PAPERS["mobilenet_v2"],
-        "mobilenet_v2:mobilenet_v2",
-        arguments={"depth_multiplier": 0.35, "finegrain_classification_mode": True},
-        num_classes=1001,
-        logits_pattern="Logits",
-    ),
-    Network(
-        "resnet_v1_20",
-        "resnet_v1_20",
-        _PAPERS["resnet_v1"],
-        "resnet_small:resnet_small",
-        arguments={"scope": "resnet_v1_20", "units": 3},
-        num_classes=10,
-    ),
-    Network(
-        "resnet_v1_110",
-        "resnet_v1_110",
-        _PAPERS["resnet_v1"],
-        "resnet_small:resnet_small",
-        arguments={"scope": "resnet_v1_110", "units": 18},
-        num_classes=10,
-    ),
-    Network("nasnet_cifar", "", _PAPERS["nasnet"], "nasnet:nasnet_cifar", num_classes=10, logits_pattern="final_layer"),
-    Network(
-        "nasnet_mobile", "", _PAPERS["nasnet"], "nasnet:nasnet_mobile", num_classes=1001, logits_pattern="final_layer"
-    ),
-    Network(
-        "nasnet_large", "", _PAPERS["nasnet"], "nasnet:nasnet_large", num_classes=1001, logits_pattern="final_layer"
-    ),
-    Network(
-        "pnasnet_large", "", _PAPERS["pnasnet"], "pnasnet:pnasnet_large", num_classes=1001, logits_pattern="final_layer"
-    ),
-    Network(
-        "pnasnet_mobile",
-        "",
-        _PAPERS["pnasnet"],
-        "pnasnet:pnasnet_mobile",
-        num_classes=1001,
-        logits_pattern="final_layer",
-    ),
-)
+    _mobilenet("mobilenet_v1", 1, 1.0),
+    _mobilenet("mobilenet_v1_075", 1, 0.75),
+    _mobilenet("mobilenet_v1_050", 1, 0.5),
+    _mobilenet("mobilenet_v1_025", 1, 0.25),
+    _mobilenet("mobilenet_v2", 2, 1.0),
+    _mobilenet("mobilenet_v2_140", 2, 1.4),
+    _mobilenet("mobilenet_v2_035", 2, 0.35, finegrain_classification_mode=True),
+    _small_resnet("resnet_v1_20", 3),
+    _small_resnet("resnet_v1_110", 18),
+    _nasnet("nasnet_cifar", num_classes=10),
+    _nasnet("nasnet_mobile"),
+    _nasnet("nasnet_large"),
+    _nasnet("pnasnet_large"),
+    _nasnet("pnasnet_mobile"),
+)  # fmt: skip
 
 NETWORKS: Mapping[str, Network] = {row.name: row for row in _ROWS}
 

@@ -24,7 +24,6 @@ __all__ = ["ModelMeta", "NetworkFn", "get_model_fn", "get_model_meta", "network_
 
 _FORMATS = ("NHWC", "NCHW")
 _DECAY = "batch_norm_decay"
-_WITHOUT_NORM = frozenset({"alexnet_v2", "cifarnet", "lenet", "overfeat", "vgg_16", "vgg_19", "vgg_a"})
 # The documents' sentence, as it stands there.
 _NO_SIZE = (
     "`image_height` and `image_width` should be given to `mox.get_model_fn` when `run_mode` is `mox.ModeKeys.EXPORT "
@@ -186,7 +185,7 @@ def network_options(name: str) -> dict[str, Any]:
         # Families of many options keep them in a dataclass, which their module tells of.
         given |= asdict(sys.modules[builder.__module__].OPTIONS[builder.__name__])
     options = {option: row.arguments.get(option, default) for option, default in given.items()}
-    return options if name in _WITHOUT_NORM else {_DECAY: None, **options}
+    return options if not row.normalized else {_DECAY: None, **options}
 
 
 def _builder(row: Network) -> Callable[..., Any]:
