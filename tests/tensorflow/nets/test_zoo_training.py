@@ -45,12 +45,15 @@ if EVERYTHING:
         ("vgg_a_bn", {"fc_conv_padding": "SAME"}, 32, 0.002),
         ("mobilenet_v2_035", {}, 64, 0.05),
         ("resnet_v2_50", {}, 64, 0.01),
-        ("resnext_c_50", {}, 64, 0.01),
+        ("resnext_c_50", {}, 64, 0.003),
         ("inception_v2", {}, 64, 0.02),
         ("inception_v3", {}, 139, 0.02),
         ("pnasnet_mobile", {}, 96, 0.02),
         ("pvanet", {}, 224, 0.001),
     ]
+
+
+STEPS = {"resnext_c_50": 24}  # 12 are enough for the others
 
 
 @pytest.mark.parametrize(("name", "options", "side", "rate"), LEARNERS, ids=[one[0] for one in LEARNERS])
@@ -66,7 +69,7 @@ def test_the_loss_falls_on_real_images(name: str, options: dict[str, Any], side:
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
         step = mox.get_optimizer_fn("momentum", learning_rate=rate, momentum=0.9)().minimize(loss)
         session.run(tf1.global_variables_initializer())
-        losses = [session.run([loss, step])[0] for _ in range(12)]
+        losses = [session.run([loss, step])[0] for _ in range(STEPS.get(name, 12))]
     assert np.isfinite(losses).all()
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:2])
 
