@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,19 @@ import pytest
 
 import moxserve.tensorflow as mox
 from moxserve.errors import DataError
-from moxserve.tensorflow.datasets.raw import storage
 from moxserve.tensorflow.executor.env import tf, tf1
 
 Read = Callable[..., list[list[Any]]]
 
 
 @pytest.fixture
-def bucket(store: Any, folder: Path) -> Iterator[str]:
+def bucket(store: Any, folder: Path) -> str:
     """The photographs under a prefix of a bucket; its URL."""
-    storage._bucket.cache_clear()
     for path in folder.glob("*/*.jpg"):
         store.write(f"team/photos/{path.relative_to(folder)}", path.read_bytes())
     store.write("team/photos/china/", b"")  # as consoles make folders
     store.write("team/photos-other/a/0.jpg")
-    yield f"s3://{store.bucket}/team/photos"
-    storage._bucket.cache_clear()
+    return f"s3://{store.bucket}/team/photos"
 
 
 def _gets(store: Any) -> list[str]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
 
 from moxserve.errors import DataError
 from moxserve.file import (
@@ -88,11 +86,6 @@ def join(base: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}" if name else base
 
 
-@cache
-def _bucket(name: str) -> Any:
-    return connect(name)
-
-
 def list_tree(base: str) -> Tree:
     """List a folder and the folders in it.
 
@@ -127,7 +120,7 @@ def _list_bucket(base: str) -> Tree:
     start = f"{prefix}/" if prefix else ""
     folders: set[str] = set()
     keys: dict[str, FileKey | None] = {}
-    for found in _bucket(name).objects(start):
+    for found in connect(name).objects(start):
         parts = found.key[len(start) :].split("/")
         if any(part.startswith(".") for part in parts):
             continue
@@ -153,7 +146,7 @@ def read_file(path: str) -> bytes:
     if is_remote(path):
         name, key = parse_url(path)
         try:
-            data: bytes = _bucket(name).read(key)[0]
+            data: bytes = connect(name).read(key)[0]
         except MoxFileNotExistsException:
             raise
         except (MoxFileReadException, MoxFileRespException) as error:
