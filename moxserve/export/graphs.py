@@ -18,6 +18,7 @@ from moxserve.errors import ExportError, InvalidArgument, ModelSpecError
 from moxserve.export.job import ExportJob
 from moxserve.tensorflow.executor import checkpoint
 from moxserve.tensorflow.executor.branch import build_branch, build_export_branch
+from moxserve.tensorflow.executor.devices import Place
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.spec import ModeKeys, SignatureSpec
 from moxserve.types import TensorSpec, dtype_by_enum
@@ -160,7 +161,7 @@ def _build(model_fn: Callable[..., Any], placeholders: Sequence[Any], mode: str)
     if mode == ModeKeys.EXPORT:
         built = build_export_branch(model_fn, placeholders)
     else:
-        built = build_branch(model_fn, mode, [placeholders], [""])
+        built = build_branch(model_fn, mode, [placeholders], [Place()])
     if built.spec.export_spec is None:
         raise ModelSpecError(f"model_fn gives no ExportSpec in mode {mode}")
     return built.spec.export_spec

@@ -7,13 +7,15 @@ from typing import Any
 
 import moxserve.tensorflow as mox
 from moxserve.tensorflow.executor.cluster import Topology
+from moxserve.tensorflow.executor.devices import devices_of
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.flags import store
 
 
 def test_a_single_process_is_the_chief_with_one_device() -> None:
     topology = Topology.from_flags(store)
-    assert (topology.is_chief, topology.num_workers, topology.devices) == (True, 1, ("",))
+    assert (topology.is_chief, topology.num_workers, topology.distributed) == (True, 1, False)
+    assert [place.device for place in devices_of(topology).places] == [""]
 
 
 def test_a_cluster_of_one_worker_is_a_single_process() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.calls import call_with_mode, check_callable
+from moxserve.tensorflow.executor.devices import Place
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.hooks import check_hook
 from moxserve.tensorflow.executor.spec import ExportSpec, ModeKeys, ModelSpec
@@ -55,8 +56,7 @@ class Tower:
     """One call of `model_fn`, on one device.
 
     Attributes:
-        index: 0 for the first device.
-        device: device string, empty when TensorFlow chooses.
+        place: where it is.
         inputs: what `model_fn` got.
         spec: what it returned, checked.
         trainable: trainable variables that this call made or used.
@@ -65,8 +65,7 @@ class Tower:
         learning_rate_scale: what the optimizers' learning rates are multiplied by.
     """
 
-    index: int
-    device: str
+    place: Place
     inputs: list[Any]
     spec: ModelSpec
     trainable: list[Any] = field(default_factory=list)
@@ -104,7 +103,7 @@ def build_branch(
     model_fn: Callable[..., Any],
     mode: str,
     inputs_per_tower: Sequence[Sequence[Any]],
-    devices: Sequence[str],
+    places: Sequence[Place],
     *,
     after: Branch | None = None,
 ) -> Branch:
@@ -113,8 +112,8 @@ def build_branch(
     Args:
         model_fn: the user's function.
         mode: the mode that it is called with.
-        inputs_per_tower: the inputs of each device, as many as devices.
-        devices: device strings; an empty one leaves the choice to TensorFlow.
+        inputs_per_tower: the inputs of each tower, as many as places.
+        places: where the towers are.
         after: the graph's first branch, whose variables are shared; None when this is the first.
 
     Raises:
@@ -123,13 +122,13 @@ def build_branch(
     check_callable(model_fn, "model_fn", _EXAMPLE)
     plan = VariablePlan() if after is None else after.plan
     towers: list[Tower] = []
-    for index, (device, inputs) in enumerate(zip(devices, inputs_per_tower, strict=True)):
-        first = after is None and index == 0
-        context = TowerContext(index, first, plan, mode == ModeKeys.TRAIN)
-        with _scopes(plan, context, mode, device):
+    for place, inputs in zip(places, inputs_per_tower, strict=True):
+        first = after is None and place.index == 0
+        context = TowerContext(place.index, first, plan, mode == ModeKeys.TRAIN)
+        with _scopes(plan, context, mode, place):
             spec = call_with_mode(model_fn, (Inputs(inputs),), mode, "model_fn")
             _check_spec(spec, mode, leads=after is None)
-            towers.append(_tower(context, device, list(inputs), spec, mode))
+            towers.append(_tower(context, place, list(inputs), spec, mode))
             if first:
                 plan.penalties = context.collection(tf1.GraphKeys.REGULARIZATION_LOSSES)
     return Branch(mode, towers, plan)
@@ -148,14 +147,14 @@ def build_export_branch(model_fn: Callable[..., Any], inputs: Sequence[Any]) -> 
     Raises:
         ModelSpecError: `model_fn` returned no ModelSpec, or one without an ExportSpec.
     """
-    return build_branch(model_fn, ModeKeys.EXPORT, [inputs], [""])
+    return build_branch(model_fn, ModeKeys.EXPORT, [inputs], [Place()])
 
 
 @contextmanager
-def _scopes(plan: VariablePlan, context: TowerContext, mode: str, device: str) -> Iterator[None]:
+def _scopes(plan: VariablePlan, context: TowerContext, mode: str, place: Place) -> Iterator[None]:
     with ExitStack() as stack:
-        if device:
-            stack.enter_context(tf.device(device))
+        if place.device:
+            stack.enter_context(tf1.device(place.device))
         if context.first:
             stack.enter_context(plan.recording())
         else:
@@ -165,8 +164,8 @@ def _scopes(plan: VariablePlan, context: TowerContext, mode: str, device: str) -
         yield
 
 
-def _tower(context: TowerContext, device: str, inputs: list[Any], spec: ModelSpec, mode: str) -> Tower:
-    tower = Tower(context.index, device, inputs, spec)
+def _tower(context: TowerContext, place: Place, inputs: list[Any], spec: ModelSpec, mode: str) -> Tower:
+    tower = Tower(place, inputs, spec)
     tower.trainable = context.collection(tf1.GraphKeys.TRAINABLE_VARIABLES)
     if mode == ModeKeys.TRAIN and context.index == 0:  # later towers would update the same averages a second time
         tower.updates = [*context.collection(tf1.GraphKeys.UPDATE_OPS), *_keras_updates(context)]

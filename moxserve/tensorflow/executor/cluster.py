@@ -1,7 +1,7 @@
-"""Topology: which process this is, which devices it computes on, and how its session is configured.
+"""Topology: which process of a job this is, how many devices it computes on, and how its sessions are configured.
 
-One process with one device today. Whatever would need more refuses here, by name, so that no flag is silently ignored;
-the rest of the executor only asks a Topology and never looks at flags about devices or workers itself.
+The one reader of the flags about devices and workers. Everybody else asks a Topology, `devices` about what happens
+between the devices of this process, and `workers` about what happens between processes.
 """
 
 from __future__ import annotations
@@ -25,64 +25,96 @@ class Topology:
     """The place of this process in a job, and its devices.
 
     Attributes:
-        job: `ps`, `worker`, or empty for a single process.
-        index: index within the job.
+        job: `worker`, `ps` or `evaluator`; empty for a single process.
+        index: index within the job; worker 0 is the chief.
         workers: addresses of the workers; empty for a single process.
-        devices: one device string a tower; the empty string leaves the choice to TensorFlow.
+        ps: addresses of the parameter servers; empty where the workers do without.
+        num_devices: towers of this process.
+        on_cpu: the towers stay on the CPU, as logical devices where there are several.
+        synchronous: whether the workers make each step together.
+        variable_update: `parameter_server`, `replicated`, `distributed_replicated` or `all_reduce`; what the flag says,
+            or the default for this topology.
+        parameter_device: `cpu` or `gpu`: where the gradients of one process meet.
+        chief_counts: only the chief counts global steps.
         inter_op_threads: threads that run operations, 0 for TensorFlow's choice.
         intra_op_threads: threads inside one operation, 0 for TensorFlow's choice.
+        protocol: of the TensorFlow servers.
+        start_timeout_s: how long to wait for the other processes at start; 0 for ever.
     """
 
     job: str = ""
     index: int = 0
     workers: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ("",)
+    ps: tuple[str, ...] = ()
+    num_devices: int = 1
+    on_cpu: bool = False
+    synchronous: bool = True
+    variable_update: str = "parameter_server"
+    parameter_device: str = "cpu"
+    chief_counts: bool = False
     inter_op_threads: int = 0
     intra_op_threads: int = 0
+    protocol: str = "grpc"
+    start_timeout_s: int = 0
 
     @classmethod
     def from_flags(cls, store: FlagStore) -> Topology:
         """Read the topology from the flags.
 
         Raises:
-            UsageError: the flags ask for several devices, several workers or a parameter server.
+            UsageError: the flags contradict each other.
         """
-        num_gpus = store.get("num_gpus")
-        if num_gpus < 1:
-            raise UsageError(f"flag --num_gpus={num_gpus}: at least 1 is needed; 1 also means CPU")
-        if num_gpus > 1:
-            raise UsageError(
-                f"flag --num_gpus={num_gpus}: this version trains on one device per process",
-                hint="leave --num_gpus out",
-            )
+        num_devices = store.get("num_gpus")
+        if num_devices < 1:
+            raise UsageError(f"flag --num_gpus={num_devices}: at least 1 is needed; 1 also means CPU")
+        job, index = _job(store.get("job_name"), store.get("task_index"))
         ps, workers = _hosts(store.get("ps_hosts")), _hosts(store.get("worker_hosts"))
-        if ps or len(workers) > 1 or store.get("job_name") not in ("", "worker", "chief"):
+        _check_cluster(job, index, ps, workers)
+        update = store.get("variable_update") or ("all_reduce" if len(workers) > 1 and not ps else "parameter_server")
+        if update == "parameter_server" and len(workers) > 1 and not ps:
             raise UsageError(
-                f"flags --job_name={store.get('job_name')!r} --ps_hosts={','.join(ps)!r} "
-                f"--worker_hosts={','.join(workers)!r}: this version trains in a single process",
-                hint="leave the four cluster flags out, and unset TF_CONFIG",
+                f"flag --variable_update={update} with {len(workers)} workers needs --ps_hosts",
+                hint="give --ps_hosts=host:port, or --variable_update=all_reduce",
             )
         return cls(
-            job=store.get("job_name"),
-            index=store.get("task_index"),
+            job=job,
+            index=index,
             workers=workers,
-            devices=("/cpu:0",) if store.get("clone_on_cpu") else ("",),
+            ps=ps,
+            num_devices=num_devices,
+            on_cpu=store.get("clone_on_cpu"),
+            synchronous=store.get("sync_replicas"),
+            variable_update=update,
+            parameter_device=store.get("local_parameter_device"),
+            chief_counts=store.get("chief_inc_global_step"),
             inter_op_threads=store.get("num_inter_threads"),
             intra_op_threads=store.get("num_intra_threads"),
+            protocol=store.get("server_protocol"),
+            start_timeout_s=store.get("session_timeout"),
         )
 
     @property
     def is_chief(self) -> bool:
         """Whether this process writes checkpoints and summaries."""
-        return self.job in ("", "worker", "chief") and self.index == 0
+        return self.job in ("", "worker") and self.index == 0
 
     @property
     def num_workers(self) -> int:
         """How many processes train together."""
         return max(1, len(self.workers))
 
+    @property
+    def distributed(self) -> bool:
+        """Whether there are other processes to talk to: several workers, or a parameter server."""
+        return len(self.workers) > 1 or bool(self.ps)
+
+    @property
+    def global_replicas(self) -> int:
+        """How many towers of all processes make a step, each with a batch of its own."""
+        return self.num_devices * self.num_workers
+
     def session_config(self) -> Any:
-        """Build the ConfigProto of this process's session."""
+        """Build the ConfigProto of this process's sessions."""
         config = tf1.ConfigProto(
             allow_soft_placement=True,
             inter_op_parallelism_threads=self.inter_op_threads,
@@ -90,3 +122,32 @@ class Topology:
         )
         config.gpu_options.allow_growth = True
         return config
+
+
+def _job(name: str, index: int) -> tuple[str, int]:
+    """The name of the job as everybody else here knows it: a chief is a worker, a controller the first parameter server
+    of a job whose platform calls it so.
+    """
+    return {"chief": "worker", "controller": "ps"}.get(name, name), index
+
+
+def _check_cluster(job: str, index: int, ps: tuple[str, ...], workers: tuple[str, ...]) -> None:
+    members = {"ps": ps, "worker": workers}
+    if not job:
+        if len(workers) > 1 or ps:
+            raise UsageError(
+                f"flags --worker_hosts={','.join(workers)!r} --ps_hosts={','.join(ps)!r} name a cluster, and "
+                "--job_name does not say which of its processes this is",
+                hint="give --job_name=worker (or ps) and --task_index, or start all with: moxserve launch",
+            )
+        return
+    if job in members and not members[job] and (ps or workers):
+        raise UsageError(f"flag --job_name={job} needs --{job}_hosts, which is empty", hint=f"--{job}_hosts=host:port")
+    if job == "ps" and not workers:
+        raise UsageError("flag --job_name=ps needs --worker_hosts", hint="--worker_hosts=host:port,host:port")
+    known = members.get(job) or ("",)
+    if not 0 <= index < len(known) and job in members:
+        raise UsageError(
+            f"flag --task_index={index}: --{job}_hosts names {len(known)} process(es), counted from 0",
+            hint="each process has the index of its own address in the list",
+        )

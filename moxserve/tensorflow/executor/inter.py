@@ -15,6 +15,7 @@ from typing import Any
 
 from moxserve.errors import DataError, ModelSpecError, UsageError
 from moxserve.tensorflow.executor.branch import Branch, build_branch, check_scalars
+from moxserve.tensorflow.executor.devices import Devices
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.hooks import runs_inter_mode
 from moxserve.tensorflow.executor.inputs import ModeInput, build_inputs
@@ -45,14 +46,14 @@ _CURE = "run(inter_mode=mox.ModeKeys.EVAL)"
 
 
 def build_inter(
-    functions: Functions, settings: Settings, devices: Sequence[str], train: Branch, clock: Clock
+    functions: Functions, settings: Settings, devices: Devices, train: Branch, clock: Clock
 ) -> InterBranch | None:
     """Build the branch of `settings.inter_mode` into the current graph, and give it to the hooks that run it.
 
     Args:
         functions: the user's.
         settings: of the run.
-        devices: device strings, as for `train`.
+        devices: as for `train`.
         train: the branch of the run's own mode.
         clock: of the run.
 
@@ -91,14 +92,14 @@ def build_inter(
     return inter
 
 
-def _build(functions: Functions, settings: Settings, devices: Sequence[str], train: Branch) -> InterBranch:
+def _build(functions: Functions, settings: Settings, devices: Devices, train: Branch) -> InterBranch:
     mode = str(settings.inter_mode)
     with tf.device("/cpu:0"), tf1.name_scope(f"{mode.lower()}_input"):
         source = build_inputs(functions.input_fn, mode, settings.batch_size, settings.auto_batch)
     # Iterators that input_fn asked to be started with the tables must be started again for each evaluation, too.
     source.initializers[:0] = source.started_with_tables
     try:
-        branch = build_branch(functions.model_fn, mode, [list(source.tensors)], devices, after=train)
+        branch = build_branch(functions.model_fn, mode, [list(source.tensors)], devices.places, after=train)
     except BaseException:
         source.close()
         raise

@@ -17,6 +17,7 @@ from moxserve.tensorflow.executor import checkpoint as checkpoints
 from moxserve.tensorflow.executor import lock, reporters
 from moxserve.tensorflow.executor.branch import Branch, build_branch
 from moxserve.tensorflow.executor.cluster import Topology
+from moxserve.tensorflow.executor.devices import devices_of
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.exporting import export_run, sample_rows
 from moxserve.tensorflow.executor.flags import store
@@ -32,6 +33,7 @@ from moxserve.tensorflow.executor.signals import SignalGuard
 from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
 from moxserve.tensorflow.executor.stepper import Stepper
 from moxserve.tensorflow.executor.train_op import TrainOptions, build_train_op, split_patterns
+from moxserve.tensorflow.executor.workers import Startup, workers_of
 from moxserve.types import TensorSpec, dtype_by_name
 
 __all__ = ["run"]
@@ -131,6 +133,8 @@ class _Job:
         self.settings = settings
         self.functions = functions
         self.topology = topology
+        self.devices = devices_of(topology)
+        self.workers = workers_of(topology, self.devices)
         self.training = settings.mode == ModeKeys.TRAIN
         self.clock = Clock(counts_globally=self.training)
         self.resume = checkpoints.latest_checkpoint(settings.log_dir)
@@ -170,15 +174,19 @@ class _Job:
         graph = tf1.Graph()
         graph.seed = tf1.get_default_graph().seed  # a script's tf.set_random_seed was for the graph it knew
         with graph.as_default():
-            self._build()
-            for participant in self.participants:
-                participant.begin()
-            initial = [tf1.global_variables_initializer(), tf1.local_variables_initializer(), tf1.tables_initializer()]
-            variables = tf1.global_variables()
+            with self.workers.placing():
+                self._build()
+                for participant in self.participants:
+                    participant.begin()
+            startup = self._startup()
             graph.finalize()
-            with tf1.Session(graph=graph, config=self.topology.session_config()) as session:
-                self._initialise(session, initial, variables)
-                return self._run_loop(session)
+            config = self.topology.session_config()
+            self.workers.configure(config)
+            with tf1.Session(self.workers.target, graph=graph, config=config) as session:
+                self._initialise(session, startup)
+                ended = self._run_loop(session)
+                self.workers.finish(session)
+                return ended
 
     # -- graph
 
@@ -197,9 +205,9 @@ class _Job:
                 hint="give max_number_of_steps, or leave .repeat() out of input_fn, or give the source infinite=False",
             )
         inputs = [list(self.source.tensors)]
-        self.branch: Branch = build_branch(self.functions.model_fn, settings.mode, inputs, self.topology.devices)
+        self.branch: Branch = build_branch(self.functions.model_fn, settings.mode, inputs, self.devices.places)
         self.step_op = self._step_op()
-        self.inter = build_inter(self.functions, settings, self.topology.devices, self.branch, self.clock)
+        self.inter = build_inter(self.functions, settings, self.devices, self.branch, self.clock)
         self.participants = self._participants()
 
     def _step_op(self) -> Any:
@@ -207,7 +215,7 @@ class _Job:
         spec = self.branch.spec
         if self.training:
             return build_train_op(
-                self.branch, self.functions.optimizer_fn, self.global_step, TrainOptions.from_flags(store)
+                self.branch, self.functions.optimizer_fn, self.global_step, TrainOptions.from_flags(store), self.workers
             )
         values = spec.log_info if self.settings.mode == ModeKeys.EVAL else spec.output_info
         return tf.group(*values.values(), *self.branch.inputs, name="step")
@@ -215,7 +223,11 @@ class _Job:
     def _participants(self) -> list[Participant]:
         """Everybody who takes part, built-ins first, so that state is safe before a user's hook may fail."""
         settings, spec = self.settings, self.branch.spec
-        listed: list[Participant] = [*self.source.participants, *([] if self.inter is None else [self.inter])]
+        listed: list[Participant] = [
+            *self.workers.participants(),
+            *self.source.participants,
+            *([] if self.inter is None else [self.inter]),
+        ]
         self.samples = reporters.SampleRows(self.branch.inputs, sample_rows(settings)) if settings.export else None
         self.console = self._console()
         self.means = reporters.EvalMeans(spec.log_info, self._rows()) if settings.mode == ModeKeys.EVAL else None
@@ -246,12 +258,26 @@ class _Job:
 
     # -- session
 
-    def _initialise(self, session: Any, initial: list[Any], variables: list[Any]) -> None:
+    def _startup(self) -> Startup:
+        """How variables get their values; made while the graph is open."""
+        variables = tf1.global_variables()
+        spread = self.devices.after_start(self.branch)
+
+        def restore(session: Any) -> None:
+            if self.start is not None:
+                self._restore(session, variables)
+            if spread:
+                session.run(spread)
+
+        return Startup(
+            tf1.global_variables_initializer(),
+            (tf1.local_variables_initializer(), tf1.tables_initializer()),
+            restore,
+        )
+
+    def _initialise(self, session: Any, startup: Startup) -> None:
         """Give variables their values, start the input, and set the clock."""
-        for operation in initial:
-            session.run(operation)
-        if self.start is not None:
-            self._restore(session, variables)
+        self.workers.start(session, startup)
         self.clock.global_step = int(session.run(self.global_step))
         if self.writer is not None and self.resume is not None:
             self.writer.restored(self.resume, self.clock.global_step)
@@ -308,7 +334,10 @@ class _Job:
                 if self.inter is not None:
                     self.inter.stopped = lambda: guard.signum != 0
                 loop = Loop(
-                    Stepper(session, self.step_op, self.clock), self.participants, self.clock, lambda: guard.signum != 0
+                    Stepper(session, self.step_op, self.clock, self.workers.run_options),
+                    self.participants,
+                    self.clock,
+                    lambda: guard.signum != 0,
                 )
                 try:
                     reason = loop.run()

@@ -25,12 +25,17 @@ _CACHE_LIMIT = 256
 class Fetcher:
     """Session callables by what they fetch, feed and run; the least recently used are dropped beyond a limit.
 
+    Args:
+        session: where they run.
+        run_options: RunOptions of each, None for TensorFlow's defaults.
+
     Attributes:
         built: how many callables were compiled so far.
     """
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, run_options: Any = None) -> None:
         self._session = session
+        self._run_options = run_options
         self._cache: OrderedDict[tuple[tuple[str, ...], ...], Callable[..., list[np.ndarray]]] = OrderedDict()
         self.built = 0
 
@@ -44,6 +49,8 @@ class Fetcher:
             self._cache.move_to_end(key)
             return found
         options = _callable_options(*key)
+        if self._run_options is not None:
+            options.run_options.CopyFrom(self._run_options)
         # The public make_callable re-parses fetches at each call; this one is what Keras' graph backend used, too.
         made: Callable[..., list[np.ndarray]] = self._session._make_callable_from_options(options)
         self._cache[key] = made
@@ -91,12 +98,14 @@ class Stepper:
         session: a ready session.
         step_op: the operation of one step: the train operation, or what pulls one batch through the model.
         clock: counted once per step.
+        run_options: RunOptions of every step, None for TensorFlow's defaults.
     """
 
-    def __init__(self, session: Any, step_op: Any, clock: Clock) -> None:
+    def __init__(self, session: Any, step_op: Any, clock: Clock, run_options: Any = None) -> None:
         self.session = session
         self.clock = clock
-        self.fetcher = Fetcher(session)
+        self.fetcher = Fetcher(session, run_options)
+        self._run_options = run_options
         self._graph = session.graph
         self._target: str = step_op.name
         self._step_op = step_op
@@ -151,6 +160,8 @@ class Stepper:
         """Run a step in which a hook gave RunOptions (a profiler, say): through `session.run`, options merged."""
         merge = _Merge(self._target)
         options = tf1.RunOptions()
+        if self._run_options is not None:
+            options.CopyFrom(self._run_options)
         for _, args in asked:
             for key, value in ((args and args.feed_dict) or {}).items():
                 merge.feed(*compile_feed(self._graph, key, value))

@@ -5,35 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from moxserve.errors import ModelSpecError, UsageError, did_you_mean
 from moxserve.tensorflow.executor.branch import Branch, Tower
+from moxserve.tensorflow.executor.devices import GradsAndVars
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import FlagStore
+from moxserve.tensorflow.executor.workers import Workers
 
-__all__ = ["OneTower", "Reducer", "TrainOptions", "build_train_op", "matches", "split_patterns"]
+__all__ = ["TrainOptions", "build_train_op", "matches", "split_patterns"]
 
-GradsAndVars = list[tuple[Any, Any]]
 _EXAMPLE = (
     "optimizer_fn=mox.get_optimizer_fn('sgd', learning_rate=0.01), or lambda: tf.train.MomentumOptimizer(0.01, 0.9)"
 )
-
-
-class Reducer(Protocol):
-    """How the gradients of several towers become those that are applied."""
-
-    def reduce(self, per_tower: Sequence[GradsAndVars]) -> GradsAndVars:
-        """Combine one list of (gradient, variable) per tower, all in the same order."""
-
-
-class OneTower:
-    """One device: its gradients are the gradients."""
-
-    def reduce(self, per_tower: Sequence[GradsAndVars]) -> GradsAndVars:
-        """Give the only list back."""
-        (only,) = per_tower
-        return only
 
 
 @dataclass(frozen=True)
@@ -95,9 +80,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-def build_train_op(
-    branch: Branch, optimizer_fn: Any, global_step: Any, options: TrainOptions, reducer: Reducer | None = None
-) -> Any:
+def build_train_op(branch: Branch, optimizer_fn: Any, global_step: Any, options: TrainOptions, workers: Workers) -> Any:
     """Build the operation of one training step: all gradients, then all updates, then the step count, then what the
     towers want done to the updated variables.
 
@@ -108,7 +91,7 @@ def build_train_op(
         optimizer_fn: function that returns an optimizer, or one function per loss.
         global_step: the step counter, incremented once.
         options: scaling, clipping, and which variables are trained.
-        reducer: how towers meet; default for one device.
+        workers: how the towers of this process and of the others meet.
 
     Raises:
         ModelSpecError: an optimizer or a variable scope does not fit.
@@ -117,9 +100,11 @@ def build_train_op(
     optimizers = [_make_optimizer(factory) for factory in factories]
     for optimizer in optimizers:
         _scale_learning_rate(optimizer, branch.towers[0].learning_rate_scale)
-    reducer = reducer or OneTower()
     gradients = [
-        reducer.reduce([_gradients(tower, position, optimizer, options) for tower in branch.towers])
+        _clip(
+            workers.devices.reduce([_gradients(tower, position, optimizer, options) for tower in branch.towers]),
+            options,
+        )
         for position, optimizer in enumerate(optimizers)
     ]
     updates = [_as_operation(item) for tower in branch.towers for item in tower.updates]
@@ -130,9 +115,10 @@ def build_train_op(
         # The last one counts the step, after the others, because an optimizer may need to see the counter.
         waits = [*ready, *updates, *(applied if last else [])] if len(optimizers) > 1 or updates else []
         with tf1.control_dependencies(waits):
-            applied.append(optimizer.apply_gradients(group, global_step=global_step if last else None))
+            applied.append(workers.apply(optimizer, group, global_step if last else None))
     with tf1.control_dependencies([*applied, *updates]):
         after = [make() for tower in branch.towers for make in tower.after_update]
+        after += workers.devices.after_update(branch)
     return tf.group(*applied, *updates, *after, name="train_op")
 
 
@@ -216,7 +202,7 @@ def _gradients(tower: Tower, position: int, optimizer: Any, options: TrainOption
         tf1.logging.warning("no gradient of %s reaches %s: they are not trained", loss.name, ", ".join(sorted(unused)))
     if options.loss_scale != 1.0:
         used = [(_map_values(g, lambda x: x / tf.cast(options.loss_scale, x.dtype)), v) for g, v in used]
-    return _clip(used, options)
+    return used
 
 
 def _map_values(gradient: Any, function: Callable[[Any], Any]) -> Any:
