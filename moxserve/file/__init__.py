@@ -3,7 +3,8 @@
 `api` has the functions, `handle` the file object, for local paths, `s3://` and `obs://`; `filesystem` knows which is
 which. `local` and `objects` are the file systems. Below `objects`: `s3` (buckets), `keys` (URLs), `reader`, `writer`
 and `streams` (open objects), `multipart`, `client` (boto3, which is imported by the first URL), `auth` (`set_auth`,
-environment, files). `atomic` is how local files and directories come to be: complete, or not at all.
+environment, files). `shift` teaches Python's own functions URLs, `local_copies` is for what only
+takes local paths. `atomic` is how local files and directories come to be: complete, or not at all.
 """
 
 from moxserve.file.api import (
@@ -50,6 +51,8 @@ from moxserve.file.errors import (
     MoxFileRespException,
 )
 from moxserve.file.handle import File
+from moxserve.file.local_copies import local_copy
+from moxserve.file.shift import shift
 
 __all__ = [
     "TEMP_PREFIX",
@@ -75,6 +78,7 @@ __all__ = [
     "glob",
     "is_directory",
     "list_directory",
+    "local_copy",
     "make_dirs",
     "mk_dir",
     "publish_directory",
@@ -84,6 +88,7 @@ __all__ = [
     "scan_dir",
     "scratch_directory",
     "set_auth",
+    "shift",
     "staging_directory",
     "stat",
     "sweep",
