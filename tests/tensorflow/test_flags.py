@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 import moxserve.tensorflow as mox
 from moxserve.errors import UsageError
-from moxserve.tensorflow.executor.flags import FLAGS, FlagStore, parse_argv
+from moxserve.tensorflow.executor.flag_sources import parse_argv, parse_environment, parse_tf_config
+from moxserve.tensorflow.executor.flags import FLAGS, Flag, FlagStore
 from moxserve.tensorflow.utils.hyper_param_flags import mox_flags
 
 DOCUMENTED = [
@@ -136,6 +138,8 @@ def test_unknown_flags_name_their_neighbours() -> None:
         ("loss_scale", "big", "--loss_scale: expected a number"),
         ("clone_on_cpu", "maybe", "expected true or false"),
         ("gradient_clip_type", "norms", "is not one of norm, global_norm, value"),
+        ("samples_per_epoch", 0, "expected at least 1, got"),
+        ("session_timeout", -1, "expected at least 0, got"),
     ],
 )
 def test_values_that_do_not_fit(name: str, value: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,31 +205,81 @@ def test_flags_that_cannot_be_honoured_are_errors(
         train()
 
 
-def test_flags_without_effect_are_told(train: Callable[..., mox.RunResult], console: Any) -> None:
-    train()
-    assert "has no effect" not in console.text
-    mox.set_flag("use_fp16", True)
-    train()
-    assert "WARNING:tensorflow:flag --use_fp16=True has no effect on a single device" in console.text
+CLUSTER = ("job_name", "task_index", "ps_hosts", "worker_hosts")
+
+
+def tf_config(monkeypatch: pytest.MonkeyPatch, config: Any) -> list[Any]:
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    return [mox.get_flag(name) for name in CLUSTER]
 
 
 def test_tf_config_fills_the_cluster_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {
-        "cluster": {"chief": ["c:1"], "worker": ["a:1", "b:1"], "ps": ["p:1"]},
-        "task": {"type": "worker", "index": 1},
-    }
-    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
-    assert [mox.get_flag(n) for n in ("job_name", "task_index", "ps_hosts", "worker_hosts")] == [
-        "worker",
-        2,
-        "p:1",
-        "c:1,a:1,b:1",
-    ]
+    cluster = {"chief": ["c:1"], "worker": ["a:1", "b:1"], "ps": ["p:1"]}
+    task = {"type": "worker", "index": 1}
+    assert tf_config(monkeypatch, {"cluster": cluster, "task": task}) == ["worker", 2, "p:1", "c:1,a:1,b:1"]
     argv(monkeypatch, "--task_index=0")
     assert mox.get_flag("task_index") == 0
-    monkeypatch.setenv("TF_CONFIG", "[1]")
-    with pytest.raises(UsageError, match="TF_CONFIG is not a cluster description"):
+    mox.set_flag("ps_hosts", "q:2,r:2")
+    assert mox.get_flag("ps_hosts") == "q:2,r:2"
+
+
+@pytest.mark.parametrize(
+    ("task", "job", "index"),
+    [
+        ({"type": "master", "index": 0}, "worker", 0),
+        ({"type": "worker", "index": "0"}, "worker", 1),
+        ({"type": "ps", "index": 0}, "ps", 0),
+        ({"type": "evaluator", "index": 0}, "evaluator", 0),
+    ],
+)
+def test_tf_config_roles(task: dict[str, Any], job: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = {"master": ["c:1"], "worker": {"1": "b:1", "0": "a:1"}, "ps": ["p:1"], "evaluator": ["e:1"]}
+    assert tf_config(monkeypatch, {"cluster": cluster, "task": task}) == [job, index, "p:1", "c:1,a:1,b:1"]
+
+
+@pytest.mark.parametrize("config", [{}, {"cluster": {}, "task": {}}, {"environment": "cloud", "model_dir": "x"}])
+def test_tf_config_without_a_cluster_says_nothing(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tf_config(monkeypatch, config) == ["", 0, "", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "TF_CONFIG is not a cluster description"),
+        ("{", "TF_CONFIG is not a cluster description"),
+        ('{"cluster": {"ps": "p:1"}}', "expected a list of host:port, got 'p:1'"),
+        ('{"task": {"type": "workers"}}', "type is 'workers'; did you mean 'worker'"),
+        ('{"task": {"type": "ps", "index": "x"}}', "TF_CONFIG is not a cluster description"),
+    ],
+)
+def test_tf_config_that_is_none(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UsageError, match=message):
         mox.get_flag("ps_hosts")
+
+
+def test_the_environment_is_read_like_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOXSERVE_FLAGS", "--num_gpus=4 --nosync_replicas --log_dir 'a b' --task_index=")
+    tf_config(monkeypatch, {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}})
+    names = ("num_gpus", "sync_replicas", "log_dir", "task_index", "worker_hosts")
+    assert [mox.get_flag(name) for name in names] == [4, False, "a b", 0, "a:1"]
+    argv(monkeypatch, "--num_gpus=2")
+    assert mox.get_flag("num_gpus") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("--num_gpu=2", r"MOXSERVE_FLAGS: '--num_gpu=2' is no run-time flag; did you mean 'num_gpus'"),
+        ("train.py", "MOXSERVE_FLAGS: 'train.py' is no run-time flag"),
+        ("--log_dir='x", "is not a command line: No closing quotation"),
+        ("--num_gpus=two", "expected a whole number, got 'two'"),
+    ],
+)
+def test_an_environment_that_is_wrong(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOXSERVE_FLAGS", text)
+    with pytest.raises(UsageError, match=message):
+        mox.get_flag("num_gpus")
 
 
 WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12)
@@ -240,6 +294,63 @@ WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",
 def test_a_flag_is_found_among_any_words(before: list[str], value: str) -> None:
     assert parse_argv([*before, f"--log_dir={value}", *before], FLAGS) == {"log_dir": value}
     assert parse_argv([*before, "--log_dir", value, *before], FLAGS) == {"log_dir": value}
+
+
+def _value(flag: Flag) -> st.SearchStrategy[str]:
+    if flag.choices:
+        return st.sampled_from([choice for choice in flag.choices if choice])
+    if flag.kind is str:
+        return WORDS.filter(bool)
+    least = flag.least if flag.least is not None else -1000
+    return {
+        bool: st.sampled_from(["true", "False", "1", "no", "ON"]),
+        int: st.integers(least, 10**6).map(str),
+        float: st.floats(0, 1e6).map(str),
+    }[flag.kind]
+
+
+def _spellings(flag: Flag, text: str) -> list[list[str]]:
+    spelt = [[f"--{flag.name}={text}"], [f"--{flag.name}", text], [f"-{flag.name}={text}"]]
+    if flag.kind is bool:
+        spelt.append([f"--{flag.name}" if flag.parse(text) else f"--no{flag.name}"])
+    return spelt
+
+
+@given(st.data())
+def test_every_spelling_of_any_flags_in_any_order(data: st.DataObject) -> None:
+    names = data.draw(st.lists(st.sampled_from(sorted(FLAGS)), unique=True, max_size=6))
+    words, expected = [], {}
+    for name in names:
+        text = data.draw(_value(FLAGS[name]))
+        words += data.draw(st.sampled_from(_spellings(FLAGS[name], text)))
+        words += data.draw(st.sampled_from([[], ["file.txt"], ["--own=1"], ["--augment"]]))
+        expected[name] = FLAGS[name].parse(text)
+    found = parse_argv(words, FLAGS)
+    assert {name: FLAGS[name].parse(text) for name, text in found.items()} == expected
+    flags = shlex.join(word for name in names for word in [f"--{name}={found[name]}"])
+    assert parse_environment(flags, FLAGS) == found
+
+
+@given(
+    chief=st.sampled_from([None, "chief", "master"]),
+    workers=st.integers(0, 4),
+    servers=st.integers(0, 3),
+    data=st.data(),
+)
+def test_each_task_of_any_cluster_finds_its_own_address(
+    chief: str | None, workers: int, servers: int, data: st.DataObject
+) -> None:
+    cluster = {job: [f"{job}-{i}:1" for i in range(count)] for job, count in (("worker", workers), ("ps", servers))}
+    if chief is not None:
+        cluster[chief] = [f"{chief}-0:1"]
+    tasks = [(job, index) for job, hosts in cluster.items() for index in range(len(hosts))]
+    if not tasks:
+        return
+    job, index = data.draw(st.sampled_from(tasks))
+    told = parse_tf_config(json.dumps({"cluster": cluster, "task": {"type": job, "index": index}}))
+    members = told["ps_hosts" if told["job_name"] == "ps" else "worker_hosts"].split(",")
+    assert members[told["task_index"]] == f"{job}-{index}:1"
+    assert len(told["worker_hosts"].split(",")) == max(1, workers + (chief is not None))
 
 
 @given(st.lists(WORDS))

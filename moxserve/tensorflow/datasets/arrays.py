@@ -12,6 +12,7 @@ from moxserve.errors import DataError, UsageError
 from moxserve.tensorflow.datasets.base import BaseDataset, input_position, numbered_batches, rows_left
 from moxserve.tensorflow.datasets.raw.options import RawOptions
 from moxserve.tensorflow.executor.env import tf
+from moxserve.tensorflow.executor.epochs import samples_in_epoch
 from moxserve.tensorflow.executor.python_calls import python_function
 
 __all__ = ["ArrayDataset", "LabelledImages"]
@@ -27,11 +28,13 @@ class LabelledImages:
         images: `[n, height, width, channels] uint8`.
         labels: `[n]` integers.
         names: of the classes, by index.
+        held_out: whether models are not trained on them.
     """
 
     images: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         """Check that they belong together."""
@@ -96,13 +99,13 @@ class ArrayDataset(BaseDataset):
 
     @property
     def num_samples(self) -> int:
-        """How many images there are."""
-        return len(self.data.images)
+        """How many images there are, or what samples_per_epoch(_eval) says."""
+        return samples_in_epoch(len(self.data.images), training=not self.data.held_out)
 
     @property
     def total_num_samples(self) -> int:
         """The same as `num_samples`."""
-        return len(self.data.images)
+        return self.num_samples
 
 
 def _samples(data: LabelledImages, order: EpochOrder, options: RawOptions, one_hot: bool) -> Any:

@@ -32,6 +32,7 @@ from moxserve.tensorflow.datasets.raw.raw_dataset import ImageClassificationRawD
 from moxserve.tensorflow.datasets.raw.storage import is_remote, join, list_tree, plain_url
 from moxserve.tensorflow.datasets.tfrecord_common import ImageClassificationTFRecordMetadata
 from moxserve.tensorflow.datasets.tfrecord_image import ImageClassificationTFRecordDataset
+from moxserve.tensorflow.executor.epochs import HELD_OUT
 
 __all__ = ["DatasetMeta", "get_dataset", "get_dataset_meta"]
 
@@ -39,8 +40,6 @@ _DIGITS = tuple(str(digit) for digit in range(10))
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _FLOWERS = ("daisy", "dandelion", "roses", "sunflowers", "tulips")
 _CIFAR_SHAPE = (3, 32, 32)
-# Names of the part that a model is not trained on.
-_HELD_OUT = ("test", "validation", "val", "eval")
 _IDX = {"train": "train", "test": "t10k"}
 
 
@@ -99,7 +98,8 @@ def get_dataset(name: str, split_name: str, dataset_dir: str, capacity: int = 25
         dataset = mox.get_dataset("mnist", "train", "/data/mnist", capacity=4000)
         image, label = dataset.get(["image", "label"])
 
-    How many samples there are is what the files say (`dataset.num_samples`).
+    How many samples there are is what the files say (`dataset.num_samples`), or a flag (samples_per_epoch,
+    samples_per_epoch_eval).
 
     Args:
         name: `mnist`, `cifar10`, `flowers` or `imagenet`.
@@ -115,7 +115,7 @@ def get_dataset(name: str, split_name: str, dataset_dir: str, capacity: int = 25
         DataError: the files are not there, or damaged.
     """
     meta = get_dataset_meta(name)
-    if split_name not in meta.splits_to_sizes and not (split_name in _HELD_OUT and len(meta.splits_to_sizes) > 1):
+    if split_name not in meta.splits_to_sizes and not (split_name in HELD_OUT and len(meta.splits_to_sizes) > 1):
         raise UsageError(f"{name} has no split {split_name!r}; {did_you_mean(str(split_name), meta.splits_to_sizes)}")
     folder = plain_url(dataset_dir)
     request = _Request(meta, "train" if split_name == "train" else "test", folder, {"capacity": capacity, **kwargs})
@@ -134,9 +134,14 @@ class _Request:
     options: Mapping[str, Any]
 
     @property
+    def held_out(self) -> bool:
+        """Whether models are not trained on it."""
+        return self.split != "train"
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Names that the split goes by."""
-        return ("train",) if self.split == "train" else _HELD_OUT
+        return HELD_OUT if self.held_out else ("train",)
 
     def make(self, maker: Callable[..., BaseDataset], source: Any, **more: Any) -> BaseDataset:
         """Make a data set, after a look at the names of the arguments."""
@@ -170,7 +175,7 @@ def _idx(request: _Request) -> BaseDataset | None:
         return None
     if images is None or labels is None:
         raise DataError(f"{request.folder!r} has {images or labels}, but not its {'labels' if images else 'images'}")
-    data = LabelledImages(read_idx(images, 3)[..., np.newaxis], read_idx(labels, 1), _DIGITS)
+    data = LabelledImages(read_idx(images, 3)[..., np.newaxis], read_idx(labels, 1), _DIGITS, request.held_out)
     return request.make(ArrayDataset, data)
 
 
@@ -195,7 +200,9 @@ def _cifar(request: _Request) -> BaseDataset | None:
         rows.append(data.reshape(-1, size))
     whole = np.concatenate(rows)
     planes = whole[:, 1:].reshape(-1, *_CIFAR_SHAPE)
-    return request.make(ArrayDataset, LabelledImages(planes.transpose(0, 2, 3, 1), whole[:, 0], _CIFAR10))
+    return request.make(
+        ArrayDataset, LabelledImages(planes.transpose(0, 2, 3, 1), whole[:, 0], _CIFAR10, request.held_out)
+    )
 
 
 def _tfrecord(request: _Request) -> BaseDataset | None:

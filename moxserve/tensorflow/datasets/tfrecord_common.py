@@ -21,6 +21,7 @@ from moxserve.tensorflow.datasets.raw.storage import is_remote, join, plain_url,
 from moxserve.tensorflow.datasets.tfrecord_files import RecordSource, cached_copies, find_sources, open_source
 from moxserve.tensorflow.datasets.tfrecord_reader import Reading, check_integer, indexed_records, streamed_records
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.epochs import samples_in_files
 
 __all__ = ["BaseTFRecordDataset", "BaseTFRecordMetadata", "ImageClassificationTFRecordMetadata"]
 
@@ -72,6 +73,7 @@ class BaseTFRecordMetadata:
         self.file_patterns = [given] if isinstance(given, str) else list(given or ())
         self.sources: list[RecordSource] = find_sources(self.base_dir, self.file_patterns, redirect_dir)
         self._num_samples = num_samples
+        self._count: int | None = None
         tf1.logging.info(_FOUND)
 
     @property
@@ -81,14 +83,14 @@ class BaseTFRecordMetadata:
 
     @property
     def num_samples(self) -> int:
-        """How many records there are: as given, or counted.
+        """How many records there are: as given, as the flag samples_per_epoch(_eval) says, or counted.
 
         Raises:
             DataError: a file is no TFRecord, damaged or cut off.
         """
-        if self._num_samples is None:
-            self._num_samples = self._count()
-        return self._num_samples
+        if self._num_samples is not None:
+            return self._num_samples
+        return samples_in_files(self._counted, self.base_dir, self.file_patterns)
 
     @property
     def total_num_samples(self) -> int:
@@ -110,7 +112,7 @@ class BaseTFRecordMetadata:
         Args:
             damaged: told of what is damaged or cut off, instead of an error.
         """
-        counting = self._num_samples is None
+        counting = self._num_samples is None and self._count is None
         return scan_files(self.file_list, damaged, lambda: tf1.logging.info(_COUNTING) if counting else None)
 
     @property
@@ -118,7 +120,12 @@ class BaseTFRecordMetadata:
         """Whether a file is in a bucket."""
         return any(map(is_remote, self.file_list))
 
-    def _count(self) -> int:
+    def _counted(self) -> int:
+        if self._count is None:
+            self._count = self._count_records()
+        return self._count
+
+    def _count_records(self) -> int:
         if not self.is_remote:
             return sum(len(file.lengths) for file in self.scanned)
 

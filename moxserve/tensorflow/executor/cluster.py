@@ -128,7 +128,7 @@ def _job(name: str, index: int) -> tuple[str, int]:
     """The name of the job as everybody else here knows it: a chief is a worker, a controller the first parameter server
     of a job whose platform calls it so.
     """
-    return {"chief": "worker", "controller": "ps"}.get(name, name), index
+    return {"chief": "worker", "master": "worker", "controller": "ps"}.get(name, name), index
 
 
 def _check_cluster(job: str, index: int, ps: tuple[str, ...], workers: tuple[str, ...]) -> None:

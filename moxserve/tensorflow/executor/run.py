@@ -115,7 +115,6 @@ def run(
         # Both functions are checked on the next line, so None never gets further.
         functions = Functions(input_fn, model_fn, optimizer_fn, output_fn, fetch_strategy_fn)  # type: ignore[arg-type]
         functions.check(settings)
-        store.warn_ineffective()
         topology = Topology.from_flags(store)
         return run_phases(settings, functions, lambda of, using: _Job(of, using, topology).execute())
 

@@ -31,6 +31,7 @@ from moxserve.tensorflow.datasets.raw.storage import (
     read_file,
 )
 from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.epochs import samples_in_files
 
 __all__ = ["ImageClassificationRawMetadata", "RawMetadata", "Samples"]
 
@@ -194,8 +195,8 @@ class ImageClassificationRawMetadata(RawMetadata):
 
     @property
     def total_num_samples(self) -> int:
-        """How many images there are, those that cannot be decoded included."""
-        return len(self._names)
+        """How many images there are, those that cannot be decoded included; or what samples_per_epoch(_eval) says."""
+        return samples_in_files(len(self._names), self.base_dir)
 
     @cached_property
     def samples(self) -> Samples:

@@ -14,6 +14,7 @@ from moxserve.images.names import IMAGE_EXTENSIONS, is_image
 from moxserve.tensorflow.datasets.raw.metadata import RawMetadata, Samples
 from moxserve.tensorflow.datasets.raw.storage import Tree, join, list_tree, read_all
 from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.epochs import samples_in_files
 
 __all__ = ["MultilabelClassificationRawMetadata"]
 
@@ -124,8 +125,8 @@ class MultilabelClassificationRawMetadata(RawMetadata):
 
     @property
     def total_num_samples(self) -> int:
-        """How many images there are, those without a label file included."""
-        return len(self._names)
+        """How many images there are, those without a label file included; or what samples_per_epoch(_eval) says."""
+        return samples_in_files(len(self._names), self.base_dir)
 
     def use_separator(self, label_sep: str) -> None:
         """Take a data set's separator, unless there is one: from the constructor, or from an earlier data set.

@@ -23,6 +23,7 @@ from moxserve.tensorflow.datasets.raw.source import RawSource
 from moxserve.tensorflow.datasets.raw.storage import is_remote
 from moxserve.tensorflow.datasets.reader.raw_reader import AsyncRawGenerator, ParallelReader
 from moxserve.tensorflow.executor.env import tf
+from moxserve.tensorflow.executor.epochs import samples_in_files
 from moxserve.tensorflow.executor.python_calls import python_function, steps
 
 __all__ = ["RawImageDataset"]
@@ -50,8 +51,10 @@ class RawImageDataset(BaseDataset):
 
     @property
     def num_samples(self) -> int:
-        """How many samples the data set has, over all workers; bad images included."""
-        return len(self._source.samples)
+        """How many samples the data set has, over all workers, bad images included; or what samples_per_epoch(_eval)
+        says.
+        """
+        return samples_in_files(len(self._source.samples), self._source.base)
 
     @property
     def num_bad_images(self) -> int:
