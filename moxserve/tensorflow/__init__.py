@@ -44,6 +44,7 @@ from moxserve.tensorflow.executor import (
     var_scope,
 )
 from moxserve.tensorflow.executor.checkpoint import load_checkpoint
+from moxserve.tensorflow.executor.warm_start import VocabularyChange, WarmStart
 from moxserve.tensorflow.feature_columns import FeatureColumns, Features, feature_columns
 from moxserve.tensorflow.nets import NetworkKeys, default_preprocess_fn, get_model_fn, get_model_meta
 from moxserve.tensorflow.optimizer import get_optimizer_fn
@@ -78,6 +79,8 @@ __all__ = [
     "Quantization",
     "RunResult",
     "SignatureSpec",
+    "VocabularyChange",
+    "WarmStart",
     "auc",
     "default_preprocess_fn",
     "feature_columns",

@@ -26,7 +26,7 @@ from moxserve.tensorflow.executor.located import (
     open_checkpoint,
     step_in_name,
 )
-from moxserve.tensorflow.executor.matching import CheckpointReport, Match, RestoreRules, listed, match
+from moxserve.tensorflow.executor.matching import CheckpointReport, Match, RestoreRules, listed, match, name_of
 from moxserve.tensorflow.executor.train_op import split_patterns
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "latest_checkpoint",
     "load_checkpoint",
     "local_path",
+    "name_of",
     "restore",
     "restore_matching",
     "variable_names",

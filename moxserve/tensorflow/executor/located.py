@@ -32,6 +32,7 @@ _STEP = re.compile(r"-(\d+)\Z")
 _PART = re.compile(r"\.(index|meta|data-\d+-of-\d+)\Z")
 # The end of every table file of TensorFlow, which V1 checkpoints are, and the index of V2 ones.
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
@@ -95,16 +96,19 @@ def latest_checkpoint(path: str | os.PathLike[str] | None) -> str | None:
 
 
 def find_checkpoint(path: str | os.PathLike[str] | None) -> str | None:
-    """Find the checkpoint at a path that somebody gave: as `latest_checkpoint`, but what is there and is none is told.
+    """Find the checkpoint at a path that somebody gave: as `latest_checkpoint`, also the variables of a SavedModel;
+    what is there and is none is told.
 
     Raises:
-        CheckpointError: a file that is no checkpoint, such as a downloaded archive, or a folder of several single
-            files; the message tells what it is and what to do.
+        CheckpointError: a file that is no checkpoint, such as a downloaded archive, a folder of several single files,
+            or a SavedModel without variables; the message tells what it is and what to do.
     """
     found = latest_checkpoint(path)
     if found is not None or path is None:
         return found
     text = os.fspath(path)
+    if os.path.isdir(text) and (model := _saved_model(text)) is not None:
+        return _variables_of(model)
     if os.path.isfile(text):
         raise _not_a_checkpoint(text)
     several = _single_files(text) if os.path.isdir(text) else []
@@ -112,6 +116,25 @@ def find_checkpoint(path: str | os.PathLike[str] | None) -> str | None:
         names = ", ".join(os.path.basename(f) for f in several[:8])
         raise CheckpointError(f"folder {text!r} holds {len(several)} checkpoints: {names}", hint="name one of them")
     return None
+
+
+def _saved_model(folder: str) -> str | None:
+    """The SavedModel that a folder is, or the newest of the versions in it."""
+    if os.path.isfile(os.path.join(folder, "saved_model.pb")):
+        return folder
+    versions = sorted((int(name) for name in os.listdir(folder) if name.isdecimal()), reverse=True)
+    models = (os.path.join(folder, str(version)) for version in versions)
+    return next((model for model in models if os.path.isfile(os.path.join(model, "saved_model.pb"))), None)
+
+
+def _variables_of(model: str) -> str:
+    prefix = os.path.join(model, "variables", "variables")
+    if is_complete(prefix):
+        return prefix
+    raise CheckpointError(
+        f"the SavedModel {model!r} has no variables: its weights are constants of the graph",
+        hint="give the checkpoint that it was exported from, or export it without freezing",
+    )
 
 
 def _latest_in(folder: str) -> str | None:
@@ -150,18 +173,58 @@ def named_in_state(folder: str) -> list[str]:
 
 
 def open_checkpoint(prefix: str) -> Any:
-    """Open a checkpoint of either kind: TensorFlow's CheckpointReader.
+    """Open a checkpoint of any kind: TensorFlow's CheckpointReader, or what answers as it does.
 
     Raises:
         CheckpointError: it cannot be read.
     """
     try:
-        return tf1.train.NewCheckpointReader(prefix)
+        reader = tf1.train.NewCheckpointReader(prefix)
+        return _NamedReader(reader) if reader.has_tensor(_OBJECT_GRAPH) else reader
     except (tf.errors.OpError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {prefix!r} cannot be read: {first_line(error)}",
             hint="is it complete? it needs PREFIX.index and PREFIX.data-*",
         ) from error
+
+
+class _NamedReader:
+    """The variables of an object-based checkpoint (`tf.train.Checkpoint`, SavedModels of TensorFlow 2) by their names.
+
+    Such checkpoints keep them by their places among the objects, and the names beside. A name that several have is left
+    out: those keep their places for names.
+    """
+
+    def __init__(self, reader: Any) -> None:
+        from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
+
+        self._reader = reader
+        graph = TrackableObjectGraph.FromString(reader.get_tensor(_OBJECT_GRAPH))
+        shapes = reader.get_variable_to_shape_map()
+        keys: dict[str, set[str]] = {}
+        for attribute in (attribute for node in graph.nodes for attribute in node.attributes):
+            if attribute.full_name and attribute.checkpoint_key in shapes:
+                keys.setdefault(attribute.full_name, set()).add(attribute.checkpoint_key)
+        names = {key: name for name, (key, *more) in keys.items() if not more and name not in shapes}
+        self._keys = {names.get(key, key): key for key in shapes if key != _OBJECT_GRAPH}
+
+    def get_variable_to_shape_map(self) -> dict[str, Any]:
+        """Shape by name."""
+        shapes = self._reader.get_variable_to_shape_map()
+        return {name: shapes[key] for name, key in self._keys.items()}
+
+    def get_variable_to_dtype_map(self) -> dict[str, Any]:
+        """Type by name."""
+        dtypes = self._reader.get_variable_to_dtype_map()
+        return {name: dtypes[key] for name, key in self._keys.items()}
+
+    def has_tensor(self, name: str) -> bool:
+        """Whether there is a variable of that name."""
+        return name in self._keys
+
+    def get_tensor(self, name: str) -> Any:
+        """The value of a variable."""
+        return self._reader.get_tensor(self._keys.get(name, name))
 
 
 def _not_a_checkpoint(path: str) -> CheckpointError:

@@ -8,23 +8,35 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from moxserve.errors import CheckpointError, first_line
+from moxserve.errors import CheckpointError, did_you_mean, first_line
 from moxserve.tensorflow.executor.env import tf
 from moxserve.tensorflow.executor.located import is_single_file, open_checkpoint
 from moxserve.tensorflow.executor.train_op import matches
 
-__all__ = ["CheckpointReport", "Match", "Misfit", "RestoreRules", "listed", "match"]
+__all__ = ["CheckpointReport", "Match", "Misfit", "RestoreRules", "listed", "match", "name_of"]
 
 AVERAGE = "ExponentialMovingAverage"
 _LISTED = 8  # names told of a group
 _TOLD = 20  # missing variables that are told one a line
 _RESTORED_AT_ONCE = 64 << 20  # bytes of values held in memory before variables take them
+
+
+class Change(Protocol):
+    """A vocabulary that changes: see `warm_start.VocabularyChange`."""
+
+    def misfit(self, name: str, found: Sequence[int], expected: Sequence[int]) -> str | None:
+        """Tell what keeps a value from becoming the variable's."""
+
+    def carried(
+        self, name: str, value: Any, shape: Sequence[int], part: tuple[slice, ...] | None, own: Callable[[], Any]
+    ) -> Any:
+        """Return the variable's value."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,8 @@ class RestoreRules:
         optional: names that keep their initial values where they are missing, and nobody need be told.
         moving_averages: take `NAME/ExponentialMovingAverage` for the variable NAME where the checkpoint has it. The
             checkpoints of MobileNet and NASNet hold both, and their figures were measured with the averages.
+        renamed: name in the checkpoint by name in the model; each must be there.
+        changes: changed vocabulary by the name of the variable.
     """
 
     include: tuple[str, ...] = ()
@@ -46,6 +60,8 @@ class RestoreRules:
     partial: bool = False
     optional: frozenset[str] = frozenset()
     moving_averages: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    changes: Mapping[str, Change] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,8 @@ class CheckpointReport:
         form: "V2", or "V1" for a single file of before 2017.
         restored: variables that it gives, with their number of elements.
         averaged: those of them that are taken from their moving averages.
+        renamed: those that have another name in it.
+        changed: those whose vocabulary is another one.
         excluded: variables left out by the patterns.
         missing: variables that it lacks.
         misfits: variables that are other ones in it.
@@ -100,6 +118,8 @@ class CheckpointReport:
     misfits: tuple[Misfit, ...]
     unused: tuple[str, ...]
     parameters: int
+    renamed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -114,10 +134,15 @@ class CheckpointReport:
     @property
     def summary(self) -> str:
         """One line: how many variables and parameters are restored."""
-        averaged = f", {len(self.averaged)} of them from moving averages" if self.averaged else ""
+        kinds = (
+            (self.averaged, "from moving averages"),
+            (self.renamed, "from other names"),
+            (self.changed, "for another vocabulary"),
+        )
+        told = "".join(f", {len(names)} of them {how}" for names, how in kinds if names)
         return (
             f"{len(self.restored)} of {self.total} variables, "
-            f"{sum(self.restored.values()):,} of {self.parameters:,} parameters{averaged}"
+            f"{sum(self.restored.values()):,} of {self.parameters:,} parameters{told}"
         )
 
     @property
@@ -201,11 +226,13 @@ class Match:
         reader: of the checkpoint.
         report: what fits and what does not.
         values: variables to restore, with the name and slice to read.
+        changes: changed vocabulary by the name of the variable.
     """
 
     reader: Any
     report: CheckpointReport
     values: list[tuple[Any, str, tuple[slice, ...] | None]] = field(default_factory=list)
+    changes: Mapping[str, Change] = field(default_factory=dict)
 
     def require(self) -> None:
         """Raise if anything is missing or does not fit.
@@ -237,11 +264,18 @@ class Match:
             if initial in values or size >= _RESTORED_AT_ONCE:  # two variables may begin as the same tensor
                 session.run(operations, values)
                 operations, values, size = [], {}, 0
-            value = self._read(name)
-            values[initial] = value if part is None else value[part]
+            value = self._value(session, variable, name, part)
+            values[initial] = value
             size += np.asarray(value).nbytes
             operations.append(variable.initializer)
         session.run(operations, values)
+
+    def _value(self, session: Any, variable: Any, name: str, part: tuple[slice, ...] | None) -> Any:
+        value = self._read(name)
+        own, shape, _ = _source_of(variable)
+        if own in self.changes:
+            return self.changes[own].carried(own, value, shape, part, lambda: session.run(variable))
+        return value if part is None else value[part]
 
     def _read(self, name: str) -> Any:
         try:
@@ -268,7 +302,7 @@ def match(prefix: str, variables: Iterable[Any], rules: RestoreRules) -> Match:
     comparison = _Comparison(reader, rules)
     for variable in variables:
         comparison.look_at(variable)
-    return Match(reader, comparison.report(prefix), comparison.values)
+    return Match(reader, comparison.report(prefix), comparison.values, rules.changes)
 
 
 class _Comparison:
@@ -280,7 +314,7 @@ class _Comparison:
         self.dtypes: Mapping[str, Any] = reader.get_variable_to_dtype_map()
         self.values: list[tuple[Any, str, tuple[slice, ...] | None]] = []
         self._restored: dict[str, int] = {}
-        self._groups: dict[str, list[str]] = {"averaged": [], "excluded": [], "missing": []}
+        self._groups: dict[str, list[str]] = {"averaged": [], "renamed": [], "excluded": [], "missing": []}
         self._misfits: list[Misfit] = []
         self._parameters = 0
         self._wanted: set[str] = set()
@@ -295,6 +329,11 @@ class _Comparison:
         if (self.rules.include and not matches(name, self.rules.include)) or matches(name, self.rules.exclude):
             self._groups["excluded"].append(name)
         elif source not in self.shapes:
+            if name in self.rules.renamed:
+                raise CheckpointError(
+                    f"{name!r} is to be {source!r} of the checkpoint, which has no such variable; "
+                    f"{did_you_mean(source, self.shapes)}"
+                )
             if name not in self.rules.optional:
                 self._groups["missing"].append(name)
         elif (misfit := self._misfit(name, source, shape, variable.dtype.base_dtype)) is not None:
@@ -304,14 +343,19 @@ class _Comparison:
             # A variable in parts is one of the checkpoint, and counts once.
             self._restored[name] = self._restored.get(name, 0) + math.prod(variable.shape.as_list())
             if source != name:
-                self._groups["averaged"].append(name)
+                self._groups["averaged" if source.endswith(f"/{AVERAGE}") else "renamed"].append(name)
 
     def _source(self, name: str) -> str:
-        average = f"{name}/{AVERAGE}"
-        return average if self.rules.moving_averages and average in self.shapes else name
+        source = self.rules.renamed.get(name, name)
+        average = f"{source}/{AVERAGE}"
+        return average if self.rules.moving_averages and average in self.shapes else source
 
     def _misfit(self, name: str, source: str, shape: Sequence[int], dtype: Any) -> Misfit | None:
-        if list(self.shapes[source]) != list(shape):
+        change = self.rules.changes.get(name)
+        if change is not None:
+            if (told := change.misfit(name, self.shapes[source], shape)) is not None:
+                raise CheckpointError(f"vocabulary change: {told}")
+        elif list(self.shapes[source]) != list(shape):
             return Misfit(name, tuple(self.shapes[source]), tuple(shape))
         if self.dtypes[source] != dtype:
             return Misfit(name, self.dtypes[source].name, dtype.name)
@@ -330,7 +374,14 @@ class _Comparison:
             misfits=tuple(self._misfits),
             unused=tuple(sorted(unused)),
             parameters=self._parameters,
+            renamed=tuple(dict.fromkeys(self._groups["renamed"])),
+            changed=tuple(name for name in self.rules.changes if name in self._restored),
         )
+
+
+def name_of(variable: Any) -> str:
+    """The name of a variable in checkpoints; that of the whole for one that is a part."""
+    return _source_of(variable)[0]
 
 
 def _source_of(variable: Any) -> tuple[str, list[int], tuple[slice, ...] | None]:

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from moxserve.errors import CheckpointError, InterruptedRunError, UsageError
+from moxserve.errors import InterruptedRunError, UsageError
 from moxserve.tensorflow.executor import checkpoint as checkpoints
 from moxserve.tensorflow.executor import lock, reporters
 from moxserve.tensorflow.executor.branch import Branch, build_branch
@@ -21,18 +21,19 @@ from moxserve.tensorflow.executor.devices import devices_of
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.exporting import export_run, sample_rows
 from moxserve.tensorflow.executor.flags import store
-from moxserve.tensorflow.executor.hooks import runs_inter_mode
+from moxserve.tensorflow.executor.hooks import HookRun, HookStates, join_hooks, runs_inter_mode
 from moxserve.tensorflow.executor.inputs import ModeInput, build_inputs, explain, start_queues
 from moxserve.tensorflow.executor.inter import build_inter
 from moxserve.tensorflow.executor.loop import Loop
-from moxserve.tensorflow.executor.participants import NEVER, Clock, HookParticipant, InputEnded, Participant
+from moxserve.tensorflow.executor.participants import NEVER, Clock, InputEnded, Participant
 from moxserve.tensorflow.executor.phases import run_phases
 from moxserve.tensorflow.executor.position import PositionLog
 from moxserve.tensorflow.executor.settings import Functions, RunArguments, Settings
 from moxserve.tensorflow.executor.signals import SignalGuard
 from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
+from moxserve.tensorflow.executor.start import Start
 from moxserve.tensorflow.executor.stepper import Stepper
-from moxserve.tensorflow.executor.train_op import TrainOptions, build_train_op, split_patterns
+from moxserve.tensorflow.executor.train_op import TrainOptions, build_train_op
 from moxserve.tensorflow.executor.workers import Startup, workers_of
 from moxserve.types import TensorSpec, dtype_by_name
 
@@ -58,6 +59,7 @@ def run(
     export_model: str | Sequence[str] | bool | None = False,
     fetch_strategy_fn: Callable[[int], bool] | None = None,
     save_model_steps: int | None = None,
+    warm_start: Any = None,
 ) -> RunResult:
     """Train, evaluate or apply a model.
 
@@ -85,6 +87,7 @@ def run(
         fetch_strategy_fn: called with the index of each step of this run; True prints that step's console line.
             Replaces `log_every_n_steps`.
         save_model_steps: TRAIN: save when the global step is a multiple of this.
+        warm_start: TRAIN: a `mox.WarmStart`, or path: variables of another model to begin with when `log_dir` has none.
 
     Returns:
         What was done, with metrics, checkpoint and timing.
@@ -109,6 +112,7 @@ def run(
         save_model_secs=save_model_secs,
         export_model=export_model,
         save_model_steps=save_model_steps,
+        warm_start=warm_start,
     )
     with store.frozen():
         settings = Settings.resolve(arguments, store)
@@ -136,21 +140,7 @@ class _Job:
         self.workers = workers_of(topology, self.devices)
         self.training = settings.mode == ModeKeys.TRAIN
         self.clock = Clock(counts_globally=self.training)
-        self.resume = checkpoints.latest_checkpoint(settings.log_dir)
-        self.start = self.resume or checkpoints.find_checkpoint(settings.checkpoint_path)
-        self._require_checkpoint()
-
-    def _require_checkpoint(self) -> None:
-        """Apply the third rule of precedence: no checkpoint anywhere is fine in TRAIN only."""
-        places = [f"{n}={v!r}" for n in ("log_dir", "checkpoint_path") if (v := getattr(self.settings, n)) is not None]
-        if self.start is None and not self.training:
-            where = " or ".join(places) or "log_dir and checkpoint_path are both None"
-            raise CheckpointError(
-                f"{self.settings.mode} needs a checkpoint; found none: {where}",
-                hint="train first, or give checkpoint_path",
-            )
-        if self.start is None and self.settings.checkpoint_path is not None:
-            tf1.logging.warning("no checkpoint in %s: training starts from initial values", " or ".join(places))
+        self.start = Start(settings)
 
     def execute(self) -> RunResult:
         """Build, open, loop, close, export."""
@@ -205,6 +195,7 @@ class _Job:
             )
         inputs = [list(self.source.tensors)]
         self.branch: Branch = build_branch(self.functions.model_fn, settings.mode, inputs, self.devices.places)
+        self.model_variables = tf1.global_variables()
         self.step_op = self._step_op()
         self.inter = build_inter(self.functions, settings, self.devices, self.branch, self.clock)
         self.participants = self._participants()
@@ -242,7 +233,10 @@ class _Job:
             listed.append(self.writer)
         # A hook that runs the intermediate mode has nothing to do in a run without one.
         hooks = [hook for hook in spec.hooks if self.inter is not None or not runs_inter_mode(hook)]
-        return listed + [HookParticipant(hook) for hook in hooks]
+        self.states = HookStates(settings.log_dir if self.training else None, hooks)
+        if self.writer is not None:
+            self.writer.before_save = self.states.save
+        return listed + join_hooks(hooks, HookRun(self.clock, self.workers, settings.batch_size, settings.auto_batch))
 
     def _console(self) -> reporters.ConsoleLog | None:
         every, wanted = self.settings.log_every, self.functions.fetch_strategy_fn
@@ -263,8 +257,7 @@ class _Job:
         spread = self.devices.after_start(self.branch)
 
         def restore(session: Any) -> None:
-            if self.start is not None:
-                self._restore(session, variables)
+            self.start.restore(session, variables, self.model_variables, self.global_step, self.branch.plan.optional)
             if spread:
                 session.run(spread)
 
@@ -278,8 +271,10 @@ class _Job:
         """Give variables their values, start the input, and set the clock."""
         self.workers.start(session, startup)
         self.clock.global_step = int(session.run(self.global_step))
-        if self.writer is not None and self.resume is not None:
-            self.writer.restored(self.resume, self.clock.global_step)
+        if self.writer is not None and self.start.resume is not None:
+            self.writer.restored(self.start.resume, self.clock.global_step)
+        if self.start.resume is not None:
+            self.states.restore(self.clock.global_step)
         self.start_step = self.clock.global_step
         self.source.start(session, self._position())
 
@@ -289,32 +284,10 @@ class _Job:
         if not self.training or settings.log_dir is None or not self.source.positions:
             return 0
         known = PositionLog(settings.log_dir, self.topology.index)
-        begin = known.restart if self.resume is None else known.resume
+        begin = known.restart if self.start.resume is None else known.resume
         given = begin(self.clock.global_step, self.source.rows_per_step(settings.batch_size))
         self.source.keep_skipped(known.skipped_path)
         return given
-
-    def _restore(self, session: Any, variables: list[Any]) -> None:
-        """Restore from `log_dir` exactly, from `checkpoint_path` what fits and the flags allow."""
-        prefix = str(self.start)
-        averages = self.resume is None and bool(store.get("checkpoint_moving_averages"))
-        if not self.training:
-            wanted = [v for v in variables if v is not self.global_step]
-            checkpoints.restore(session, prefix, wanted, moving_averages=averages)
-            step = checkpoints.global_step_of(prefix)
-            session.run(self.global_step.initializer, {self.global_step.initializer.inputs[1]: step})
-            return
-        optional = frozenset(variable.op.name for variable in self.branch.plan.optional)
-        rules = checkpoints.RestoreRules(optional=optional)
-        if self.resume is None:
-            rules = checkpoints.RestoreRules(
-                include=split_patterns(store.get("checkpoint_include_patterns")),
-                exclude=split_patterns(store.get("checkpoint_exclude_patterns")),
-                partial=True,
-                optional=optional,
-                moving_averages=averages,
-            )
-        checkpoints.restore_matching(session, prefix, variables, rules)
 
     # -- loop
 
@@ -323,7 +296,7 @@ class _Job:
         coordinator = tf1.train.Coordinator()
         threads = start_queues(session, coordinator)
         try:
-            if self._already_trained():
+            if self.start.is_done(self.clock.global_step):
                 self._sample_unstepped(session)
                 return "already_trained", 0
             self.clock.steps_per_epoch = self._steps_to_make()
@@ -361,25 +334,6 @@ class _Job:
             return self.source.steps if self.source.endless else NEVER
         return self.settings.max_steps - (self.clock.global_step if self.training else 0)
 
-    def _already_trained(self) -> bool:
-        """Whether the checkpoint has reached the goal, and say what to do then."""
-        goal = self.settings.max_steps
-        if not self.training or not goal or self.clock.global_step < goal:
-            return False
-        advice = (
-            "raise max_number_of_steps to go on, or give another log_dir to start again"
-            if self.resume is not None
-            else "to count from 0 with its weights: mox.set_flag('checkpoint_exclude_patterns', 'global_step')"
-        )
-        tf1.logging.warning(
-            "Nothing to train: checkpoint %s is at step %d, and max_number_of_steps is %d; %s",
-            self.start,
-            self.clock.global_step,
-            goal,
-            advice,
-        )
-        return True
-
     def _sample_unstepped(self, session: Any) -> None:
         """Take sample rows for the export from the input, where no step was made that could have brought them."""
         if self.samples is None or self.samples.samples or self.clock.run_step:
@@ -404,7 +358,7 @@ class _Job:
     def _result(self, reason: str) -> RunResult:
         written = self.writer.prefix if self.writer is not None else None
         # What was restored is still the state of the model where no step has changed it.
-        checkpoint = written or (self.start if not self.training or reason == "already_trained" else None)
+        checkpoint = written or (self.start.prefix if not self.training or reason == "already_trained" else None)
         metrics: dict[str, float] = {}
         if self.means is not None:
             metrics = self._report_means(self.means)
@@ -433,7 +387,7 @@ class _Job:
         folder = self.settings.log_dir
         if folder is not None and self.clock.run_step:
             # Apart from the curves of the training run whose folder this is; TensorBoard shows the two side by side.
-            folder = os.path.join(folder, "eval") if self.resume is not None else folder
+            folder = os.path.join(folder, "eval") if self.start.resume is not None else folder
             reporters.write_scalars(folder, values, self.clock.global_step)
         return values
 

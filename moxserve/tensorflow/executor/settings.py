@@ -13,6 +13,7 @@ from moxserve.tensorflow.executor.checkpoint import local_path
 from moxserve.tensorflow.executor.flags import FlagStore
 from moxserve.tensorflow.executor.participants import Every
 from moxserve.tensorflow.executor.spec import ExportKeys, ModeKeys
+from moxserve.tensorflow.executor.warm_start import WarmStart
 
 __all__ = ["Functions", "RunArguments", "Settings"]
 
@@ -74,6 +75,7 @@ class RunArguments:
     save_model_secs: Any
     export_model: Any
     save_model_steps: Any
+    warm_start: Any = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Settings:
         summary_every: summaries; None for none.
         save_every: checkpoints; None for the end only.
         export: kinds of artifact; empty for none.
+        warm_start: what is taken from another model when `log_dir` has no checkpoint, None for nothing.
     """
 
     mode: str
@@ -107,6 +110,7 @@ class Settings:
     summary_every: Every | None
     save_every: Every | None
     export: tuple[str, ...]
+    warm_start: WarmStart | None = None
 
     @classmethod
     def resolve(cls, given: RunArguments, store: FlagStore) -> Settings:
@@ -126,13 +130,14 @@ class Settings:
                 f"export_model={given.export_model!r} needs log_dir: the model is exported to LOG_DIR/<version>",
                 hint="give log_dir to run(), or --log_dir on the command line",
             )
+        checkpoint_path = _path(choose("checkpoint_path", given.checkpoint_path, None), "checkpoint_path")
         return cls(
             mode=mode,
             inter_mode=given.inter_mode,
             batch_size=_batch_size(choose("batch_size", given.batch_size, None)),
             auto_batch=bool(given.auto_batch),
             log_dir=log_dir,
-            checkpoint_path=_path(choose("checkpoint_path", given.checkpoint_path, None), "checkpoint_path"),
+            checkpoint_path=checkpoint_path,
             max_steps=_count(
                 choose("max_number_of_steps", given.max_number_of_steps or None, 0), "max_number_of_steps"
             ),
@@ -145,6 +150,7 @@ class Settings:
             ),
             save_every=_save_schedule(choose, given),
             export=export,
+            warm_start=_warm_start(given.warm_start, mode, checkpoint_path),
         )
 
 
@@ -196,6 +202,19 @@ def _count(value: Any, name: str) -> int:
 def _steps(value: Any, name: str) -> Every | None:
     count = _count(value, name)
     return Every(steps=count) if count else None
+
+
+def _warm_start(value: Any, mode: str, checkpoint_path: str | None) -> WarmStart | None:
+    if value is None:
+        return None
+    if mode != ModeKeys.TRAIN:
+        raise UsageError(f"run(warm_start=...) is for TRAIN, not for {mode}", hint="give checkpoint_path")
+    if checkpoint_path is not None:
+        raise UsageError(
+            f"run(warm_start=..., checkpoint_path={checkpoint_path!r}): a training starts from one of them",
+            hint="checkpoint_path takes all that fits, with the step; warm_start the model's variables, from step 0",
+        )
+    return value if isinstance(value, WarmStart) else WarmStart(value)
 
 
 def _path(value: Any, name: str) -> str | None:
