@@ -38,7 +38,10 @@ the command asks for; 5 what was found is not right, or two models differ.
 """
 
 
-@click.group(cls=LazyGroup, lazy={}, epilog=_EPILOG)
+_TIMELINE = ("moxserve.cli.inspect_timeline:timeline", "Tell what costs most in a step's timeline.")
+
+
+@click.group(cls=LazyGroup, lazy={"timeline": _TIMELINE}, epilog=_EPILOG)
 def inspect() -> None:
     """Show what is in models and checkpoints; convert between formats."""
 

@@ -165,6 +165,7 @@ class Loop:
         """Run the steps up to the next one that somebody wants; tells how many there were."""
         clock, stopped, now, quiet = self._clock, self._stopped, time.monotonic, self._stepper.quiet
         readies = self._ready
+        clock.woken = False  # before they are asked: who wakes us after this is not missed
         until = min((p.next_step(clock) for p in self._participants), default=NEVER)
         deadline = min((p.next_time() for p in self._participants), default=math.inf)
         # The first step is made alone, so that it can be left out of the timing.
@@ -173,7 +174,7 @@ class Loop:
             return 0
         done = 0
         try:
-            while done < steps and not stopped() and now() < deadline:
+            while done < steps and not clock.woken and not stopped() and now() < deadline:
                 for ready in readies:
                     ready(clock)
                 quiet()

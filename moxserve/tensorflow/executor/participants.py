@@ -21,6 +21,7 @@ or the input ends, `cause` is asked what really happened.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +63,8 @@ class Clock:
         started_at: `time.monotonic()` when the first step began.
         aside_s: wall and CPU seconds spent in `aside` so far.
         stopped: whether the run is to end; for whoever waits.
+        woken: set by somebody who wants a step at once that his schedule did not foresee (in a signal handler, say):
+            a stretch of quiet steps ends, and all are asked for their next step again.
     """
 
     global_step: int = 0
@@ -75,6 +78,7 @@ class Clock:
     started_at: float = field(default_factory=time.monotonic)
     aside_s: tuple[float, float] = (0.0, 0.0)
     stopped: Callable[[], bool] = lambda: False
+    woken: bool = False
 
     def count(self) -> None:
         """A step is done."""
@@ -233,39 +237,77 @@ class HookParticipant(Participant):
 
     Args:
         hook: the user's hook.
+        agree: given for a hook that several workers run together: tells at a step that all of them reach whether one of
+            them wants to stop.
     """
 
-    def __init__(self, hook: Any) -> None:
+    def __init__(self, hook: Any, agree: Callable[[bool], bool] | None = None) -> None:
         self.hook = hook
+        self._agree = agree
         self._session: Any = None
+        self._clock: Clock | None = None
         self._ask = getattr(hook, "next_active_step", None)
+        self._globally = agree is not None or getattr(hook, "counts_global_steps", False)
 
     def next_step(self, clock: Clock) -> int:
         """Ask `hook.next_active_step`; the very next one for a plain SessionRunHook."""
-        return clock.run_step if self._ask is None else max(clock.run_step, int(self._ask(clock.run_step)))
+        if self._ask is None:
+            return clock.run_step
+        before = clock.global_step - clock.run_step if self._globally and clock.counts_globally else 0
+        return max(clock.run_step, int(self._ask(clock.run_step + before)) - before)
 
     def begin(self) -> None:
         """Call `hook.begin`."""
-        self.hook.begin()
+        with self._telling("begin"):
+            self.hook.begin()
 
     def session_ready(self, session: Any, coordinator: Any) -> None:
         """Call `hook.after_create_session`."""
         self._session = session
-        self.hook.after_create_session(session, coordinator)
+        with self._telling("after_create_session"):
+            self.hook.after_create_session(session, coordinator)
+
+    def train_start(self, clock: Clock) -> None:
+        """Remember the clock, to tell the step of an error."""
+        self._clock = clock
 
     def step_args(self, context: StepContext) -> Any:
         """Call `hook.before_run`."""
-        with suppress(InterStopped):
+        with suppress(InterStopped), self._telling("before_run"):
             return self.hook.before_run(context)
         return None
 
     def step_values(self, context: StepContext, values: Any) -> None:
         """Call `hook.after_run`; a signal in an evaluation ends the hook's work, and the loop sees the signal next."""
-        with suppress(InterStopped):
+        others_asked, context.stop_requested = context.stop_requested, False
+        with suppress(InterStopped), self._telling("after_run"):
             self.hook.after_run(context, values)
+        if self._agree is not None:
+            context.stop_requested = self._agree(context.stop_requested)
+        context.stop_requested |= others_asked
 
     def finish(self, ok: bool) -> None:
         """Call `hook.end`, as MonitoredSession does: not after an error."""
         if ok and self._session is not None:
-            with suppress(InterStopped):
+            with suppress(InterStopped), self._telling("end"):
                 self.hook.end(self._session)
+
+    @contextmanager
+    def _telling(self, method: str) -> Iterator[None]:
+        """Say of an error which hook it is from, and at which step; the error itself goes on."""
+        try:
+            yield
+        except _PASSING:
+            raise
+        except Exception as error:
+            clock = self._clock
+            when = "" if clock is None else f" at step {clock.run_step} (global step {clock.global_step})"
+            where = f"hook {type(self.hook).__name__} failed in {method}(){when}"
+            logging.getLogger("tensorflow").error("%s: %s: %s", where, type(error).__name__, error)
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(where)
+            raise
+
+
+# How a hook ends the run without a failure.
+_PASSING = (InterStopped, InputEnded, RunStopped)
