@@ -187,10 +187,12 @@ def test_a_hook_may_evaluate_before_and_after_training(run_inter: Train, tmp_pat
     assert scalars(tmp_path / "eval") == [(0, expected[0]), (3, expected[1])]
 
 
-def test_the_step_is_that_of_this_run(run_inter: Train, console: Any, tmp_path: Path) -> None:
+def test_epochs_go_on_with_the_run_and_the_printed_step_is_that_of_this_run(
+    run_inter: Train, console: Any, tmp_path: Path
+) -> None:
     run_inter(max_number_of_steps=40, log_dir=str(tmp_path))
     run_inter(max_number_of_steps=80, log_dir=str(tmp_path))
-    assert [step for step, _ in printed(console)] == [31, 31]
+    assert [step for step, _ in printed(console)] == [31, 23]  # global steps 32 and 64
 
 
 def test_an_idle_evaluation_hook_is_not_called(run_inter: Train) -> None:
@@ -637,11 +639,10 @@ def test_inputs_that_cannot_be_evaluated(run_inter: Train) -> None:
         run_inter(input_fn=lambda mode: input_fn("TRAIN"), model_fn=model_with(whole))
 
 
-def test_a_batch_size_other_than_that_of_the_run_is_warned_about(run_inter: Train, console: Any) -> None:
-    run_inter(batch_size=16)
-    assert "LogEvaluationMetricHook counts epochs with batch_size=32, and the run makes steps of batch_size=16" in (
-        console.text
-    )
+def test_epochs_are_counted_in_the_batches_that_the_run_makes(run_inter: Train, console: Any) -> None:
+    run_inter(batch_size=16, max_number_of_steps=64, optimizer_fn=mox.get_optimizer_fn("sgd", learning_rate=0.0))
+    assert printed(console) == [(62, f"loss: {eval_loss(np.zeros(3)):.3f}")]  # of all 100 rows, after 63 x 16
+    assert "LogEvaluationMetricHook(batch_size=32): the run makes steps of batch_size=16" in console.text
 
 
 BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {

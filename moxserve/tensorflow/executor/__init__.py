@@ -8,6 +8,7 @@ from moxserve.tensorflow.executor.hooks import (
     EarlyStoppingHook,
     FeedSessionRunHook,
     LogEvaluationMetricHook,
+    PlateauLREarlyStoppingHook,
 )
 from moxserve.tensorflow.executor.run import run
 from moxserve.tensorflow.executor.spec import ExportKeys, ExportSpec, ModeKeys, ModelSpec, RunResult, SignatureSpec
@@ -23,6 +24,7 @@ __all__ = [
     "LogEvaluationMetricHook",
     "ModeKeys",
     "ModelSpec",
+    "PlateauLREarlyStoppingHook",
     "RunResult",
     "SignatureSpec",
     "auc",

@@ -105,7 +105,7 @@ def _build(functions: Functions, settings: Settings, devices: Devices, train: Br
         raise
     writes = settings.log_dir is not None and settings.summary_every is not None
     folder = os.path.join(str(settings.log_dir), mode.lower()) if writes else None
-    return InterBranch(branch, source, settings.batch_size, folder)
+    return InterBranch(branch, source, folder)
 
 
 @contextmanager
@@ -136,7 +136,6 @@ class InterBranch(Participant):
     Args:
         branch: the model in the intermediate mode.
         source: its input.
-        batch_size: rows of a step of the run.
         folder: of the event files that the means are written to, None for none.
 
     Attributes:
@@ -144,12 +143,11 @@ class InterBranch(Participant):
         stopped: asked between the steps of an evaluation; True breaks it off.
     """
 
-    def __init__(self, branch: Branch, source: ModeInput, batch_size: int, folder: str | None) -> None:
+    def __init__(self, branch: Branch, source: ModeInput, folder: str | None) -> None:
         self.branch = branch
         self.clock = Clock()
         self.stopped: Callable[[], bool] = lambda: False
         self._source = source
-        self._batch_size = batch_size
         self._folder = folder
         self._writer: Any = None
         self._fed = {tensor.op.name for tensor in source.tensors} if source.participants else set()
@@ -183,7 +181,6 @@ class InterBranch(Participant):
             for name, tensor in info.items():
                 _check_harmless(tensor, f"{expected[position]}.monitor_info[{name!r}]", forbidden, self._fed)
             hook.bind_inter(lambda n_steps, info=info: self.run(info, n_steps))
-            self._warn_batch_size(hook)
 
     def _info(self, hook: Any, counterpart: Any, what: str) -> dict[str, Any]:
         info = dict(counterpart.monitor_info or self.branch.spec.log_info)
@@ -199,16 +196,6 @@ class InterBranch(Participant):
             )
         check_scalars(info, what)
         return info
-
-    def _warn_batch_size(self, hook: Any) -> None:
-        rows = getattr(hook, "batch_size", self._batch_size)
-        if rows != self._batch_size:
-            tf1.logging.warning(
-                "%s counts epochs with batch_size=%r, and the run makes steps of batch_size=%d",
-                type(hook).__name__,
-                rows,
-                self._batch_size,
-            )
 
     # -- participant
 

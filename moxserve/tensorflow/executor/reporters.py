@@ -159,6 +159,10 @@ class CheckpointWriter(Participant):
     Args:
         checkpointer: writes them.
         every: in steps (multiples of the global step) or seconds; None for the end only.
+
+    Attributes:
+        prefix: of the newest checkpoint; None before the first.
+        before_save: called with the global step before each checkpoint, to keep what belongs to it.
     """
 
     def __init__(self, checkpointer: Checkpointer, every: Every | None) -> None:
@@ -169,6 +173,7 @@ class CheckpointWriter(Participant):
         self._last_time = 0.0
         self._saved_step = -1
         self.prefix: str | None = None
+        self.before_save: Callable[[int], None] = lambda global_step: None
 
     def restored(self, prefix: str, global_step: int) -> None:
         """What this folder holds already, so that an idle run writes nothing."""
@@ -197,6 +202,7 @@ class CheckpointWriter(Participant):
 
     def _save(self, global_step: int) -> None:
         if global_step != self._saved_step:
+            self.before_save(global_step)
             self.prefix = self._checkpointer.save(self._session, global_step)
             self._saved_step = global_step
         self._last_time = time.monotonic()
