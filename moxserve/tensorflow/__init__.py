@@ -45,6 +45,7 @@ from moxserve.tensorflow.executor import (
     var_scope,
 )
 from moxserve.tensorflow.executor.checkpoint import load_checkpoint
+from moxserve.tensorflow.executor.observe.timeline import TimelineHook
 from moxserve.tensorflow.executor.warm_start import VocabularyChange, WarmStart
 from moxserve.tensorflow.feature_columns import FeatureColumns, Features, feature_columns
 from moxserve.tensorflow.nets import NetworkKeys, default_preprocess_fn, get_model_fn, get_model_meta
@@ -81,6 +82,7 @@ __all__ = [
     "Quantization",
     "RunResult",
     "SignatureSpec",
+    "TimelineHook",
     "VocabularyChange",
     "WarmStart",
     "auc",

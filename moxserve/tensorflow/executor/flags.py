@@ -132,6 +132,8 @@ FLAGS: dict[str, Flag] = {
         Flag("log_every_n_steps", int, None, "steps between console lines, where the script leaves it out"),
         Flag("max_number_of_steps", int, None, "steps to train, where the script leaves it out"),
         Flag("batch_size", int, None, "rows a step, where the script leaves it out"),
+        Flag("timeline_steps", str, "", "steps to trace, such as 100,200 or 300-305, into log_dir/timeline"),
+        Flag("trace_all_workers", bool, False, "all workers trace the chosen steps; false: only the chief"),
         Flag("log_dir", str, None, "folder of checkpoints and summaries, where the script leaves it out"),
         Flag("checkpoint_path", str, None, "checkpoint to start from, where the script leaves it out"),
     )

@@ -25,6 +25,7 @@ from moxserve.tensorflow.executor.hooks import HookRun, HookStates, join_hooks, 
 from moxserve.tensorflow.executor.inputs import ModeInput, build_inputs, explain, start_queues
 from moxserve.tensorflow.executor.inter import build_inter
 from moxserve.tensorflow.executor.loop import Loop
+from moxserve.tensorflow.executor.observe.setup import Observers
 from moxserve.tensorflow.executor.participants import NEVER, Clock, InputEnded, Participant
 from moxserve.tensorflow.executor.phases import run_phases
 from moxserve.tensorflow.executor.position import PositionLog
@@ -140,6 +141,7 @@ class _Job:
         self.workers = workers_of(topology, self.devices)
         self.training = settings.mode == ModeKeys.TRAIN
         self.clock = Clock(counts_globally=self.training)
+        self.observers = Observers(settings, store, topology)
         self.start = Start(settings)
 
     def execute(self) -> RunResult:
@@ -231,6 +233,7 @@ class _Job:
                 listed.append(reporters.SummaryWriter(folder, settings.summary_every, spec.log_info))
             self.writer = reporters.CheckpointWriter(checkpoints.Checkpointer(folder), settings.save_every)
             listed.append(self.writer)
+        listed += self.observers.participants
         # A hook that runs the intermediate mode has nothing to do in a run without one.
         hooks = [hook for hook in spec.hooks if self.inter is not None or not runs_inter_mode(hook)]
         self.states = HookStates(settings.log_dir if self.training else None, hooks)
@@ -300,7 +303,7 @@ class _Job:
                 self._sample_unstepped(session)
                 return "already_trained", 0
             self.clock.steps_per_epoch = self._steps_to_make()
-            with SignalGuard() as guard:
+            with SignalGuard() as guard, self.observers.on_demand(self.clock):
                 for participant in self.participants:
                     participant.session_ready(session, coordinator)
                 if self.inter is not None:
@@ -377,6 +380,7 @@ class _Job:
             step_s=step_s,
             step_cpu_s=0.0 if reason == "already_trained" else self.timing.step_cpu_s,
             export=self._export(checkpoint) if self.settings.export else None,
+            traces=self.observers.traces,
         )
 
     def _report_means(self, means: reporters.EvalMeans) -> dict[str, float]:

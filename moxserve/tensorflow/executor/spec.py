@@ -328,6 +328,7 @@ class RunResult:
         step_s: seconds a step, the first step left out; 0.0 when there were fewer than two.
         step_cpu_s: CPU seconds that the whole process spent a step, likewise.
         export: what `export_model` made, else None.
+        traces: files that timelines and profiles of steps were written to.
     """
 
     mode: str
@@ -341,3 +342,4 @@ class RunResult:
     step_s: float = 0.0
     step_cpu_s: float = 0.0
     export: Any = None
+    traces: Sequence[str] = ()

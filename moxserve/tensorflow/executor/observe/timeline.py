@@ -47,6 +47,8 @@ class TimelineHook(AggregativeSessionRunHook):
         UsageError: `steps` are no steps.
     """
 
+    counts_global_steps = True
+
     def __init__(
         self,
         steps: str | Iterable[int] = (),
@@ -85,16 +87,13 @@ class TimelineHook(AggregativeSessionRunHook):
             self._label = "-".join(filter(None, (self._label, f"worker{topology.index}")))
 
     def next_active_step(self, step: int) -> int:
-        """The next step to trace, as the run counts."""
-        if self._asked or self._offset is None:
-            return step
-        return self.steps.next_from(step + self._offset) - self._offset
+        """The next step to trace."""
+        return step if self._asked else self.steps.next_from(step)
 
     def before_run(self, run_context: Any) -> Any:
         """Ask for the trace of a step that is to be traced."""
         clock = run_context.clock
-        self._offset = clock.global_step - clock.run_step if clock.counts_globally else 0
-        step = clock.run_step + self._offset
+        step = clock.global_step if clock.counts_globally else clock.run_step
         if not self._asked and self.steps.next_from(step) != step:
             return None
         self._asked, self._step = False, step
