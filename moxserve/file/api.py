@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from moxserve.file.copying import Place, copy_file, copy_tree
+from moxserve.file.copying import Place, copy_file
 from moxserve.file.copying import rename as _rename
 from moxserve.file.filesystem import Entries, Stat, Url, locate
 from moxserve.file.handle import File
+from moxserve.file.trees import CopyOptions, copy_tree
 
 __all__ = [
     "append",
@@ -248,25 +249,31 @@ def copy_parallel(
     threads: int = 16,
     is_processing: bool = True,
     use_queue: bool = True,
+    progress: bool | None = None,
 ) -> None:
     """Copy a directory into another, which may exist and is merged into.
 
-    Empty directories are copied too; symbolic links are followed. Within a store the store copies by itself.
+    Empty directories are copied too; symbolic links are followed. Within a store the store copies by itself. A file is
+    complete or not there. A copy that was broken off (killed, without a network, disk full) goes on where it was when
+    it is called again: files that it copied and that have not changed since are passed by. What it knows for that lies
+    in moxserve's cache directory until the copy is complete.
 
     Args:
         src_url: source directory.
         dst_url: target directory.
         file_list: only these files, relative to the source.
-        threads: how many copies run at once.
-        is_processing: accepted for compatibility; threads give the same result.
-        use_queue: accepted for compatibility.
+        threads: how many copies run at once, in all processes together.
+        is_processing: let processes share the work when there are thousands of files to or from a store; the result is
+            the same. A few files are always copied by threads, which wait for the network as well as processes do.
+        use_queue: accepted for compatibility: a queue is always used.
+        progress: show a bar on stderr when the copy takes longer than two seconds; None: on a terminal only.
 
     Raises:
         MoxFileNotExistsException: the source is not a directory.
         MoxFileNameDuplicateException: a file would land on a directory or the other way round; nothing was written.
         UsageError: a name that leads out of the target, or files that would be copied over each other.
     """
-    copy_tree(Place.of(src_url), Place.of(dst_url), file_list, threads)
+    copy_tree(Place.of(src_url), Place.of(dst_url), file_list, CopyOptions(threads, is_processing, progress))
 
 
 def glob(url: Url) -> list[str]:

@@ -165,8 +165,11 @@ class FileSystem(Protocol):
         """Remove files of a directory, and what is empty then."""
         ...
 
-    def tree(self, path: str) -> tuple[list[str], list[str]]:
-        """Return directories and files below a directory as `copy_parallel` copies them: behind links too."""
+    def tree(self, path: str) -> tuple[list[str], dict[str, str | None]]:
+        """Return directories and files below a directory as `copy_parallel` copies them: behind links too.
+
+        Of each file, what the listing told of it that changes with its content: size first, or None.
+        """
         ...
 
 

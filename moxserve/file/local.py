@@ -88,13 +88,14 @@ class LocalFileSystem:
         """
         return _listed(path, recursive, followlinks=False)
 
-    def tree(self, path: str) -> tuple[list[str], list[str]]:
-        """Return what is below a directory, and behind the symbolic links there.
+    def tree(self, path: str) -> tuple[list[str], dict[str, str | None]]:
+        """Return what is below a directory, and behind the symbolic links there; what a file holds is not looked at.
 
         Raises:
             MoxFileNotExistsException: it is no directory.
         """
-        return _listed(path, recursive=True, followlinks=True)
+        dirs, files = _listed(path, recursive=True, followlinks=True)
+        return dirs, dict.fromkeys(files)
 
     def scan(self, path: str) -> Entries:
         """Give the entries of a directory.

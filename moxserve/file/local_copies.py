@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 from moxserve.errors import UsageError, did_you_mean
 from moxserve.file.atomic import scratch_directory
-from moxserve.file.copying import Place, copy_file, copy_tree
+from moxserve.file.copying import Place, copy_file
 from moxserve.file.filesystem import Url
+from moxserve.file.trees import copy_tree
 
 __all__ = ["local_copy"]
 
 _MODES = ("r", "w", "r+")
-_THREADS = 16
 
 
 @contextmanager
@@ -58,6 +58,6 @@ def local_copy(url: Url, mode: str = "r") -> Iterator[str]:
 
 def _copy(source: Place, target: Place) -> None:
     if source.fs.is_directory(source.path) and not source.fs.is_file(source.path):
-        copy_tree(source, target, None, _THREADS)
+        copy_tree(source, target)
     else:
         copy_file(source, target)

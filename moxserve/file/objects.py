@@ -196,13 +196,19 @@ class ObjectFileSystem:
                 dirs.update(_above(name))
         return sorted(dirs), sorted(files)
 
-    def tree(self, path: str) -> tuple[list[str], list[str]]:
-        """Return what is below a directory.
+    def tree(self, path: str) -> tuple[list[str], dict[str, str | None]]:
+        """Return what is below a directory, objects with size and tag of their content.
 
         Raises:
             MoxFileNotExistsException: it is not there.
         """
-        return self.listing(path, recursive=True)
+        dirs: set[str] = set()
+        files: dict[str, str | None] = {}
+        for name, found in self._below(path, recursive=True):
+            if not name.endswith("/"):
+                files[name] = f"{found['Size']} {found['ETag']}"
+            dirs.update(_above(name))
+        return sorted(dirs), {name: files[name] for name in sorted(files)}
 
     def _below(self, path: str, recursive: bool) -> Iterator[tuple[str, Any]]:
         """Yield names relative to a directory, with what the listing tells of objects, None for directories.

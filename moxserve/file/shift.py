@@ -241,19 +241,8 @@ def _not_ignored(src: str, ignore: Function) -> Iterator[str]:
         left_out = set(ignore(folder, [*dirs, *files]))
         dirs[:] = [name for name in dirs if name not in left_out]
         for name in files:
-            path = join(folder, name)[len(_folder(src)) :]
-            if name not in left_out and not _below(path, src, ignore):
-                yield path
-
-
-def _below(path: str, src: str, ignore: Function) -> bool:
-    """Whether a directory above a path is left out: the walk of a store cannot be told to pass by."""
-    folder = src
-    for part in path.split("/")[:-1]:
-        if part in ignore(folder, [part]):
-            return True
-        folder = join(folder, part)
-    return False
+            if name not in left_out:
+                yield join(folder, name)[len(_folder(src)) :]
 
 
 def _rmtree(path: Any, ignore_errors: bool = False, onerror: Any = None, **kwargs: Any) -> None:
