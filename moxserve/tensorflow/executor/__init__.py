@@ -5,6 +5,7 @@ a step.
 from moxserve.tensorflow.executor.flags import get_flag, set_flag
 from moxserve.tensorflow.executor.hooks import (
     AggregativeSessionRunHook,
+    BestCheckpointHook,
     EarlyStoppingHook,
     FeedSessionRunHook,
     LogEvaluationMetricHook,
@@ -17,6 +18,7 @@ from moxserve.tensorflow.executor.whole import auc, over_all_rows
 
 __all__ = [
     "AggregativeSessionRunHook",
+    "BestCheckpointHook",
     "EarlyStoppingHook",
     "ExportKeys",
     "ExportSpec",

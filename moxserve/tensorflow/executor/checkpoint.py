@@ -11,7 +11,7 @@ import contextlib
 import glob
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from moxserve.errors import CheckpointError, first_line
@@ -180,16 +180,29 @@ class Checkpointer:
     Args:
         folder: made if missing; leavings of writers that died are removed.
         keep: how many checkpoints stay.
+        rank: orders prefixes: those with the lowest rank go first, the one with the highest is the current one. None:
+            the order in which they were written.
+        saver: of another Checkpointer of the same graph, whose operations do for both.
     """
 
-    def __init__(self, folder: str, keep: int = 5) -> None:
+    def __init__(
+        self, folder: str, keep: int = 5, rank: Callable[[str], float] | None = None, saver: Any = None
+    ) -> None:
         os.makedirs(folder, exist_ok=True)
-        self._folder = folder
+        self.folder = folder
         self._keep = keep
-        self._saver = tf1.train.Saver(max_to_keep=None, save_relative_paths=True)
+        self._rank = rank
+        self.saver = saver or tf1.train.Saver(max_to_keep=None, save_relative_paths=True)
         named = [p for p in named_in_state(folder) if is_complete(p)]
-        self._kept = _forgotten(folder, named) + named
+        self._kept = self._ranked(_forgotten(folder, named) + named)
         _sweep(folder)
+
+    def _ranked(self, prefixes: list[str]) -> list[str]:
+        return prefixes if self._rank is None else sorted(prefixes, key=self._rank)
+
+    def prefix(self, global_step: int) -> str:
+        """The prefix of the checkpoint of a step."""
+        return os.path.join(self.folder, f"{_BASENAME}-{global_step}")
 
     def save(self, session: Any, global_step: int) -> str:
         """Write a checkpoint, flush it to disk, then name it in the state file.
@@ -200,14 +213,14 @@ class Checkpointer:
         Raises:
             CheckpointError: it cannot be written (disk full, say); the former checkpoint stays the current one.
         """
-        prefix = os.path.join(self._folder, f"{_BASENAME}-{global_step}")
-        tf1.logging.info("Saving checkpoints for %d into %s", global_step, self._folder)
+        prefix = self.prefix(global_step)
+        tf1.logging.info("Saving checkpoints for %d into %s", global_step, self.folder)
         try:
-            self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
+            self.saver.save(session, prefix, write_meta_graph=False, write_state=False)
             for path in (f"{prefix}.index", *glob.glob(f"{glob.escape(prefix)}.data-*-of-*")):
                 fsync_path(path)
-            fsync_directory(self._folder)
-            self._kept = [p for p in self._kept if p != prefix] + [prefix]
+            fsync_directory(self.folder)
+            self._kept = self._ranked([p for p in self._kept if p != prefix] + [prefix])
             dropped, self._kept = self._kept[: -self._keep], self._kept[-self._keep :]
             self._write_state()
         except (tf.errors.OpError, OSError) as error:
@@ -227,7 +240,7 @@ class Checkpointer:
             all_model_checkpoint_paths=[os.path.basename(p) for p in self._kept],
         )
 
-        atomic_write(os.path.join(self._folder, _STATE), text_format.MessageToString(state))
+        atomic_write(os.path.join(self.folder, _STATE), text_format.MessageToString(state))
 
 
 def _remove(prefix: str) -> None:

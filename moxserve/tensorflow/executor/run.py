@@ -21,7 +21,7 @@ from moxserve.tensorflow.executor.devices import devices_of
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.exporting import export_run, sample_rows
 from moxserve.tensorflow.executor.flags import store
-from moxserve.tensorflow.executor.hooks import HookRun, HookStates, join_hooks, runs_inter_mode
+from moxserve.tensorflow.executor.hooks import HookRun, RunHooks, runs_inter_mode
 from moxserve.tensorflow.executor.inputs import ModeInput, build_inputs, explain, start_queues
 from moxserve.tensorflow.executor.inter import build_inter
 from moxserve.tensorflow.executor.loop import Loop
@@ -227,19 +227,21 @@ class _Job:
         listed += [p for p in (self.samples, self.console, self.means) if p is not None]
         if self.functions.output_fn is not None:
             listed.append(reporters.OutputCollector(spec.output_info, self.functions.output_fn, settings.output_every))
-        folder = self._checkpoint_dir
+        folder, checkpointer = self._checkpoint_dir, None
         if folder is not None:
             if settings.summary_every is not None:
                 listed.append(reporters.SummaryWriter(folder, settings.summary_every, spec.log_info))
-            self.writer = reporters.CheckpointWriter(checkpoints.Checkpointer(folder), settings.save_every)
+            checkpointer = checkpoints.Checkpointer(folder)
+            self.writer = reporters.CheckpointWriter(checkpointer, settings.save_every)
             listed.append(self.writer)
         listed += self.observers.participants
         # A hook that runs the intermediate mode has nothing to do in a run without one.
         hooks = [hook for hook in spec.hooks if self.inter is not None or not runs_inter_mode(hook)]
-        self.states = HookStates(settings.log_dir if self.training else None, hooks)
+        facts = HookRun(self.clock, self.workers, settings.batch_size, settings.auto_batch, checkpointer)
+        self.hooks = RunHooks(hooks, facts, settings.log_dir if self.training else None)
         if self.writer is not None:
-            self.writer.before_save = self.states.save
-        return listed + join_hooks(hooks, HookRun(self.clock, self.workers, settings.batch_size, settings.auto_batch))
+            self.writer.before_save = self.hooks.states.save
+        return listed + self.hooks.participants
 
     def _console(self) -> reporters.ConsoleLog | None:
         every, wanted = self.settings.log_every, self.functions.fetch_strategy_fn
@@ -277,7 +279,7 @@ class _Job:
         if self.writer is not None and self.start.resume is not None:
             self.writer.restored(self.start.resume, self.clock.global_step)
         if self.start.resume is not None:
-            self.states.restore(self.clock.global_step)
+            self.hooks.states.restore(self.clock.global_step)
         self.start_step = self.clock.global_step
         self.source.start(session, self._position())
 
@@ -299,7 +301,7 @@ class _Job:
         coordinator = tf1.train.Coordinator()
         threads = start_queues(session, coordinator)
         try:
-            if self.start.is_done(self.clock.global_step):
+            if self.hooks.states.tell_ended() or self.start.is_done(self.clock.global_step):
                 self._sample_unstepped(session)
                 return "already_trained", 0
             self.clock.steps_per_epoch = self._steps_to_make()
@@ -379,8 +381,9 @@ class _Job:
             samples_per_s=self.settings.batch_size / step_s if step_s else 0.0,
             step_s=step_s,
             step_cpu_s=0.0 if reason == "already_trained" else self.timing.step_cpu_s,
-            export=self._export(checkpoint) if self.settings.export else None,
+            export=self._export(self.hooks.exported(checkpoint)) if self.settings.export else None,
             traces=self.observers.traces,
+            best=self.hooks.best,
         )
 
     def _report_means(self, means: reporters.EvalMeans) -> dict[str, float]:

@@ -329,6 +329,7 @@ class RunResult:
         step_cpu_s: CPU seconds that the whole process spent a step, likewise.
         export: what `export_model` made, else None.
         traces: files that timelines and profiles of steps were written to.
+        best: prefix of the best checkpoint, where a `mox.BestCheckpointHook` keeps some.
     """
 
     mode: str
@@ -343,3 +344,4 @@ class RunResult:
     step_cpu_s: float = 0.0
     export: Any = None
     traces: Sequence[str] = ()
+    best: str | None = None

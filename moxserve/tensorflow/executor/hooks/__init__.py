@@ -8,22 +8,22 @@ this step.
 """
 
 from moxserve.tensorflow.executor.hooks.base import AggregativeSessionRunHook, HookRun, check_hook, runs_inter_mode
+from moxserve.tensorflow.executor.hooks.best import BestCheckpointHook
 from moxserve.tensorflow.executor.hooks.evaluation import LogEvaluationMetricHook, MonitorHook
 from moxserve.tensorflow.executor.hooks.feed import FeedSessionRunHook
-from moxserve.tensorflow.executor.hooks.joining import join_hooks
-from moxserve.tensorflow.executor.hooks.states import HookStates
+from moxserve.tensorflow.executor.hooks.joining import RunHooks
 from moxserve.tensorflow.executor.hooks.stopping import EarlyStoppingHook, PlateauLREarlyStoppingHook
 
 __all__ = [
     "AggregativeSessionRunHook",
+    "BestCheckpointHook",
     "EarlyStoppingHook",
     "FeedSessionRunHook",
     "HookRun",
-    "HookStates",
     "LogEvaluationMetricHook",
     "MonitorHook",
     "PlateauLREarlyStoppingHook",
+    "RunHooks",
     "check_hook",
-    "join_hooks",
     "runs_inter_mode",
 ]

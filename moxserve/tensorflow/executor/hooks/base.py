@@ -12,6 +12,7 @@ from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.env import tf1
 
 if TYPE_CHECKING:
+    from moxserve.tensorflow.executor.checkpoint import Checkpointer
     from moxserve.tensorflow.executor.participants import Clock
     from moxserve.tensorflow.executor.workers import Workers
 
@@ -29,12 +30,14 @@ class HookRun:
         workers: the processes of the job.
         batch_size: rows of a step on one device, as given to `run`.
         makes_batches: whether the executor makes the batches (`auto_batch`), so that `batch_size` is what they are.
+        checkpointer: writes the run's checkpoints; None where this process writes none.
     """
 
     clock: Clock
     workers: Workers
     batch_size: int
     makes_batches: bool
+    checkpointer: Checkpointer | None = None
 
     @property
     def decides(self) -> bool:
