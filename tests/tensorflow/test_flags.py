@@ -191,7 +191,7 @@ def test_flags_fill_what_the_script_leaves_out(
         ({"job_name": "ps", "ps_hosts": "a:1", "worker_hosts": "b:1"}, "single process"),
         ({"worker_hosts": "a:1,b:1", "job_name": "worker"}, "single process"),
         ({"job_name": "evaluator"}, "single process"),
-        ({"loss_scale": 0}, "above 0"),
+        ({"loss_scale": -1}, "above 0"),
         ({"trainable_exclude_patterns": "."}, "leave no variable to train"),
         ({"trainable_include_patterns": "("}, "is not a regular expression"),
     ],

@@ -396,6 +396,7 @@ OPTIMIZER_ERRORS: dict[str, tuple[Any, str]] = {
     "a factory of factories": (lambda: lambda: SGD, "returned function; expected a tf.compat.v1.train.Optimizer"),
     "one too many": (lambda: [SGD, SGD], "list of 2, but model_fn returned 1 loss"),
     "none": (lambda: None, "needs optimizer_fn in TRAIN"),
+    "Keras'": (lambda: tf.keras.optimizers.legacy.Adam, r"Adam, an optimizer of Keras.*get_optimizer_fn\('adam'"),
     "a number": (lambda: 0.1, "must be a function, not float"),
 }
 

@@ -12,7 +12,11 @@ from moxserve.tensorflow.executor.branch import Branch, Tower
 from moxserve.tensorflow.executor.devices import GradsAndVars
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import FlagStore
+from moxserve.tensorflow.executor.hooks.lr_scale import LEARNING_RATES, LR_SCALE
 from moxserve.tensorflow.executor.workers import Workers
+from moxserve.tensorflow.optimizer.clip import Clip
+from moxserve.tensorflow.optimizer.loss_scale import LossScale
+from moxserve.tensorflow.optimizer.wrapper import OptimizerWrapper, chain, unfit
 
 __all__ = ["TrainOptions", "build_train_op", "matches", "split_patterns"]
 
@@ -26,7 +30,7 @@ class TrainOptions:
     """What flags say about gradients.
 
     Attributes:
-        loss_scale: the loss is multiplied, the gradients divided by it; 1.0 is off.
+        loss_scale: the loss is multiplied, the gradients divided by it; 1.0 is off, 0.0 finds it by itself.
         clip: limit; 0.0 is off.
         clip_type: `norm` (each gradient), `global_norm` (all together) or `value` (each element).
         include: patterns of variables to train; empty for all.
@@ -44,11 +48,11 @@ class TrainOptions:
         """Read the options from the flags.
 
         Raises:
-            UsageError: a scale or limit is not positive.
+            UsageError: a scale or limit is negative.
         """
         scale, clip = store.get("loss_scale"), store.get("gradient_clip")
-        if scale <= 0:
-            raise UsageError(f"flag --loss_scale={scale}: expected a number above 0; 1 is off")
+        if scale < 0:
+            raise UsageError(f"flag --loss_scale={scale}: expected a number above 0; 1 is off, 0 is dynamic")
         if clip < 0:
             raise UsageError(f"flag --gradient_clip={clip}: expected a limit above 0; 0 is off")
         return cls(
@@ -97,14 +101,10 @@ def build_train_op(branch: Branch, optimizer_fn: Any, global_step: Any, options:
         ModelSpecError: an optimizer or a variable scope does not fit.
     """
     factories = _factories(optimizer_fn, len(branch.spec.losses))
-    optimizers = [_make_optimizer(factory) for factory in factories]
-    for optimizer in optimizers:
-        _scale_learning_rate(optimizer, branch.towers[0].learning_rate_scale)
+    optimizers = [_with_options(_make_optimizer(factory), options) for factory in factories]
+    _prepare_learning_rates(optimizers, branch)
     gradients = [
-        _clip(
-            workers.devices.reduce([_gradients(tower, position, optimizer, options) for tower in branch.towers]),
-            options,
-        )
+        workers.devices.reduce([_gradients(tower, position, optimizer, options) for tower in branch.towers])
         for position, optimizer in enumerate(optimizers)
     ]
     updates = [_as_operation(item) for tower in branch.towers for item in tower.updates]
@@ -116,8 +116,11 @@ def build_train_op(branch: Branch, optimizer_fn: Any, global_step: Any, options:
         waits = [*ready, *updates, *(applied if last else [])] if len(optimizers) > 1 or updates else []
         with tf1.control_dependencies(waits):
             applied.append(workers.apply(optimizer, group, global_step if last else None))
+            # A training may begin to use a wrapper where its checkpoints know nothing of it.
+            branch.plan.optional += [v for one in _wrappers(optimizer) for v in one.own_variables]
     with tf1.control_dependencies([*applied, *updates]):
         after = [make() for tower in branch.towers for make in tower.after_update]
+    with tf1.control_dependencies([*applied, *updates, *after]):
         after += workers.devices.after_update(branch)
     return tf.group(*applied, *updates, *after, name="train_op")
 
@@ -152,33 +155,82 @@ def _check_factory(factory: Any) -> Callable[[], Any]:
 
 def _make_optimizer(factory: Callable[[], Any]) -> Any:
     optimizer = factory()
-    if not isinstance(optimizer, tf1.train.Optimizer):
-        raise ModelSpecError(
-            f"optimizer_fn returned {type(optimizer).__name__}; expected a tf.compat.v1.train.Optimizer", hint=_EXAMPLE
-        )
+    if problem := unfit(optimizer):
+        raise ModelSpecError(f"optimizer_fn returned {problem}", hint=_EXAMPLE)
     return optimizer
 
 
-def _scale_learning_rate(optimizer: Any, scale: float) -> None:
-    """Multiply an optimizer's learning rate, before it has built anything.
+def _wrappers(optimizer: Any) -> list[OptimizerWrapper]:
+    return [one for one in chain(optimizer) if isinstance(one, OptimizerWrapper)]
+
+
+def _with_options(optimizer: Any, options: TrainOptions) -> Any:
+    """Put what the flags ask for around an optimizer, inside of wrappers that average what an update is made of."""
+
+    def around(inner: Any) -> Any:
+        if options.clip:
+            inner = Clip(inner, options.clip, options.clip_type)
+        if options.loss_scale == 0.0:
+            return LossScale(inner, dynamic=True)
+        return inner if options.loss_scale == 1.0 else LossScale(inner, options.loss_scale)
+
+    averaging = [one for one in _wrappers(optimizer) if one.averages]
+    if not averaging:
+        return around(optimizer)
+    averaging[-1].insert(around)
+    return optimizer
+
+
+def _prepare_learning_rates(optimizers: Sequence[Any], branch: Branch) -> None:
+    """Multiply the optimizers' learning rates with what the model and its hooks ask for, before they have built
+    anything, and let summaries show those that change.
 
     Raises:
-        ModelSpecError: it keeps none where the optimizers of `tf.train` do.
+        ModelSpecError: an optimizer keeps none where the optimizers of `tf.train` do.
     """
-    if scale == 1.0:
-        return
-    for name in ("_learning_rate", "_lr"):
-        if getattr(optimizer, name, None) is not None:
-            setattr(optimizer, name, _times(getattr(optimizer, name), scale))
-            return
-    inner = getattr(optimizer, "_optimizer", None) or getattr(optimizer, "_opt", None)
-    if inner is None:
-        raise ModelSpecError(
-            f"learning_rate_scale={scale:g} needs an optimizer with a learning rate; "
-            f"{type(optimizer).__name__} has none",
-            hint="leave learning_rate_scale out, and give the learning rate that the training is to have",
-        )
-    _scale_learning_rate(inner, scale)
+    factor: Any = branch.towers[0].learning_rate_scale
+    wanted = any(getattr(hook, "scales_learning_rate", False) for hook in branch.spec.hooks)
+    if wanted:
+        variable = tf1.get_variable(LR_SCALE, [], tf.float32, tf1.ones_initializer(), trainable=False)
+        branch.plan.optional.append(variable)
+        scale = variable.read_value()
+    for optimizer in optimizers:
+        where = _learning_rate(optimizer)
+        if where is None:
+            if wanted or factor != 1.0:
+                raise ModelSpecError(
+                    f"a learning rate that is scaled needs an optimizer with one; {type(optimizer).__name__} has none",
+                    hint="leave learning_rate_scale, and hooks that lower the learning rate, out; or give an "
+                    "optimizer of tf.train",
+                )
+            continue
+        owner, name = where
+        rate = getattr(owner, name)
+        if factor != 1.0:
+            rate = _times(rate, factor)
+        if wanted:
+            rate = tf.cast(rate() if callable(rate) else rate, tf.float32)
+            tf1.add_to_collection(LEARNING_RATES, rate)
+            rate = rate * scale
+        setattr(owner, name, rate)
+        _summarise(rate)
+
+
+def _learning_rate(optimizer: Any) -> tuple[Any, str] | None:
+    """Find which optimizer of a chain has the learning rate, and the attribute's name."""
+    while optimizer is not None:
+        for name in ("_learning_rate", "_lr"):
+            if getattr(optimizer, name, None) is not None:
+                return optimizer, name
+        optimizer = getattr(optimizer, "_optimizer", None) or getattr(optimizer, "_opt", None)
+    return None
+
+
+def _summarise(rate: Any) -> None:
+    """Show a learning rate that changes among the summaries, unless `optimizer_fn` does."""
+    shown = (tensor.op.name for tensor in tf1.get_collection(tf1.GraphKeys.SUMMARIES))
+    if tf1.is_tensor(rate) and rate.shape.rank == 0 and not any("learning_rate" in name for name in shown):
+        tf1.summary.scalar("learning_rate", rate)
 
 
 def _times(rate: Any, scale: float) -> Any:
@@ -189,8 +241,11 @@ def _times(rate: Any, scale: float) -> Any:
 def _gradients(tower: Tower, position: int, optimizer: Any, options: TrainOptions) -> GradsAndVars:
     loss = tower.spec.losses[position]
     variables = _select(tower.trainable, tower.spec.var_scopes[position], options)
-    scaled = loss * tf.cast(options.loss_scale, loss.dtype) if options.loss_scale != 1.0 else loss
-    pairs = optimizer.compute_gradients(scaled, var_list=variables)
+    # Towers with copies of the variables compute gradients of these; everybody else knows the first tower's variables.
+    known = {id(tower.own(variable)): variable for variable in variables}
+    with tower.building():
+        found = optimizer.compute_gradients(tower.weighted(loss), var_list=[tower.own(v) for v in variables])
+    pairs = [(gradient, known[id(variable)]) for gradient, variable in found]
     used = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
     unused = [variable.op.name for gradient, variable in pairs if gradient is None]
     if not used:
@@ -198,31 +253,9 @@ def _gradients(tower: Tower, position: int, optimizer: Any, options: TrainOption
             f"the loss {loss.name!r} does not depend on any of its {len(variables)} trainable variables",
             hint="compute it from the model's output, with operations that have gradients",
         )
-    if unused:
+    if unused and tower.place.index == 0:
         tf1.logging.warning("no gradient of %s reaches %s: they are not trained", loss.name, ", ".join(sorted(unused)))
-    if options.loss_scale != 1.0:
-        used = [(_map_values(g, lambda x: x / tf.cast(options.loss_scale, x.dtype)), v) for g, v in used]
     return used
-
-
-def _map_values(gradient: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to a gradient's numbers, sparse ones included."""
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(function(gradient.values), gradient.indices, gradient.dense_shape)
-    return function(gradient)
-
-
-def _clip(pairs: GradsAndVars, options: TrainOptions) -> GradsAndVars:
-    if not options.clip:
-        return pairs
-    gradients, variables = zip(*pairs, strict=True)
-    if options.clip_type == "global_norm":
-        clipped, _ = tf.clip_by_global_norm(list(gradients), options.clip)
-    elif options.clip_type == "norm":
-        clipped = [tf.clip_by_norm(g, options.clip) for g in gradients]
-    else:
-        clipped = [_map_values(g, lambda x: tf.clip_by_value(x, -options.clip, options.clip)) for g in gradients]
-    return list(zip(clipped, variables, strict=True))
 
 
 def _select(trainable: Sequence[Any], scopes: Sequence[str] | None, options: TrainOptions) -> list[Any]:
