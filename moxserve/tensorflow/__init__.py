@@ -50,7 +50,7 @@ from moxserve.tensorflow.executor.observe.timeline import TimelineHook
 from moxserve.tensorflow.executor.warm_start import VocabularyChange, WarmStart
 from moxserve.tensorflow.feature_columns import FeatureColumns, Features, feature_columns
 from moxserve.tensorflow.nets import NetworkKeys, default_preprocess_fn, get_model_fn, get_model_meta
-from moxserve.tensorflow.optimizer import get_optimizer_fn
+from moxserve.tensorflow.optimizer import get_optimizer_fn, get_optimizer_wrapper_fn
 from moxserve.tensorflow.preprocessing import PreprocessingKeys, get_data_augmentation_fn
 from moxserve.tensorflow.pruning import Pruning, prune_model_fn
 from moxserve.tensorflow.quantization import Quantization, quantize_model_fn
@@ -99,6 +99,7 @@ __all__ = [
     "get_model_fn",
     "get_model_meta",
     "get_optimizer_fn",
+    "get_optimizer_wrapper_fn",
     "get_tfrecord",
     "load_checkpoint",
     "load_op_library",
