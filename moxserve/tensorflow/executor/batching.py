@@ -10,6 +10,7 @@ from typing import Any
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.lift import lift_to_dataset
+from moxserve.tensorflow.executor.repeatable import input_draws
 from moxserve.tensorflow.executor.spec import ModeKeys
 
 __all__ = ["IteratorRecorder", "batch_dataset", "check_tensors", "is_endless", "lift_batches"]
@@ -35,6 +36,9 @@ class IteratorRecorder:
 
     def make_iterator(self, dataset: Any) -> Any:
         """Stand in for `Dataset.make_one_shot_iterator`."""
+        draws = input_draws()
+        if draws is not None and not draws.by_row:
+            dataset = draws.resumed(dataset)
         iterator = tf1.data.make_initializable_iterator(dataset)
         name = iterator._iterator_resource.name
         self.initializers[name] = iterator.initializer
@@ -84,16 +88,23 @@ def check_tensors(result: Any, what: str) -> list[Any]:
 
 
 def lift_batches(
-    samples: Sequence[Any], recorder: IteratorRecorder, mode: str, batch_size: int, count: int | None = None
+    samples: Sequence[Any],
+    recorder: IteratorRecorder,
+    mode: str,
+    batch_size: int,
+    *,
+    count: int | None = None,
+    towers: int = 1,
 ) -> tuple[list[Any], list[Any], bool]:
     """Make batches of the tensors of one sample.
 
     Args:
         samples: the tensors.
-        recorder: which recorded the iterators that they come from.
+        recorder: which recorded the iterators that they come from, and knows that of the batches afterwards.
         mode: TRAIN, EVAL or PREDICT.
         batch_size: rows of a batch.
         count: how many samples there are; None for as many as come.
+        towers: how many batches a step takes.
 
     Returns:
         The tensors of a batch; operations that start the input, in order; and whether it never ends.
@@ -106,12 +117,13 @@ def lift_batches(
     tf1.get_collection_ref(tf1.GraphKeys.SUMMARIES)[:] = recorder.summaries
     # Iterators that the map function pulls must be started before the batched one.
     pulled = [op for name, op in recorder.initializers.items() if name in captured]
-    dataset, endless = batch_dataset(dataset if count is None else dataset.take(count), mode, batch_size)
-    iterator = tf1.data.make_initializable_iterator(dataset)
+    dataset = dataset if count is None else dataset.take(count)
+    dataset, endless = batch_dataset(dataset, mode, batch_size, towers)
+    iterator = recorder.make_iterator(dataset)
     return list(iterator.get_next()), [*pulled, iterator.initializer], endless
 
 
-def batch_dataset(dataset: Any, mode: str, batch_size: int) -> tuple[Any, bool]:
+def batch_dataset(dataset: Any, mode: str, batch_size: int, towers: int = 1) -> tuple[Any, bool]:
     """Batch the elements of a dataset, some batches ahead.
 
     A fixed batch dimension is what training code expects ([32, 224, 224, 3]). It is promised where no smaller last
@@ -122,13 +134,14 @@ def batch_dataset(dataset: Any, mode: str, batch_size: int) -> tuple[Any, bool]:
         dataset: of samples.
         mode: TRAIN, EVAL or PREDICT.
         batch_size: rows of a batch.
+        towers: how many batches a step takes.
 
     Returns:
         The dataset of batches, and whether it never ends.
     """
     endless, length_known = _length(dataset)
     full = endless or (mode == ModeKeys.TRAIN and not length_known)
-    return dataset.batch(batch_size, drop_remainder=full).prefetch(2), endless
+    return dataset.batch(batch_size, drop_remainder=full).prefetch(2 * towers), endless
 
 
 def is_endless(dataset: Any) -> bool:

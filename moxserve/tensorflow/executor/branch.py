@@ -21,6 +21,7 @@ from moxserve.tensorflow.executor.devices import Place
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.hooks import check_hook
 from moxserve.tensorflow.executor.spec import ExportSpec, ModeKeys, ModelSpec
+from moxserve.tensorflow.executor.tower_values import tower_weights
 from moxserve.tensorflow.executor.variables import TowerContext, VariablePlan
 
 __all__ = ["Branch", "Tower", "build_branch", "build_export_branch", "check_scalars"]
@@ -31,7 +32,30 @@ _MOVING_AVERAGE = re.compile(r"moving_(mean|variance|stddev)\Z")
 
 
 class Inputs(list[Any]):
-    """The list that `model_fn` gets; says so when it is used as the tensor that it holds."""
+    """The list that `model_fn` gets; says so when it is used as the tensor that it holds.
+
+    Args:
+        tensors: what it holds.
+        groups: how many of them are from each `InputSpec.new_input`; empty for one group of all.
+    """
+
+    def __init__(self, tensors: Sequence[Any], groups: Sequence[int] = ()) -> None:
+        super().__init__(tensors)
+        self._groups = tuple(groups) or (len(self),)
+
+    def get_input(self, index: int) -> list[Any]:
+        """Return the tensors of one `InputSpec.new_input`, in the order of the calls.
+
+        Raises:
+            ModelSpecError: there were fewer calls.
+        """
+        if not 0 <= index < len(self._groups):
+            raise ModelSpecError(
+                f"inputs.get_input({index}): input_fn made {len(self._groups)} input(s), counted from 0",
+                hint="each input_spec.new_input([...]) in input_fn makes one",
+            )
+        begin = sum(self._groups[:index])
+        return self[begin : begin + self._groups[index]]
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"inputs has no attribute {name!r}: {self._explanation()}")
@@ -59,7 +83,10 @@ class Tower:
         place: where it is.
         inputs: what `model_fn` got.
         spec: what it returned, checked.
-        trainable: trainable variables that this call made or used.
+        present: scalar bool tensor: whether a step has a batch for this tower; None where it always has.
+        weight: scalar float tensor: its rows as a multiple of the towers' mean; None where all have the same.
+        trainable: trainable variables that this call made or used; the first tower's, not copies of them.
+        copies: the tower's own copies of variables, by the identity of the first tower's.
         updates: operations that keep moving averages (batch normalisation); empty except in TRAIN.
         after_update: functions that make an operation to run when the variables of a step have been updated.
         learning_rate_scale: what the optimizers' learning rates are multiplied by.
@@ -68,10 +95,29 @@ class Tower:
     place: Place
     inputs: list[Any]
     spec: ModelSpec
+    present: Any = None
+    weight: Any = None
     trainable: list[Any] = field(default_factory=list)
+    copies: dict[int, Any] = field(default_factory=dict)
     updates: list[Any] = field(default_factory=list)
     after_update: list[Callable[[], Any]] = field(default_factory=list)
     learning_rate_scale: float = 1.0
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Operations that are made inside are put where the tower is."""
+        with ExitStack() as stack:
+            if self.place.device:
+                stack.enter_context(tf1.device(self.place.device))
+            yield
+
+    def weighted(self, loss: Any) -> Any:
+        """The loss, multiplied so that the mean over the towers is the mean over all rows of the step."""
+        return loss if self.weight is None else loss * tf.cast(self.weight, loss.dtype)
+
+    def own(self, variable: Any) -> Any:
+        """What this tower computes with in the place of a variable of the first tower: its copy, where it has one."""
+        return self.copies.get(id(variable), variable)
 
 
 @dataclass
@@ -120,18 +166,40 @@ def build_branch(
         ModelSpecError: `model_fn` did not return a ModelSpec that fits the mode.
     """
     check_callable(model_fn, "model_fn", _EXAMPLE)
-    plan = VariablePlan() if after is None else after.plan
-    towers: list[Tower] = []
+    branch = Branch(mode, [], VariablePlan() if after is None else after.plan)
     for place, inputs in zip(places, inputs_per_tower, strict=True):
-        first = after is None and place.index == 0
-        context = TowerContext(place.index, first, plan, mode == ModeKeys.TRAIN)
-        with _scopes(plan, context, mode, place):
-            spec = call_with_mode(model_fn, (Inputs(inputs),), mode, "model_fn")
-            _check_spec(spec, mode, leads=after is None)
-            towers.append(_tower(context, place, list(inputs), spec, mode))
-            if first:
-                plan.penalties = context.collection(tf1.GraphKeys.REGULARIZATION_LOSSES)
-    return Branch(mode, towers, plan)
+        branch.towers.append(_build_tower(model_fn, branch, place, inputs, leads=after is None))
+    weights = tower_weights(branch.towers) if mode == ModeKeys.TRAIN else [None] * len(branch.towers)
+    for tower, weight in zip(branch.towers, weights, strict=True):
+        tower.weight = weight
+    return branch
+
+
+def _build_tower(
+    model_fn: Callable[..., Any], branch: Branch, place: Place, inputs: Sequence[Any], leads: bool
+) -> Tower:
+    mode, index = branch.mode, place.index
+    plan = branch.plan.replica(index) if place.replica else branch.plan
+    context = TowerContext(
+        index,
+        leads and (index == 0 or place.replica),
+        plan,
+        mode == ModeKeys.TRAIN,
+        f"replica_{index}" if place.replica else "",
+    )
+    with _scopes(plan, context, mode, place):
+        spec = call_with_mode(model_fn, (Inputs(inputs, getattr(inputs, "groups", ())),), mode, "model_fn")
+        _check_spec(spec, mode, leads)
+        tower = Tower(place, list(inputs), spec, present=getattr(inputs, "present", None))
+        if index == 0:
+            _complete_first(tower, context, mode)
+        if context.first:
+            context.keep_penalties(inputs)
+    if index:
+        tower.trainable = branch.towers[0].trainable
+        tower.copies = branch.plan.copies_of(index)
+        context.leave_first_tower()
+    return tower
 
 
 def build_export_branch(model_fn: Callable[..., Any], inputs: Sequence[Any]) -> Branch:
@@ -156,6 +224,8 @@ def _scopes(plan: VariablePlan, context: TowerContext, mode: str, place: Place) 
         if place.device:
             stack.enter_context(tf1.device(place.device))
         if context.first:
+            if place.replica:
+                stack.enter_context(tf1.name_scope(f"replica_{context.index}"))
             stack.enter_context(plan.recording())
         else:
             stack.enter_context(tf1.name_scope(f"{mode.lower()}_tower_{context.index}"))
@@ -164,14 +234,13 @@ def _scopes(plan: VariablePlan, context: TowerContext, mode: str, place: Place) 
         yield
 
 
-def _tower(context: TowerContext, place: Place, inputs: list[Any], spec: ModelSpec, mode: str) -> Tower:
-    tower = Tower(place, inputs, spec)
+def _complete_first(tower: Tower, context: TowerContext, mode: str) -> None:
+    """Note what only the first tower is asked for; the others would update the same averages a second time."""
     tower.trainable = context.collection(tf1.GraphKeys.TRAINABLE_VARIABLES)
-    if mode == ModeKeys.TRAIN and context.index == 0:  # later towers would update the same averages a second time
+    if mode == ModeKeys.TRAIN:
         tower.updates = [*context.collection(tf1.GraphKeys.UPDATE_OPS), *_keras_updates(context)]
         tower.after_update = context.after_update
         tower.learning_rate_scale = context.learning_rate_scale
-    return tower
 
 
 def _keras_updates(context: TowerContext) -> list[Any]:

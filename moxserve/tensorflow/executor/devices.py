@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.cluster import Topology
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ class Devices:
         return (Place(0, "/cpu:0" if self.topology.on_cpu else ""),)
 
     def reduce(self, per_tower: Sequence[GradsAndVars]) -> GradsAndVars:
-        """Combine one list of (gradient, variable) per tower, all in the same order: the mean gradients, and the
-        variables that are updated.
+        """Combine one list of (gradient, variable) per tower, the variables being the first tower's: the mean gradients,
+        and the variables that are updated.
         """
         (only,) = per_tower
         return only
@@ -69,10 +68,13 @@ class Devices:
 
 
 def devices_of(topology: Topology) -> Devices:
-    """Choose how the devices of a process work together."""
-    if topology.num_devices > 1:
-        raise UsageError(
-            f"flag --num_gpus={topology.num_devices}: this version trains on one device per process",
-            hint="leave --num_gpus out",
-        )
-    return Devices(topology)
+    """Choose how the devices of a process work together.
+
+    Raises:
+        UsageError: the machine has GPUs, and fewer than were asked for.
+    """
+    if topology.num_devices == 1 or topology.job == "ps":  # a parameter server computes nothing
+        return Devices(topology)
+    from moxserve.tensorflow.executor.towers import towers_of
+
+    return towers_of(topology)

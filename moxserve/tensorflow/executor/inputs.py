@@ -29,6 +29,7 @@ from moxserve.tensorflow.executor.participants import (
     is_end_of_input,
 )
 from moxserve.tensorflow.executor.position import INPUT_COUNTS_STEPS, INPUT_POSITIONS
+from moxserve.tensorflow.executor.rounds import TowerInputs, input_rounds
 from moxserve.tensorflow.executor.skipped import SkippedRows
 from moxserve.tensorflow.input_source.base import InputSource
 from moxserve.tensorflow.input_source.queue import QueueInput
@@ -43,7 +44,7 @@ class ModeInput:
     """The input of one mode, built into the current graph.
 
     Attributes:
-        tensors: what `model_fn` gets, batch dimension first when batches are made here or by the user.
+        towers: what each call of `model_fn` gets, batch dimension first when batches are made here or by the user.
         initializers: operations that start, or restart, the input; run in order.
         auto_batch: whether the batches are made here.
         endless: True when it is known that the input never ends.
@@ -54,7 +55,7 @@ class ModeInput:
         source: what the tensors are from; None where it is only the graph.
     """
 
-    tensors: list[Any]
+    towers: list[TowerInputs]
     initializers: list[Any] = field(default_factory=list)
     auto_batch: bool = True
     endless: bool = False
@@ -63,6 +64,11 @@ class ModeInput:
     started_with_tables: list[Any] = field(default_factory=list)
     participants: list[Participant] = field(default_factory=list)
     source: InputSource | None = None
+
+    @property
+    def tensors(self) -> list[Any]:
+        """What the first tower gets."""
+        return self.towers[0]
 
     def start(self, session: Any, position: int = 0) -> None:
         """Start the input, or start it again: from the beginning, or after the rows that were given before.
@@ -126,12 +132,14 @@ class ModeInput:
         return batch
 
     def rows_per_step(self, batch_size: int) -> int:
-        """How many rows a step takes: as the tensors say where batches are not made here, else `batch_size`."""
+        """How many rows a step takes, all towers together: as the tensors say where batches are not made here, else
+        `batch_size` a tower.
+        """
         if self.counts_steps:
-            return 1
+            return len(self.towers)
         first = self.tensors[0].shape
         rows = first[0] if not self.auto_batch and first.rank else None
-        return batch_size if rows is None else int(rows)
+        return (batch_size if rows is None else int(rows)) * len(self.towers)
 
     def export_shape(self, tensor: Any) -> tuple[int | None, ...] | None:
         """The shape that an exported model takes: as in training, but any number of rows when batches are made here."""
@@ -141,7 +149,9 @@ class ModeInput:
         return (None, *shape[1:]) if self.auto_batch else shape
 
 
-def build_inputs(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_batch: bool) -> ModeInput:
+def build_inputs(
+    input_fn: Callable[..., Any], mode: str, batch_size: int, auto_batch: bool, towers: int = 1
+) -> ModeInput:
     """Call `input_fn` in the current graph and make what `model_fn` gets of its result.
 
     Args:
@@ -150,6 +160,7 @@ def build_inputs(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_
         mode: TRAIN, EVAL or PREDICT.
         batch_size: rows of a batch.
         auto_batch: True: the tensors are one sample, batches are made here. False: they are batches already.
+        towers: how many calls of `model_fn` take a batch of their own.
 
     Returns:
         The source; with `auto_batch` the last batch of a finite input may have fewer rows.
@@ -159,7 +170,7 @@ def build_inputs(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_
     """
     check_callable(input_fn, "input_fn", _EXAMPLE)
     known = {key: len(tf1.get_collection(key)) for key in (INPUT_POSITIONS, tf1.GraphKeys.TABLE_INITIALIZERS)}
-    source = _build(input_fn, mode, batch_size, auto_batch)
+    source = _build(input_fn, mode, batch_size if auto_batch else 0, towers)
     source.positions = tf1.get_collection(INPUT_POSITIONS)[known[INPUT_POSITIONS] :]
     source.counts_steps = bool(tf1.get_collection(INPUT_COUNTS_STEPS))
     started = tf1.get_collection(tf1.GraphKeys.TABLE_INITIALIZERS)[known[tf1.GraphKeys.TABLE_INITIALIZERS] :]
@@ -167,7 +178,7 @@ def build_inputs(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_
     return source
 
 
-def _build(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_batch: bool) -> ModeInput:
+def _build(input_fn: Callable[..., Any], mode: str, batch_size: int, towers: int) -> ModeInput:
     recorder = IteratorRecorder()
     with recorder.recording():
         result = call_with_mode(input_fn, (), mode, "input_fn")
@@ -175,12 +186,14 @@ def _build(input_fn: Callable[..., Any], mode: str, batch_size: int, auto_batch:
             result = recorder.make_iterator(result).get_next()
             result = tf.nest.flatten(result)
     if isinstance(result, (DataFlow, InputSource)):
-        return _from_source(result, recorder, mode, batch_size if auto_batch else 0)
-    tensors = check_tensors(result, "input_fn")
-    if not auto_batch:
-        return ModeInput(tensors, list(recorder.initializers.values()), auto_batch=False)
-    tensors, initializers, endless = lift_batches(tensors, recorder, mode, batch_size)
-    return ModeInput(tensors, initializers, auto_batch=True, endless=endless)
+        return _from_source(result, recorder, mode, batch_size)
+    tensors, endless = check_tensors(result, "input_fn"), False
+    if batch_size:
+        tensors, initializers, endless = lift_batches(tensors, recorder, mode, batch_size, towers=towers)
+    else:
+        initializers = list(recorder.initializers.values())
+    rounds, more = input_rounds(tensors, recorder, towers)
+    return ModeInput(rounds, more or initializers, auto_batch=bool(batch_size), endless=endless)
 
 
 def _from_source(given: DataFlow | InputSource, recorder: IteratorRecorder, mode: str, batch_size: int) -> ModeInput:
@@ -195,7 +208,7 @@ def _from_source(given: DataFlow | InputSource, recorder: IteratorRecorder, mode
         source.close()
         raise
     return ModeInput(
-        tensors,
+        [TowerInputs(tensors)],
         list(recorder.initializers.values()),
         auto_batch=bool(batch_size) or source.gives_batches,
         endless=source.endless,

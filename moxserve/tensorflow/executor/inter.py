@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from moxserve.errors import DataError, ModelSpecError, UsageError
-from moxserve.tensorflow.executor.branch import Branch, build_branch, check_scalars
+from moxserve.tensorflow.executor.branch import Branch, Tower, build_branch, check_scalars
 from moxserve.tensorflow.executor.devices import Devices
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.hooks import runs_inter_mode
@@ -25,6 +25,7 @@ from moxserve.tensorflow.executor.reporters import EvalMeans, add_scalars
 from moxserve.tensorflow.executor.settings import Functions, Settings
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.executor.stepper import Stepper
+from moxserve.tensorflow.executor.tower_values import TowerValues, tower_values
 
 __all__ = ["InterBranch", "build_inter"]
 
@@ -88,18 +89,18 @@ def build_inter(
     with _contained(mode):
         inter = _build(functions, settings, devices, train)
     inter.clock = clock
-    inter.bind(hooks, forbidden={tensor.op.name for tensor in train.inputs})
+    inter.bind(hooks, forbidden={tensor.op.name for tower in train.towers for tensor in tower.inputs})
     return inter
 
 
 def _build(functions: Functions, settings: Settings, devices: Devices, train: Branch) -> InterBranch:
     mode = str(settings.inter_mode)
     with tf.device("/cpu:0"), tf1.name_scope(f"{mode.lower()}_input"):
-        source = build_inputs(functions.input_fn, mode, settings.batch_size, settings.auto_batch)
+        source = build_inputs(functions.input_fn, mode, settings.batch_size, settings.auto_batch, len(devices.places))
     # Iterators that input_fn asked to be started with the tables must be started again for each evaluation, too.
     source.initializers[:0] = source.started_with_tables
     try:
-        branch = build_branch(functions.model_fn, mode, [list(source.tensors)], devices.places, after=train)
+        branch = build_branch(functions.model_fn, mode, source.towers, devices.places, after=train)
     except BaseException:
         source.close()
         raise
@@ -150,10 +151,9 @@ class InterBranch(Participant):
         self._source = source
         self._folder = folder
         self._writer: Any = None
-        self._fed = {tensor.op.name for tensor in source.tensors} if source.participants else set()
-        self._step_op = tf.group(*branch.inputs, name=f"{branch.mode.lower()}_step")
-        first = branch.inputs[0]
-        self._rows = None if first.shape.rank in (0, None) else tf.shape(first)[0]
+        self._fed = {tensor.op.name for tower in source.towers for tensor in tower} if source.participants else set()
+        inputs = [tensor for tower in branch.towers for tensor in tower.inputs]
+        self._step_op = tf.group(*inputs, name=f"{branch.mode.lower()}_step")
         self._session: Any = None
 
     # -- who asks for what
@@ -168,22 +168,32 @@ class InterBranch(Participant):
         Raises:
             ModelSpecError: the hooks have no counterparts here, or monitor what an evaluation cannot give.
         """
-        counterparts = [hook for hook in self.branch.spec.hooks if runs_inter_mode(hook)]
-        kinds, expected = ([type(hook).__name__ for hook in listed] for listed in (counterparts, hooks))
+        expected = [type(hook).__name__ for hook in hooks]
+        per_tower = [self._infos(tower, hooks, expected) for tower in self.branch.towers]
+        for position, (hook, infos) in enumerate(zip(hooks, zip(*per_tower, strict=True), strict=True)):
+            for info in infos:
+                for name, tensor in info.items():
+                    _check_harmless(tensor, f"{expected[position]}.monitor_info[{name!r}]", forbidden, self._fed)
+            values = tower_values(infos, self.branch.towers)
+            hook.bind_inter(lambda n_steps, values=values: self.run(values, n_steps))
+
+    def _infos(self, tower: Tower, hooks: Sequence[Any], expected: list[str]) -> list[dict[str, Any]]:
+        """What the counterparts of the hooks monitor in a tower."""
+        counterparts = [hook for hook in tower.spec.hooks if runs_inter_mode(hook)]
+        kinds = [type(hook).__name__ for hook in counterparts]
         if kinds != expected:
             raise ModelSpecError(
                 f"the hooks that run the intermediate mode are {expected} in TRAIN and {kinds} in {self.branch.mode}: "
                 "they are matched in order",
                 hint="return the same hooks from model_fn in both modes",
             )
-        for position, (hook, counterpart) in enumerate(zip(hooks, counterparts, strict=True)):
-            info = self._info(hook, counterpart, f"{expected[position]}.monitor_info")
-            for name, tensor in info.items():
-                _check_harmless(tensor, f"{expected[position]}.monitor_info[{name!r}]", forbidden, self._fed)
-            hook.bind_inter(lambda n_steps, info=info: self.run(info, n_steps))
+        return [
+            self._info(hook, counterpart.monitor_info or tower.spec.log_info, f"{name}.monitor_info")
+            for hook, counterpart, name in zip(hooks, counterparts, kinds, strict=True)
+        ]
 
-    def _info(self, hook: Any, counterpart: Any, what: str) -> dict[str, Any]:
-        info = dict(counterpart.monitor_info or self.branch.spec.log_info)
+    def _info(self, hook: Any, monitored: Mapping[str, Any], what: str) -> dict[str, Any]:
+        info = dict(monitored)
         if not info:
             raise ModelSpecError(
                 f"{what} is empty, and model_fn returned no log_info in {self.branch.mode}",
@@ -223,15 +233,15 @@ class InterBranch(Participant):
 
     # -- running
 
-    def run(self, info: Mapping[str, Any], n_steps: int) -> dict[str, float]:
+    def run(self, values: Sequence[TowerValues], n_steps: int) -> dict[str, float]:
         """Run the branch from the start of its input.
 
         Args:
-            info: name: scalar tensor of this branch.
+            values: scalar tensors of each tower of this branch.
             n_steps: how many steps; 0 to the end of the input.
 
         Returns:
-            The mean of each value over the steps that were made, each weighted by its rows.
+            The mean of each value over the steps that were made and all towers, each weighted by its rows.
 
         Raises:
             ModelSpecError: the session is not open.
@@ -251,7 +261,7 @@ class InterBranch(Participant):
                 hint="leave .repeat() out of input_fn in this mode, or say how many steps",
             )
         with self.clock.aside():
-            means = self._means(info, n_steps or NEVER)
+            means = self._means(values, n_steps or NEVER)
             self._write(means)
         return means
 
@@ -262,8 +272,8 @@ class InterBranch(Participant):
             self._writer = tf1.summary.FileWriter(self._folder, filename_suffix=".inter")
         add_scalars(self._writer, means, self.clock.global_step)
 
-    def _means(self, info: Mapping[str, Any], n_steps: int) -> dict[str, float]:
-        means = EvalMeans(info, self._rows)
+    def _means(self, values: Sequence[TowerValues], n_steps: int) -> dict[str, float]:
+        means = EvalMeans(values)
         self._source.start(self._session)
         clock = self._stepper.clock = Clock(counts_globally=False, steps_per_epoch=n_steps)
         takers = [*self._source.participants, means]

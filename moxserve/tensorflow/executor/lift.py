@@ -15,12 +15,13 @@ from typing import Any
 
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.repeatable import input_draws
 
-__all__ = ["lift_to_dataset"]
+__all__ = ["GET_NEXT", "graph_def_of", "lift_to_dataset", "pulls"]
 
 # Samples that come from no iterator (random_uniform, constants) never end.
 _ENDLESS = 1 << 62
-_GET_NEXT = "IteratorGetNext"
+GET_NEXT = "IteratorGetNext"
 _PARALLEL_CALLS = max(1, min(8, os.cpu_count() or 1))
 
 
@@ -31,12 +32,14 @@ class _Cut:
     Attributes:
         operations: everything to be imported into the map function.
         sources: `IteratorGetNext` operations whose dataset is known: their values become the map's arguments.
+        row: stands for the number of the row, where random operations draw for it.
         captured: resource tensors (tables, queues, unknown iterators) that the function refers to where they are.
     """
 
     operations: list[Any] = field(default_factory=list)
     sources: list[Any] = field(default_factory=list)
     captured: list[Any] = field(default_factory=list)
+    row: Any = None
 
 
 def lift_to_dataset(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> tuple[Any, list[str]]:
@@ -56,10 +59,13 @@ def lift_to_dataset(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> tupl
     from tensorflow.python.data.util import structure
 
     cut = _cut(outputs, datasets)
+    known = _resumed([datasets[op.inputs[0].name] for op in cut.sources])
     if _is_whole_element(outputs, cut, datasets):
-        return datasets[cut.sources[0].inputs[0].name], []
-    graph_def = _graph_def_of(cut, outputs[0].graph)
-    known = [datasets[op.inputs[0].name] for op in cut.sources]
+        return known[0], []
+    graph_def = graph_def_of(cut.operations, outputs[0].graph)
+    draws = input_draws()
+    if draws is not None and cut.row is not None:
+        known.append(draws.rows(_ENDLESS))
     base = tf.data.Dataset.zip(tuple(known)) if known else tf.data.Dataset.range(_ENDLESS)
 
     consumed = {tensor.name for op in cut.operations for tensor in op.inputs}
@@ -67,7 +73,9 @@ def lift_to_dataset(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> tupl
     @tf.autograph.experimental.do_not_convert
     def sample(*elements: Any) -> tuple[Any, ...]:
         mapping: dict[str, Any] = {}
-        for op, element in zip(cut.sources, elements if known else (), strict=True):
+        if cut.row is not None:
+            *elements, mapping[cut.row.name] = elements  # type: ignore[assignment]
+        for op, element in zip(cut.sources, elements if cut.sources else (), strict=True):
             components = structure.to_tensor_list(datasets[op.inputs[0].name].element_spec, element)
             mapping.update({t.name: c for t, c in zip(op.outputs, components, strict=True)})
         graph = tf1.get_default_graph()
@@ -93,15 +101,18 @@ def _cut(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> _Cut:
     seen: set[str] = set()
     captured: dict[str, Any] = {}
     pending = [tensor.op for tensor in outputs]
-    pulls: dict[str, list[Any]] = {}
+    pulled: dict[str, list[Any]] = {}
     while pending:
         op = pending.pop()
         if op.name in seen:
             continue
         seen.add(op.name)
         _refuse_placeholder(op)
-        if op.type == _GET_NEXT and op.inputs[0].name in datasets:
-            pulls.setdefault(op.inputs[0].name, []).append(op)
+        if (draws := input_draws()) is not None and draws.row is not None and op is draws.row.op:
+            cut.row = draws.row
+            continue
+        if op.type == GET_NEXT and op.inputs[0].name in datasets:
+            pulled.setdefault(op.inputs[0].name, []).append(op)
             continue
         cut.operations.append(op)
         pending.extend(op.control_inputs)
@@ -110,7 +121,7 @@ def _cut(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> _Cut:
                 captured[tensor.name] = tensor
             else:
                 pending.append(tensor.op)
-    for name, ops in pulls.items():
+    for name, ops in pulled.items():
         if len(ops) == 1:
             cut.sources.extend(ops)
         else:  # several elements of one dataset make a sample: the iterator itself must do the counting
@@ -118,6 +129,12 @@ def _cut(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> _Cut:
             captured[name] = ops[0].inputs[0]
     cut.captured = list(captured.values())
     return cut
+
+
+def _resumed(known: list[Any]) -> list[Any]:
+    """Let datasets begin where earlier runs stopped, where a run is to repeat."""
+    draws = input_draws()
+    return known if draws is None else [draws.resumed(dataset) for dataset in known]
 
 
 def _is_whole_element(outputs: Sequence[Any], cut: _Cut, datasets: Mapping[str, Any]) -> bool:
@@ -138,14 +155,21 @@ def _refuse_placeholder(op: Any) -> None:
         )
 
 
-def _graph_def_of(cut: _Cut, graph: Any) -> Any:
-    """Collect the operations of the cut, free of devices and of colocation with what stays behind."""
+def graph_def_of(operations: Sequence[Any], graph: Any, keep_devices: bool = False) -> Any:
+    """Collect operations of a graph, free of colocation with what stays behind.
+
+    Args:
+        operations: what to collect.
+        graph: theirs.
+        keep_devices: whether they stay on their devices, which the function of a dataset does not have.
+    """
     graph_def = tf1.GraphDef()
-    kept = {op.name for op in cut.operations}
-    for op in cut.operations:
+    kept = {op.name for op in operations}
+    for op in operations:
         node = graph_def.node.add()
         node.CopyFrom(op.node_def)
-        node.device = ""
+        if not keep_devices:
+            node.device = ""
         node.attr.pop("_class", None)
         data = [name for name in node.input if not name.startswith("^")]
         control = [name for name in node.input if name.startswith("^") and name[1:] in kept]
@@ -162,9 +186,9 @@ def _is_seeded_random(op: Any) -> bool:
     return any(name in op.node_def.attr and op.get_attr(name) for name in ("seed", "seed2"))
 
 
-def _pulls(op: Any) -> bool:
+def pulls(op: Any) -> bool:
     """Whether an operation takes the next element of something, and so may be what ends the input."""
-    return op.type == _GET_NEXT or "Dequeue" in op.type or op.type.startswith("ReaderRead")
+    return op.type == GET_NEXT or "Dequeue" in op.type or op.type.startswith("ReaderRead")
 
 
 def _plain_options() -> Any:
@@ -187,11 +211,11 @@ def _map(base: Any, function: Any, cut: _Cut) -> Any:
     """
     from tensorflow.python.data.ops import map_op
 
-    pulls = any(_pulls(op) for op in cut.operations)
-    if pulls or any(_is_seeded_random(op) for op in cut.operations):
+    pulling = any(pulls(op) for op in cut.operations)
+    if pulling or any(_is_seeded_random(op) for op in cut.operations):
         # What is pulled inside of the function ends the dataset, so the length of `base` means nothing then.
-        dataset = map_op._MapDataset(base, function, preserve_cardinality=not pulls)
-        return dataset.with_options(_plain_options()) if pulls else dataset
+        dataset = map_op._MapDataset(base, function, preserve_cardinality=not pulling)
+        return dataset.with_options(_plain_options()) if pulling else dataset
     return map_op._ParallelMapDataset(
         base, function, num_parallel_calls=_PARALLEL_CALLS, deterministic=True, preserve_cardinality=True
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from moxserve.tensorflow.executor.checkpoint import Checkpointer
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.inputs import first_rows
 from moxserve.tensorflow.executor.participants import NEVER, Clock, Every, Participant, StepContext
+from moxserve.tensorflow.executor.tower_values import TowerValues
 from moxserve.tensorflow.executor.whole import over_rows_of
 
 __all__ = [
@@ -217,16 +218,23 @@ class OutputCollector(Participant):
     """Hands `output_info` of every step to `output_fn`, several steps at a time, the rest at the end.
 
     Args:
-        info: name: tensor.
-        output_fn: called with a list of dicts, one a step, in order.
+        towers: name: tensor of each tower, with a scalar bool tensor that says whether a step has them, or None.
+        output_fn: called with a list of dicts, in the order of steps, and in each step of towers.
         every: how many steps make a call; 0 for one call at the end.
     """
 
-    def __init__(self, info: Mapping[str, Any], output_fn: Callable[[list[dict[str, Any]]], Any], every: int) -> None:
-        self._args = tf1.train.SessionRunArgs(fetches=dict(info))
+    def __init__(
+        self,
+        towers: Sequence[tuple[Mapping[str, Any], Any]],
+        output_fn: Callable[[list[dict[str, Any]]], Any],
+        every: int,
+    ) -> None:
+        infos, presents = [dict(info) for info, _ in towers], [present for _, present in towers]
+        self._args = tf1.train.SessionRunArgs(fetches=[infos, presents])
         self._output_fn = output_fn
         self._every = every
         self._pending: list[dict[str, Any]] = []
+        self._steps = 0
 
     def step_args(self, context: StepContext) -> Any:
         """Ask for the outputs, along with the step."""
@@ -234,12 +242,13 @@ class OutputCollector(Participant):
 
     def step_values(self, context: StepContext, values: Any) -> None:
         """Keep them; hand them over when there are enough."""
-        self._pending.append(values.results)
-        if self._every and len(self._pending) >= self._every:
+        self._pending += [info for info, present in zip(*values.results, strict=True) if present is None or present]
+        self._steps += 1
+        if self._steps == self._every:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        pending, self._pending = self._pending, []
+        pending, self._pending, self._steps = self._pending, [], 0
         if pending:
             self._output_fn(pending)
 
@@ -250,24 +259,29 @@ class OutputCollector(Participant):
 
 
 class EvalMeans(Participant):
-    """Averages `log_info` over all steps, each weighted by its rows, so that a smaller last batch counts for less.
+    """Averages `log_info` over all steps and towers, weighted by rows, so that a smaller last batch counts for less.
 
     What `over_all_rows` made is computed from all rows at the end.
 
     Args:
-        info: name: scalar tensor.
-        rows: scalar tensor, the number of rows of the step's batch; None: every step counts the same.
+        towers: scalar tensors of each tower, with the same names.
     """
 
-    def __init__(self, info: Mapping[str, Any], rows: Any) -> None:
-        self._names = list(info)
-        self._whole = {name: whole for name, value in info.items() if (whole := over_rows_of(value)) is not None}
-        parts = {name: list(whole.parts) for name, whole in self._whole.items()}
-        averaged = {name: value for name, value in info.items() if name not in self._whole}
-        self._args = tf1.train.SessionRunArgs(fetches=[averaged, parts, rows])
-        self._sums = dict.fromkeys(averaged, 0.0)
+    def __init__(self, towers: Sequence[TowerValues]) -> None:
+        self._names = list(towers[0].values)
+        self._whole = {
+            name: whole for name, value in towers[0].values.items() if (whole := over_rows_of(value)) is not None
+        }
+        self._args = tf1.train.SessionRunArgs(fetches=[self._fetches(tower) for tower in towers])
+        self._sums = {name: 0.0 for name in self._names if name not in self._whole}
         self._kept: dict[str, list[list[np.ndarray]]] = {name: [] for name in self._whole}
         self.rows = 0.0
+
+    def _fetches(self, tower: TowerValues) -> list[Any]:
+        """Averaged values, the parts of those over all rows, and the number of rows."""
+        averaged = {name: value for name, value in tower.values.items() if name not in self._whole}
+        found = {name: over_rows_of(tower.values[name]) for name in self._whole}
+        return [averaged, {name: list(whole.parts) for name, whole in found.items() if whole is not None}, tower.rows]
 
     def step_args(self, context: StepContext) -> Any:
         """Ask for the values, along with the step."""
@@ -275,8 +289,13 @@ class EvalMeans(Participant):
 
     def step_values(self, context: StepContext, values: Any) -> None:
         """Add them up."""
-        info, parts, rows = values.results
+        for tower in values.results:
+            self._add(*tower)
+
+    def _add(self, info: Mapping[str, Any], parts: Mapping[str, list[np.ndarray]], rows: Any) -> None:
         weight = 1.0 if rows is None else float(rows)
+        if not weight:  # not 0 * value, which is NaN for a mean over no rows
+            return
         self.rows += weight
         for name, value in info.items():
             self._sums[name] += float(value) * weight

@@ -29,6 +29,7 @@ from moxserve.tensorflow.executor.observe.setup import Observers
 from moxserve.tensorflow.executor.participants import NEVER, Clock, InputEnded, Participant
 from moxserve.tensorflow.executor.phases import run_phases
 from moxserve.tensorflow.executor.position import PositionLog
+from moxserve.tensorflow.executor.precision import Precision
 from moxserve.tensorflow.executor.settings import Functions, RunArguments, Settings
 from moxserve.tensorflow.executor.signals import SignalGuard
 from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
@@ -140,6 +141,7 @@ class _Job:
         self.devices = devices_of(topology)
         self.workers = workers_of(topology, self.devices)
         self.training = settings.mode == ModeKeys.TRAIN
+        self.precision = Precision.from_flags(store, self.training)
         self.clock = Clock(counts_globally=self.training)
         self.observers = Observers(settings, store, topology)
         self.start = Start(settings)
@@ -173,6 +175,7 @@ class _Job:
             graph.finalize()
             config = self.topology.session_config()
             self.workers.configure(config)
+            self.precision.configure(config)
             with tf1.Session(self.workers.target, graph=graph, config=config) as session:
                 self._initialise(session, startup)
                 ended = self._run_loop(session)

@@ -9,21 +9,34 @@ out again. `TowerContext` remembers which of them one build used, which is what 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.env import tf, tf1
 
-__all__ = ["TowerContext", "VariablePlan", "get_collection", "var_scope"]
+__all__ = ["SESSION_COLLECTIONS", "TowerContext", "VariablePlan", "get_collection", "var_scope"]
 
-_VARIABLE_KEYS = (
+# What the session must initialise or run of every build, also of those that are not the first.
+SESSION_COLLECTIONS = frozenset(
+    {
+        tf1.GraphKeys.GLOBAL_VARIABLES,
+        tf1.GraphKeys.LOCAL_VARIABLES,
+        tf1.GraphKeys.MODEL_VARIABLES,
+        tf1.GraphKeys.TRAINABLE_VARIABLES,
+        tf1.GraphKeys.TABLE_INITIALIZERS,
+        tf1.GraphKeys.QUEUE_RUNNERS,
+        tf1.GraphKeys.RESOURCES,
+        tf1.GraphKeys.LOCAL_RESOURCES,
+    }
+)
+_SAVED_KEYS = (
     tf1.GraphKeys.GLOBAL_VARIABLES,
     tf1.GraphKeys.TRAINABLE_VARIABLES,
     tf1.GraphKeys.MODEL_VARIABLES,
-    tf1.GraphKeys.LOCAL_VARIABLES,
 )
+_VARIABLE_KEYS = (*_SAVED_KEYS, tf1.GraphKeys.LOCAL_VARIABLES)
 
 
 class VariablePlan:
@@ -34,8 +47,10 @@ class VariablePlan:
 
     def __init__(self) -> None:
         self.variables: list[Any] = []
-        self.penalties: list[Any] = []  # REGULARIZATION_LOSSES of the first build
+        self.named: dict[str, Any] = {}  # those of `get_variable`
+        self.penalties: list[Any] = []  # REGULARIZATION_LOSSES of the first build that are functions of variables alone
         self.optional: list[Any] = []  # what a training may start without, because it was not there before
+        self.replicas: dict[int, VariablePlan] = {}  # by tower: the copies of those that have their own
         self._next: int | None = None  # None while the first build records
 
     @contextmanager
@@ -60,6 +75,28 @@ class VariablePlan:
                 yield
         finally:
             self._next = None
+
+    def replica(self, index: int) -> VariablePlan:
+        """The variables of a tower that has copies of its own."""
+        return self.replicas.setdefault(index, VariablePlan())
+
+    def copies_of(self, index: int) -> dict[int, Any]:
+        """The copies that a tower has, by the identity of the variable that each is a copy of; empty for a tower that
+        shares the variables.
+
+        Raises:
+            ModelSpecError: the tower made a variable that the first one did not make.
+        """
+        replica = self.replicas.get(index)
+        return {} if replica is None else {id(original): copy for original, copy in _pairs(self, replica, index)}
+
+    def copies_by_original(self) -> list[tuple[Any, list[Any]]]:
+        """Each variable that has copies, and all of its copies."""
+        found: dict[int, tuple[Any, list[Any]]] = {}
+        for index, replica in self.replicas.items():
+            for original, copy in _pairs(self, replica, index):
+                found.setdefault(id(original), (original, []))[1].append(copy)
+        return list(found.values())
 
     def _create(self, next_creator: Callable[..., Any], **kwargs: Any) -> Any:
         context = TowerContext.current()
@@ -90,14 +127,58 @@ class VariablePlan:
         return variable
 
 
+def _pairs(plan: VariablePlan, replica: VariablePlan, index: int) -> list[tuple[Any, Any]]:
+    """Match the copies of a tower with the variables: those of `get_variable` by name, the others by order."""
+    for name in replica.named.keys() - plan.named.keys():
+        raise _unmatched(f"tf.get_variable({name!r})", index)
+    pairs = [
+        pair
+        for name, copy in replica.named.items()
+        for pair in zip(_parts(plan.named[name]), _parts(copy), strict=True)
+    ]
+    for position, copy in enumerate(replica.variables):
+        original = plan.variables[position] if position < len(plan.variables) else None
+        if original is None or not original.shape.is_compatible_with(copy.shape) or original.dtype != copy.dtype:
+            raise _unmatched(repr(copy.op.name), index)
+        pairs.append((original, copy))
+    return [(original, copy) for original, copy in pairs if not _is_local(original)]
+
+
+def _unmatched(what: str, index: int) -> ModelSpecError:
+    return ModelSpecError(
+        f"model_fn made the variable {what} for device {index}, which it did not make for the first device",
+        hint="make the same variables in every call of model_fn, in the same order",
+    )
+
+
+def _parts(variable: Any) -> list[Any]:
+    """A variable as the variables that it is made of, several where it is partitioned."""
+    return list(variable._get_variable_list()) if hasattr(variable, "_get_variable_list") else [variable]
+
+
+def _is_local(variable: Any) -> bool:
+    """Whether each tower initialises a variable for itself: counters of metrics, for one."""
+    local = variable.graph.get_collection(tf1.GraphKeys.LOCAL_VARIABLES)
+    return any(item is variable for item in local)
+
+
 class TowerContext:
-    """One call of `model_fn`: what it added to the graph's collections, and which variables it touched."""
+    """One call of `model_fn`: what it added to the graph's collections, and which variables it touched.
+
+    Args:
+        index: of the tower.
+        first: whether this build makes the variables; later ones of the same plan reuse them.
+        plan: of the variables.
+        training: whether the mode is TRAIN.
+        scope: variable scope of the tower's own copies; empty for a tower that shares the variables.
+    """
 
     _active = threading.local()
 
-    def __init__(self, index: int, first: bool, plan: VariablePlan, training: bool = False) -> None:
+    def __init__(self, index: int, first: bool, plan: VariablePlan, training: bool = False, scope: str = "") -> None:
         self.index = index
         self._plan = plan
+        self._scope = scope
         self.training = training  # what layers take for granted that are not told
         self.first = first  # the first build of the graph creates variables, later ones reuse them
         graph = tf1.get_default_graph()
@@ -121,7 +202,7 @@ class TowerContext:
         """Build inside this context; `get_variable` reports here."""
         stack = self._active.__dict__.setdefault("stack", [])
         stack.append(self)
-        scope = tf1.get_variable_scope()
+        scope = self._scope or tf1.get_variable_scope()
         reuse = None if self.first else True
         try:
             with tf1.variable_scope(scope, reuse=reuse, custom_getter=self._getter, auxiliary_name_scope=False):
@@ -142,7 +223,9 @@ class TowerContext:
             ) from error
         finally:
             self.in_get_variable = False
-        parts = {id(part) for part in (variable if hasattr(variable, "_get_variable_list") else [variable])}
+        if self.first:
+            self._plan.named[name.removeprefix(f"{self._scope}/")] = variable
+        parts = {id(part) for part in _parts(variable)}
         self._by_name |= parts
         self._touched |= parts
         return variable
@@ -159,6 +242,27 @@ class TowerContext:
         """Whether this build got the variable from `get_variable`."""
         return id(variable) in self._by_name
 
+    def keep_penalties(self, inputs: Sequence[Any]) -> None:
+        """Remember the penalties of this build for later ones, but for those that depend on the input: they are made
+        anew by each build.
+        """
+        taken = {tensor.op for tensor in inputs}
+        penalties = self.collection(tf1.GraphKeys.REGULARIZATION_LOSSES)
+        self._plan.penalties = [penalty for penalty in penalties if not _reaches(penalty, taken)]
+
+    def leave_first_tower(self) -> None:
+        """Take out of the graph's collections what only concerns this build: a tower that is not the first one."""
+        graph = tf1.get_default_graph()
+        for key in graph.get_all_collection_keys():
+            if key not in SESSION_COLLECTIONS:
+                del graph.get_collection_ref(key)[self._start.get(key, 0) :]
+        if not self._scope:
+            return
+        made = {id(part) for v in (*self._plan.variables, *self._plan.named.values()) for part in _parts(v)}
+        for key in _SAVED_KEYS:
+            items = graph.get_collection_ref(key)
+            items[:] = [item for item in items if id(item) not in made]
+
     def new_operations(self) -> list[Any]:
         """The operations that were added to the graph since this build began."""
         return tf1.get_default_graph().get_operations()[self._operations :]
@@ -173,6 +277,19 @@ class TowerContext:
         if key not in _VARIABLE_KEYS:
             return items[start:]
         return [item for position, item in enumerate(items) if position >= start or id(item) in self._touched]
+
+
+def _reaches(tensor: Any, operations: set[Any]) -> bool:
+    """Whether a tensor is computed from what some operations give."""
+    pending, seen = [tensor.op], set()
+    while pending:
+        op = pending.pop()
+        if op in operations:
+            return True
+        if op.name not in seen:
+            seen.add(op.name)
+            pending.extend(value.op for value in op.inputs)
+    return False
 
 
 def get_collection(key: str) -> list[Any]:

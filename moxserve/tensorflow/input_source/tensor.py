@@ -45,7 +45,9 @@ class TensorInput(FeedfreeInput):
         initializers = list(recorder.initializers.values())
         if self._batch_size:
             count = None if self.mode == ModeKeys.TRAIN else self._count
-            tensors, initializers, self.endless = lift_batches(tensors, recorder, self.mode, self._batch_size, count)
+            tensors, initializers, self.endless = lift_batches(
+                tensors, recorder, self.mode, self._batch_size, count=count
+            )
         self._initializers += initializers
         if self.signature and len(self.signature) != len(tensors):
             raise ModelSpecError(
