@@ -35,6 +35,7 @@ from moxserve.tensorflow.executor.signals import SignalGuard
 from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
 from moxserve.tensorflow.executor.start import Start
 from moxserve.tensorflow.executor.stepper import Stepper
+from moxserve.tensorflow.executor.tower_values import BranchValues
 from moxserve.tensorflow.executor.train_op import TrainOptions, build_train_op
 from moxserve.tensorflow.executor.workers import Startup, workers_of
 from moxserve.types import TensorSpec, dtype_by_name
@@ -186,11 +187,11 @@ class _Job:
 
     def _build(self) -> None:
         """Build the input, the model, the step operation and the participants into the current graph."""
-        settings = self.settings
+        settings, places = self.settings, self.devices.places
         with tf.device("/cpu:0"):
             self.global_step = tf1.train.get_or_create_global_step()
             self.source: ModeInput = build_inputs(
-                self.functions.input_fn, settings.mode, settings.batch_size, settings.auto_batch
+                self.functions.input_fn, settings.mode, settings.batch_size, settings.auto_batch, len(places)
             )
         self._opened.callback(self.source.close)  # also if the model cannot be built
         if self.source.endless and not settings.max_steps and (self.training or not self.source.steps):
@@ -198,8 +199,8 @@ class _Job:
                 f"run(max_number_of_steps=0) in {settings.mode} means to the end of the input, which never ends",
                 hint="give max_number_of_steps, or leave .repeat() out of input_fn, or give the source infinite=False",
             )
-        inputs = [list(self.source.tensors)]
-        self.branch: Branch = build_branch(self.functions.model_fn, settings.mode, inputs, self.devices.places)
+        self.branch: Branch = build_branch(self.functions.model_fn, settings.mode, self.source.towers, places)
+        self.values = BranchValues(self.branch, store.get("log_first_clone"))
         self.model_variables = tf1.global_variables()
         self.step_op = self._step_op()
         self.inter = build_inter(self.functions, settings, self.devices, self.branch, self.clock)
@@ -207,13 +208,11 @@ class _Job:
 
     def _step_op(self) -> Any:
         """The operation that makes one step."""
-        spec = self.branch.spec
         if self.training:
             return build_train_op(
                 self.branch, self.functions.optimizer_fn, self.global_step, TrainOptions.from_flags(store), self.workers
             )
-        values = spec.log_info if self.settings.mode == ModeKeys.EVAL else spec.output_info
-        return tf.group(*values.values(), *self.branch.inputs, name="step")
+        return tf.group(*self.values.step, name="step")
 
     def _participants(self) -> list[Participant]:
         """Everybody who takes part, built-ins first, so that state is safe before a user's hook may fail."""
@@ -225,15 +224,17 @@ class _Job:
         ]
         self.samples = reporters.SampleRows(self.branch.inputs, sample_rows(settings)) if settings.export else None
         self.console = self._console()
-        self.means = reporters.EvalMeans(spec.log_info, self._rows()) if settings.mode == ModeKeys.EVAL else None
+        self.means = reporters.EvalMeans(self.values.info) if settings.mode == ModeKeys.EVAL else None
         self.writer: reporters.CheckpointWriter | None = None
         listed += [p for p in (self.samples, self.console, self.means) if p is not None]
         if self.functions.output_fn is not None:
-            listed.append(reporters.OutputCollector(spec.output_info, self.functions.output_fn, settings.output_every))
+            listed.append(
+                reporters.OutputCollector(self.values.outputs, self.functions.output_fn, settings.output_every)
+            )
         folder, checkpointer = self._checkpoint_dir, None
         if folder is not None:
             if settings.summary_every is not None:
-                listed.append(reporters.SummaryWriter(folder, settings.summary_every, spec.log_info))
+                listed.append(reporters.SummaryWriter(folder, settings.summary_every, self.values.shown))
             checkpointer = checkpoints.Checkpointer(folder)
             self.writer = reporters.CheckpointWriter(checkpointer, settings.save_every)
             listed.append(self.writer)
@@ -250,12 +251,13 @@ class _Job:
         every, wanted = self.settings.log_every, self.functions.fetch_strategy_fn
         if every is None and wanted is None:
             return None
-        return reporters.ConsoleLog(self.branch.spec.log_info, every, self.settings.batch_size, wanted)
+        return reporters.ConsoleLog(self.values.shown, every, self._step_rows, wanted)
 
-    def _rows(self) -> Any:
-        """Number of rows of a batch as a tensor; None where the first input has no batch dimension."""
-        first = self.branch.inputs[0]
-        return None if first.shape.rank in (0, None) else tf.shape(first)[0]
+    @property
+    def _step_rows(self) -> int:
+        """How many rows a step counts for in throughputs: those of all towers, and workers, that make it together."""
+        together = self.training and self.topology.synchronous
+        return self.settings.batch_size * (self.topology.global_replicas if together else self.topology.num_devices)
 
     # -- session
 
@@ -381,7 +383,7 @@ class _Job:
             stop_reason=reason,
             checkpoint=checkpoint,
             metrics=metrics,
-            samples_per_s=self.settings.batch_size / step_s if step_s else 0.0,
+            samples_per_s=self._step_rows / step_s if step_s else 0.0,
             step_s=step_s,
             step_cpu_s=0.0 if reason == "already_trained" else self.timing.step_cpu_s,
             export=self._export(self.hooks.exported(checkpoint)) if self.settings.export else None,
