@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, Protocol
 
 from moxserve.errors import UsageError
 
-__all__ = ["Entries", "Entry", "FileSystem", "Stat", "Url", "is_remote", "join", "locate"]
+__all__ = ["Entries", "Entry", "FileInfo", "FileSystem", "Stat", "Url", "is_remote", "join", "locate"]
 
 Url = str | bytes | os.PathLike[str]
 
@@ -95,6 +96,21 @@ class Stat:
         return f"Stat(length={self.length}, mtime_nsec={self.mtime_nsec}, is_directory={self.is_directory})"
 
 
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """What is known of a file without a look into it.
+
+    Attributes:
+        name: relative to the directory that was asked for.
+        size_bytes: of its content.
+        mtime_ns: when it was last changed, nanoseconds since 1970.
+    """
+
+    name: str
+    size_bytes: int
+    mtime_ns: int
+
+
 class FileSystem(Protocol):
     """Local files, or a store of objects. Paths are as the user writes them, a store's with scheme and bucket.
 
@@ -163,6 +179,10 @@ class FileSystem(Protocol):
 
     def remove_files(self, folder: str, names: Sequence[str]) -> None:
         """Remove files of a directory, and what is empty then."""
+        ...
+
+    def contents(self, path: str) -> Iterator[FileInfo]:
+        """Yield what is known of each file below a directory, behind links too; of a store by its listing alone."""
         ...
 
     def tree(self, path: str) -> tuple[list[str], dict[str, str | None]]:

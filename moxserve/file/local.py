@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from moxserve.file.atomic import atomic_write
 from moxserve.file.errors import MoxFileIsADirectoryException, missing
-from moxserve.file.filesystem import Entries, Stat
+from moxserve.file.filesystem import Entries, FileInfo, Stat
 
 __all__ = ["LocalFileSystem"]
 
@@ -96,6 +96,15 @@ class LocalFileSystem:
         """
         dirs, files = _listed(path, recursive=True, followlinks=True)
         return dirs, dict.fromkeys(files)
+
+    def contents(self, path: str) -> Iterator[FileInfo]:
+        """Yield what is known of each file below a directory, and behind the symbolic links there."""
+        for folder, _, names in os.walk(path, followlinks=True):
+            for name in names:
+                full = os.path.join(folder, name)
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile, or a link to nowhere
+                    found = os.stat(full)
+                    yield FileInfo(os.path.relpath(full, path), found.st_size, found.st_mtime_ns)
 
     def scan(self, path: str) -> Entries:
         """Give the entries of a directory.

@@ -22,7 +22,7 @@ from moxserve.file.errors import (
     MoxFileRespException,
     missing,
 )
-from moxserve.file.filesystem import Entries, Stat, join
+from moxserve.file.filesystem import Entries, FileInfo, Stat, join
 from moxserve.file.keys import ObjectInfo, split_url
 from moxserve.file.multipart import MIN_PART_BYTES, Copied, Piece
 from moxserve.file.s3 import Bucket, bucket_of
@@ -209,6 +209,16 @@ class ObjectFileSystem:
                 files[name] = f"{found['Size']} {found['ETag']}"
             dirs.update(_above(name))
         return sorted(dirs), {name: files[name] for name in sorted(files)}
+
+    def contents(self, path: str) -> Iterator[FileInfo]:
+        """Yield what a listing tells of each object below a directory.
+
+        Raises:
+            MoxFileNotExistsException: it is not there.
+        """
+        for name, found in self._below(path, recursive=True):
+            if not name.endswith("/"):
+                yield FileInfo(name, found["Size"], int(found["LastModified"].timestamp() * 1e9))
 
     def _below(self, path: str, recursive: bool) -> Iterator[tuple[str, Any]]:
         """Yield names relative to a directory, with what the listing tells of objects, None for directories.

@@ -21,10 +21,11 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from moxserve import file
 from moxserve.errors import MissingExtraError, Unavailable, UsageError
 from moxserve.serving import backends, warmup
 from moxserve.serving.dataplane import DataPlane
-from moxserve.serving.execution import LoopThread, Runner, RunnerFactory, WorkPool
+from moxserve.serving.execution import LoopThread, RunnerFactory, WorkPool
 from moxserve.serving.execution.pool import MAX_WAITING
 from moxserve.serving.grpc import profiler
 from moxserve.serving.grpc.server import GrpcServer, context_of
@@ -37,7 +38,7 @@ from moxserve.serving.open_inference import OpenInference
 from moxserve.serving.options import ServerOptions
 from moxserve.serving.reload import Reloader
 from moxserve.serving.request_log import RequestLogs
-from moxserve.serving.servable import Servable
+from moxserve.serving.servable import LocalCopy, Servable
 
 if TYPE_CHECKING:
     from moxserve.serving.rest.exchange import Routes
@@ -110,12 +111,18 @@ class Server:
         self._stop_lock = threading.Lock()
 
     def _load(self, name: str, version: int, path: str) -> Servable:
-        with self.metrics.loading(path):
-            backend = backends.load(path, self.options.load_options(name, self._manager.platform(name, path)))
-        runner: Runner | None = None
-        try:
-            runner = self._runners.make(backend, path)
-            servable = Servable(name, version, path, backend, runner)
+        """Load a version; one in a store is copied to this machine first, and the copy goes when it is freed."""
+        load_options = self.options.load_options(name, self._manager.platform(name, path))
+        copy = contextlib.ExitStack()
+        with contextlib.ExitStack() as undo:
+            undo.callback(copy.close)
+            local = copy.enter_context(file.local_copy(path))
+            with self.metrics.loading(path):
+                backend = backends.load(local, load_options)
+            undo.callback(backend.close)
+            runner = self._runners.make(backend, local)
+            undo.callback(runner.close)
+            servable = Servable(name, version, path, backend, runner, LocalCopy(local, copy.close))
             if self.options.warmup:
                 warmup.replay(
                     servable,
@@ -124,12 +131,8 @@ class Server:
                     self.metrics,
                     check_methods=self.options.check_methods,
                 )
-        except BaseException:
-            if runner is not None:
-                runner.close()
-            backend.close()
-            raise
-        self.metrics.loaded(name, version, path)
+            undo.pop_all()
+        self.metrics.loaded(name, version, local)
         return servable
 
     @property

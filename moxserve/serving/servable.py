@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 
 from moxserve.errors import FailedPrecondition
@@ -11,7 +13,7 @@ from moxserve.serving.backends.calls import CallSignature
 from moxserve.serving.execution.base import Runner
 from moxserve.types import DEFAULT_SIGNATURE
 
-__all__ = ["Servable", "SignatureNotFound"]
+__all__ = ["LocalCopy", "Servable", "SignatureNotFound"]
 
 
 class SignatureNotFound(FailedPrecondition):
@@ -26,6 +28,19 @@ class SignatureNotFound(FailedPrecondition):
         self.signature = signature
 
 
+@dataclass(frozen=True)
+class LocalCopy:
+    """What is in a store, on this machine.
+
+    Attributes:
+        path: where.
+        close: removes it.
+    """
+
+    path: str
+    close: Callable[[], None]
+
+
 class Servable:
     """A backend with its name and version, and a count of the requests that use it.
 
@@ -35,17 +50,31 @@ class Servable:
     Args:
         name: of the model.
         version: number.
-        path: the version directory.
+        path: the version directory; a URL where it is in a store.
         backend: the loaded model.
         runner: that decides when it runs.
+        copy: of the version directory, where that is in a store; it is closed when the version is freed.
+
+    Attributes:
+        directory: the version directory, or its copy, on this machine.
     """
 
-    def __init__(self, name: str, version: int, path: str, backend: Backend, runner: Runner) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        path: str,
+        backend: Backend,
+        runner: Runner,
+        copy: LocalCopy | None = None,
+    ) -> None:
         self.name = name
         self.version = version
         self.path = path
         self.backend = backend
         self.runner = runner
+        self.directory = path if copy is None else copy.path
+        self._release = None if copy is None else copy.close
         self._users = 0
         self._idle = threading.Condition(threading.Lock())
 
@@ -90,6 +119,10 @@ class Servable:
         with self._idle:
             if not self._idle.wait_for(lambda: self._users == 0, timeout_s):
                 return False
-        self.runner.close()
-        self.backend.close()
+        try:
+            self.runner.close()
+            self.backend.close()
+        finally:
+            if self._release is not None:
+                self._release()
         return True

@@ -1,4 +1,4 @@
-"""Finds the versions of a model on disk, and tells complete ones from those that are still being written.
+"""Finds the versions of a model, on disk or in a bucket, and tells complete ones from those still being written.
 
 A version is a directory below the base path whose whole name is a number (`export.versions.parse_version`). It counts
 as complete when it holds a model that can be loaded:
@@ -24,11 +24,15 @@ from functools import lru_cache
 
 from moxserve import file
 from moxserve.errors import DataError
-from moxserve.export.manifest import MANIFEST_PATH, check_files
+from moxserve.export.manifest import MANIFEST_PATH, Manifest, read_manifest
 from moxserve.export.versions import parse_version
+from moxserve.file.filesystem import is_remote, locate
 from moxserve.serving.backends.contents import GRAPH_FILES, model_files
 
 __all__ = ["FoundVersion", "Listing", "find_versions"]
+
+# Name, size in bytes, time of the last change in ns.
+Files = tuple[tuple[str, tuple[int, int]], ...]
 
 _SHARD = re.compile(r"variables/variables\.data-\d{5}-of-(\d{5})")
 _VARIABLE_OPS = (b"VarHandleOp", b"VariableV2")
@@ -75,20 +79,20 @@ def find_versions(base_path: str) -> Listing:
         MoxFileNotExistsException: the base path does not exist.
         OSError: it cannot be read.
     """
+    folders, others = _remote_folders(base_path) if is_remote(base_path) else _local_folders(base_path)
     names: dict[int, str] = {}
-    doubled, others = [], []
-    for entry in sorted(file.scan_dir(base_path), key=lambda e: e.name):
-        number = parse_version(entry.name)
-        if number is None or not entry.is_dir():
-            others.append(entry.name)
+    doubled = []
+    for name in sorted(folders):
+        number = parse_version(name)
+        if number is None:
             continue
         if number in names:
             doubled.append(names[number])
-        names[number] = entry.name
+        names[number] = name
     versions, incomplete = {}, {}
     for number, name in names.items():
         path = os.path.join(base_path, name)
-        files = _files(path)
+        files = folders[name]
         try:
             missing = _missing(path, files)
         except OSError as error:
@@ -98,11 +102,37 @@ def find_versions(base_path: str) -> Listing:
         else:
             sealed = any(name == MANIFEST_PATH for name, _ in files)
             versions[number] = FoundVersion(number, path, hash(files), sealed)
-    return Listing(versions, incomplete, tuple(doubled), tuple(others))
+    return Listing(versions, incomplete, tuple(doubled), tuple(sorted(others)))
+
+
+def _local_folders(base_path: str) -> tuple[dict[str, Files], list[str]]:
+    """Return the files of each directory whose name is a number, and the other names."""
+    folders, others = {}, []
+    with file.scan_dir(base_path) as entries:
+        for entry in entries:
+            if parse_version(entry.name) is None or not entry.is_dir():
+                others.append(entry.name)
+            else:
+                folders[entry.name] = _files(os.path.join(base_path, entry.name))
+    return folders, others
+
+
+def _remote_folders(base_path: str) -> tuple[dict[str, Files], list[str]]:
+    """The same for a store, by one listing of everything below the base path: a request for each thousand files."""
+    fs, path = locate(base_path)
+    found: dict[str, list[tuple[str, tuple[int, int]]]] = {}
+    others = set()
+    for info in fs.contents(path):
+        folder, sep, name = info.name.partition("/")
+        if sep and parse_version(folder) is not None:
+            found.setdefault(folder, []).append((name, (info.size_bytes, info.mtime_ns)))
+        elif not folder.startswith(".moxserve-"):  # uploads and reservations of our exporter
+            others.add(folder)
+    return {folder: tuple(sorted(files)) for folder, files in found.items()}, list(others)
 
 
 @lru_cache(maxsize=1024)
-def _missing(path: str, files: tuple[tuple[str, tuple[int, int]], ...]) -> str:
+def _missing(path: str, files: Files) -> str:
     """Tell what a version lacks; empty when it is complete. Files that did not change are not read again."""
     names = {name for name, _ in files}
     graph = next((name for name in (*GRAPH_FILES, "export.meta") if name in names), None)
@@ -110,28 +140,31 @@ def _missing(path: str, files: tuple[tuple[str, tuple[int, int]], ...]) -> str:
     if graph is None and not models:
         return "no saved_model.pb, and no model.onnx, model.xml or model.tflite"
     try:
-        wrong = check_files(path, digests=False)
+        manifest = read_manifest(path) if MANIFEST_PATH in names else None
     except DataError as error:
         return error.message
+    wrong = "" if manifest is None else _unlike(manifest, {name: size for name, (size, _) in files})
     if wrong:
-        return wrong[0]
+        return wrong
     if graph is None:
         return _missing_weights(models, names)
     return "" if graph == "export.meta" else _missing_variables(os.path.join(path, graph), names)
 
 
-def _files(path: str) -> tuple[tuple[str, tuple[int, int]], ...]:
+def _unlike(manifest: Manifest, sizes: Mapping[str, int]) -> str:
+    """Tell the first file that is not as the manifest says, by its size; empty when all are."""
+    for name, entry in manifest.files.items():
+        if name not in sizes:
+            return f"{name} is missing"
+        if sizes[name] != entry.size_bytes:
+            return f"{name} has {sizes[name]} bytes; the manifest says {entry.size_bytes}"
+    return ""
+
+
+def _files(path: str) -> Files:
     """Return (relative name, (size in bytes, time of last change in ns)) of every file below a directory, sorted."""
-    found = []
-    for folder, _, names in file.walk(path, followlinks=True):
-        for name in names:
-            full = os.path.join(folder, name)
-            try:
-                stat = file.stat(full)
-            except FileNotFoundError:
-                continue  # removed between listing and looking: whatever needs it will miss it
-            found.append((os.path.relpath(full, path), (stat.length, stat.mtime_nsec)))
-    return tuple(sorted(found))
+    fs, path = locate(path)
+    return tuple(sorted((info.name, (info.size_bytes, info.mtime_ns)) for info in fs.contents(path)))
 
 
 def _missing_weights(models: Collection[str], names: Collection[str]) -> str:

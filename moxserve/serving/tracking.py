@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from moxserve.errors import ServingError
+from moxserve.file.filesystem import is_remote
 from moxserve.serving.model_config import ModelConfig
 from moxserve.serving.policy import State, aspired_versions
 from moxserve.serving.servable import Servable
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _REMIND_S = 60.0
 _SLOW_S = 5.0
+# A look into a store is a request that is paid for.
+_REMOTE_LOOK_S = 5.0
 _BASE, _ABSENT = "base path", "absent versions"
 
 
@@ -92,6 +95,7 @@ class TrackedModel:
         self.ready: dict[int, Servable] = {}
         self.lacking = ""
         self._look_began: float | None = None
+        self._next_look = -math.inf
         self._seen: dict[int, int] | None = None
         self._told: dict[object, tuple[str, float]] = {}
 
@@ -139,6 +143,8 @@ class TrackedModel:
         """Take note that its base path is being looked at, unless it still is; tell whether to go on."""
         now = time.monotonic()
         if self._look_began is None:
+            if now < self._next_look:
+                return False
             self._look_began = now
             return True
         if now - self._look_began >= _SLOW_S:
@@ -150,6 +156,8 @@ class TrackedModel:
     def end_look(self) -> None:
         """Take note that the look has ended."""
         self._look_began = None
+        if is_remote(self.config.base_path):
+            self._next_look = time.monotonic() + _REMOTE_LOOK_S
 
     def take(self, listing: Listing) -> None:
         """Take in what is on disk now."""

@@ -65,7 +65,7 @@ def replay(
         Unimplemented: a record is of a kind that cannot be replayed.
         ServingError: a request failed.
     """
-    path = os.path.join(servable.path, WARMUP_FILE)
+    path = os.path.join(servable.directory, WARMUP_FILE)
     if not file.exists(path):
         logger.info("No warmup data file found at %s", path)
         return 0
