@@ -62,6 +62,7 @@ class Clock:
         counts_globally: False in EVAL and PREDICT, whose steps are none of the model's life.
         started_at: `time.monotonic()` when the first step began.
         aside_s: wall and CPU seconds spent in `aside` so far.
+        waited_s: seconds that steps after the first waited for their input before they began.
         stopped: whether the run is to end; for whoever waits.
         woken: set by somebody who wants a step at once that his schedule did not foresee (in a signal handler, say):
             a stretch of quiet steps ends, and all are asked for their next step again.
@@ -77,6 +78,7 @@ class Clock:
     counts_globally: bool = True
     started_at: float = field(default_factory=time.monotonic)
     aside_s: tuple[float, float] = (0.0, 0.0)
+    waited_s: float = 0.0
     stopped: Callable[[], bool] = lambda: False
     woken: bool = False
 

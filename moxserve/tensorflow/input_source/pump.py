@@ -92,29 +92,34 @@ class Pump:
         """Whether the thread is asked to end."""
         return self._stopping
 
-    def take(self, stopped: Callable[[], bool], *, tell: bool = True) -> None:
+    def take(self, stopped: Callable[[], bool], *, tell: bool = True) -> float:
         """Wait until an element is there, and count it as taken.
 
         Args:
             stopped: asked while waiting; True gives up.
             tell: warn when it takes long.
 
+        Returns:
+            Seconds that it had to wait.
+
         Raises:
             InputEnded: there is none any more.
             RunStopped: `stopped` said so.
             BaseException: what the thread failed with.
         """
+        waited_s = 0.0
         with self._changed:
             if self._moved <= self._taken and not self._ended:
-                self._wait(stopped, tell)
+                waited_s = self._wait(stopped, tell)
             if self.error is not None:
                 raise self.error
             if self._moved <= self._taken:
                 raise InputEnded
             self._taken += 1
             self._changed.notify_all()
+        return waited_s
 
-    def _wait(self, stopped: Callable[[], bool], tell: bool) -> None:
+    def _wait(self, stopped: Callable[[], bool], tell: bool) -> float:
         began = time.monotonic()
         patience = _TELL_AFTER_S
         while self._moved <= self._taken and not self._ended:
@@ -125,6 +130,7 @@ class Pump:
             if tell and waited > patience:
                 tf1.logging.warning("a step has waited %.0f s for input: %s", waited, self._starved())
                 patience *= 3
+        return time.monotonic() - began
 
     def _run(self) -> None:
         try:
@@ -163,7 +169,9 @@ class PumpParticipant(Participant):
 
     def ready(self, clock: Clock) -> None:
         """Wait for the element of the next step."""
-        self._pump.take(clock.stopped)
+        waited_s = self._pump.take(clock.stopped)
+        if waited_s and clock.run_step:
+            clock.waited_s += waited_s
 
     def cause(self, error: Exception) -> BaseException | None:
         """What the thread failed with."""
