@@ -30,6 +30,7 @@ from moxserve.tensorflow.executor.participants import NEVER, Clock, InputEnded, 
 from moxserve.tensorflow.executor.phases import run_phases
 from moxserve.tensorflow.executor.position import PositionLog
 from moxserve.tensorflow.executor.precision import Precision
+from moxserve.tensorflow.executor.repeatable import Repeatable
 from moxserve.tensorflow.executor.settings import Functions, RunArguments, Settings
 from moxserve.tensorflow.executor.signals import SignalGuard
 from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
@@ -146,6 +147,7 @@ class _Job:
         self.clock = Clock(counts_globally=self.training)
         self.observers = Observers(settings, store, topology)
         self.start = Start(settings)
+        self.repeatable = Repeatable(store.get("deterministic"), self.training, topology.index)
 
     def execute(self) -> RunResult:
         """Build, open, loop, close, export."""
@@ -167,7 +169,7 @@ class _Job:
         """Build, open and loop; tells why the run ended, and the signal that ended it (0 for none)."""
         graph = tf1.Graph()
         graph.seed = tf1.get_default_graph().seed  # a script's tf.set_random_seed was for the graph it knew
-        with graph.as_default():
+        with self.repeatable.running(graph), graph.as_default():
             with self.workers.placing():
                 self._build()
                 for participant in self.participants:
@@ -190,19 +192,22 @@ class _Job:
         settings, places = self.settings, self.devices.places
         with tf.device("/cpu:0"):
             self.global_step = tf1.train.get_or_create_global_step()
-            self.source: ModeInput = build_inputs(
-                self.functions.input_fn, settings.mode, settings.batch_size, settings.auto_batch, len(places)
-            )
+            with self.repeatable.input(settings.auto_batch, self.global_step):
+                self.source: ModeInput = build_inputs(
+                    self.functions.input_fn, settings.mode, settings.batch_size, settings.auto_batch, len(places)
+                )
         self._opened.callback(self.source.close)  # also if the model cannot be built
         if self.source.endless and not settings.max_steps and (self.training or not self.source.steps):
             raise UsageError(
                 f"run(max_number_of_steps=0) in {settings.mode} means to the end of the input, which never ends",
                 hint="give max_number_of_steps, or leave .repeat() out of input_fn, or give the source infinite=False",
             )
-        self.branch: Branch = build_branch(self.functions.model_fn, settings.mode, self.source.towers, places)
+        with self.repeatable.model(self.global_step):
+            self.branch: Branch = build_branch(self.functions.model_fn, settings.mode, self.source.towers, places)
         self.values = BranchValues(self.branch, store.get("log_first_clone"))
         self.model_variables = tf1.global_variables()
-        self.step_op = self._step_op()
+        with self.repeatable.counted():
+            self.step_op = self._step_op()
         self.inter = build_inter(self.functions, settings, self.devices, self.branch, self.clock)
         self.participants = self._participants()
 
