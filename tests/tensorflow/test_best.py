@@ -1,4 +1,4 @@
-"""BestCheckpointHook: which checkpoints stay in `log_dir/best`, that they are what was evaluated, and who can use them."""
+"""BestCheckpointHook: which checkpoints stay in `log_dir/best`, that they are what was evaluated, who can use them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_what_a_crash_leaves_does_not_count(train: Train, linear: Any, tmp_path:
 
 
 def test_what_cannot_be_kept(train: Train, linear: Any, tmp_path: Path) -> None:
-    with pytest.raises(ModelSpecError, match="BestCheckpointHook needs a folder.*log_dir"):
+    with pytest.raises(ModelSpecError, match="BestCheckpointHook needs a folder"):
         train(model_fn=scripted(linear, [0.5]), inter_mode="EVAL", max_number_of_steps=1)
     with pytest.raises(ModelSpecError, match="keep=0"):
         train(model_fn=scripted(linear, [0.5], keep=0), inter_mode="EVAL", log_dir=str(tmp_path))

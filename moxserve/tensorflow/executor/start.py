@@ -14,6 +14,7 @@ from moxserve.errors import CheckpointError
 from moxserve.tensorflow.executor import checkpoint as checkpoints
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.flags import store
+from moxserve.tensorflow.executor.hooks.lr_scale import LR_SCALE
 from moxserve.tensorflow.executor.settings import Settings
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.executor.train_op import split_patterns
@@ -96,6 +97,9 @@ class Start:
             wanted = [variable for variable in model if variable is not global_step]
             rules = warm_start.rules([checkpoints.name_of(variable) for variable in wanted])
         elif self.resume is None:
+            wanted = [
+                variable for variable in variables if variable.op.name != LR_SCALE
+            ]  # plateaus of another training
             rules = checkpoints.RestoreRules(
                 include=split_patterns(store.get("checkpoint_include_patterns")),
                 exclude=split_patterns(store.get("checkpoint_exclude_patterns")),

@@ -180,6 +180,13 @@ class MonitorHook(LogEvaluationMetricHook):
         """Go on from there; not when something else was monitored."""
         if not self._judge.restore(state):
             tf1.logging.warning(
-                "%s monitors %s, and did monitor %s before: it begins anew",
-                type(self).__name__, self.monitor, state["monitor"],
-            )  # fmt: skip
+                "%s monitors %s (%s), and did monitor %s (%s) before: it begins anew",
+                type(self).__name__,
+                self.monitor,
+                _MODE[self._judge.more],
+                state["monitor"],
+                _MODE[bool(state["more"])],
+            )
+
+
+_MODE = {True: "max", False: "min"}
