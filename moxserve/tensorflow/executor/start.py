@@ -99,7 +99,7 @@ class Start:
         elif self.resume is None:
             wanted = [
                 variable for variable in variables if variable.op.name != LR_SCALE
-            ]  # plateaus of another training
+            ]  # not its plateaus
             rules = checkpoints.RestoreRules(
                 include=split_patterns(store.get("checkpoint_include_patterns")),
                 exclude=split_patterns(store.get("checkpoint_exclude_patterns")),
