@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "deploy": ("moxserve.cli.deploy:deploy", "Write manifests: KServe, Kubernetes, docker-compose."),
     "export": ("moxserve.cli.export:export", "Turn a checkpoint into a verified, versioned artifact."),
     "inspect": ("moxserve.cli.inspect:inspect", "Show what is in models and checkpoints; convert between formats."),
+    "launch": ("moxserve.cli.launch:launch", "Train with several processes, here or on other machines."),
     "loadtest": ("moxserve.cli.loadtest:loadtest", "Load a running server and check limits."),
     "models": ("moxserve.cli.models:models", "Show networks of the zoo; show and change what a server serves."),
     "pipeline": ("moxserve.cli.pipeline:pipeline", "Run, check and show training pipelines."),
