@@ -136,7 +136,11 @@ FLAGS: dict[str, Flag] = {
         Flag("max_number_of_steps", int, None, "steps to train, where the script leaves it out"),
         Flag("batch_size", int, None, "rows a step, where the script leaves it out"),
         Flag("timeline_steps", str, "", "steps to trace, such as 100,200 or 300-305, into log_dir/timeline"),
+        Flag("profile_steps", str, "", "steps to profile for TensorBoard, such as 100-110, into log_dir/plugins"),
         Flag("trace_all_workers", bool, False, "all workers trace the chosen steps; false: only the chief"),
+        Flag("progress_secs", float, 60.0, "seconds between lines about progress; 0: none. A terminal has a live line"),
+        Flag("log_format", str, "", "form of what a run prints: text, json (an object a line), quiet (only warnings)",
+             choices=("", "text", "json", "quiet")),
         Flag("log_dir", str, None, "folder of checkpoints and summaries, where the script leaves it out"),
         Flag("checkpoint_path", str, None, "checkpoint to start from, where the script leaves it out"),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from moxserve.talk import Event
 from moxserve.tensorflow.executor.checkpoint import Checkpointer
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.inputs import first_rows
@@ -32,10 +33,12 @@ __all__ = [
 ]
 
 
-def log_line(step: int, global_step: int, samples_per_s: float, values: Mapping[str, float]) -> str:
+def log_line(step: int, global_step: int, samples_per_s: float, values: Mapping[str, float]) -> Event:
     """Format a console line: `step: 10(global step: 10)\\tsample/sec: 42.184\\tloss: 3.977`."""
     parts = [f"step: {step}(global step: {global_step})", f"sample/sec: {samples_per_s:.3f}"]
-    return "\t".join([*parts, *(f"{name}: {value:.3f}" for name, value in values.items())])
+    text = "\t".join([*parts, *(f"{name}: {value:.3f}" for name, value in values.items())])
+    facts = {"event": "step", "step": step, "global_step": global_step, "samples_per_s": samples_per_s}
+    return Event(text, {**facts, "values": dict(values)})
 
 
 class ConsoleLog(Participant):

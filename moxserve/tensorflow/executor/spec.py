@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from moxserve.errors import ModelSpecError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from moxserve.tensorflow.executor.observe.utilisation import Utilisation
 
 __all__ = ["ExportKeys", "ExportSpec", "ModeKeys", "ModelSpec", "RunResult", "SignatureSpec"]
 
@@ -329,6 +332,7 @@ class RunResult:
         step_cpu_s: CPU seconds that the whole process spent a step, likewise.
         export: what `export_model` made, else None.
         traces: files that timelines and profiles of steps were written to.
+        utilisation: cores, memory, GPUs and waiting for input; None when there were fewer than two steps.
         best: prefix of the best checkpoint, where a `mox.BestCheckpointHook` keeps some.
     """
 
@@ -344,4 +348,5 @@ class RunResult:
     step_cpu_s: float = 0.0
     export: Any = None
     traces: Sequence[str] = ()
+    utilisation: Utilisation | None = None
     best: str | None = None

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
+from moxserve import talk
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.cluster import Topology
+from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import FlagStore
+from moxserve.tensorflow.executor.loop import LoopTiming
 from moxserve.tensorflow.executor.observe.demand import Demand
+from moxserve.tensorflow.executor.observe.gpus import GpuMeter
+from moxserve.tensorflow.executor.observe.live import LiveLine
+from moxserve.tensorflow.executor.observe.profile import StepProfiler
+from moxserve.tensorflow.executor.observe.progress import Progress
 from moxserve.tensorflow.executor.observe.steps import StepSet
 from moxserve.tensorflow.executor.observe.timeline import TimelineHook
+from moxserve.tensorflow.executor.observe.utilisation import UtilisationMeter
 from moxserve.tensorflow.executor.participants import Clock, HookParticipant, Participant
+from moxserve.tensorflow.executor.reporters import SummaryWriter
 from moxserve.tensorflow.executor.settings import Settings
 from moxserve.tensorflow.executor.spec import ModeKeys
 
@@ -31,9 +42,15 @@ class Observers:
 
     def __init__(self, settings: Settings, store: FlagStore, topology: Topology) -> None:
         self._settings = settings
+        self._topology = topology
+        chosen = topology.is_chief or store.get("trace_all_workers")
         self._timeline = TimelineHook(log_dir=settings.log_dir, label=_label(settings.mode), all_workers=True)
-        if topology.is_chief or store.get("trace_all_workers"):
-            self._timeline.steps = self._steps(store, "timeline_steps")
+        self._timeline.steps = self._steps(store, "timeline_steps") if chosen else StepSet()
+        worker = f"worker{topology.index}" if topology.num_workers > 1 else ""
+        profiled = self._steps(store, "profile_steps") if chosen else StepSet()
+        self._profiler = StepProfiler(profiled, settings.log_dir, worker)
+        self._progress_s = self._period(store)
+        self._meter: UtilisationMeter | None = None
 
     def _steps(self, store: FlagStore, flag: str) -> StepSet:
         steps = StepSet.parse(store.get(flag), f"flag --{flag}")
@@ -43,19 +60,55 @@ class Observers:
             )
         return steps
 
-    @property
-    def participants(self) -> list[Participant]:
-        """Who takes part in the loop; no hook of the user's comes after them."""
-        return [HookParticipant(self._timeline)]
+    def _period(self, store: FlagStore) -> float:
+        """Seconds between lines about the progress; 0 for none. A run whose lines nobody wants has none of it."""
+        unheard = store.get("log_first_worker") and not self._topology.is_chief
+        if unheard or self._settings.log_every is None or talk.form() == "quiet":
+            return 0.0
+        return float(store.get("progress_secs"))
+
+    def participants(self, others: Sequence[Participant], inputs: Sequence[Any], step_rows: int) -> list[Participant]:
+        """Who takes part in the loop; made while the graph is open.
+
+        Args:
+            others: who takes part so far.
+            inputs: input tensors of the first tower.
+            step_rows: rows that a step counts for in throughputs.
+        """
+        summaries = next((p for p in others if isinstance(p, SummaryWriter)), None)
+        # Samples are taken at steps that fetch something anyway: a step with fetches of its own costs a little.
+        every = self._settings.summary_every if summaries is not None else self._settings.log_every
+        write = summaries.scalars if summaries is not None else None
+        self._meter = UtilisationMeter(inputs, every, step_rows, write, self._gpus())
+        found: list[Participant] = [HookParticipant(self._timeline), self._profiler, self._meter]
+        if self._progress_s > 0:
+            live = LiveLine.on_terminal() if talk.form() == "text" else None
+            found.append(Progress(self._progress_s, live))
+        return found
+
+    def _gpus(self) -> GpuMeter | None:
+        """The GPUs of this process, where there are any and they can be read."""
+        if self._topology.on_cpu or not tf.config.list_physical_devices("GPU"):
+            return None
+        return GpuMeter.open(self._topology.num_devices)
 
     def on_demand(self, clock: Clock) -> AbstractContextManager[None]:
         """Context in which signals ask for a look at the next steps."""
-        return Demand(clock, {"SIGUSR1": self._timeline.request})
+        return Demand(clock, {"SIGUSR1": self._timeline.request, "SIGUSR2": self._profiler.request})
 
-    @property
-    def traces(self) -> tuple[str, ...]:
-        """Files that were written."""
-        return tuple(self._timeline.paths)
+    def result(self, clock: Clock, timing: LoopTiming | None) -> dict[str, Any]:
+        """Sum up, and print what was used; fields of the RunResult.
+
+        Args:
+            clock: of the run.
+            timing: of its steps; None where it made none.
+        """
+        used = None
+        if timing is not None and self._meter is not None:
+            used = self._meter.result(timing.steps, timing.wall_s, timing.cpu_s, clock.waited_s)
+        if used is not None and self._settings.log_every is not None:
+            tf1.logging.info("%s", used.event())
+        return {"traces": (*self._timeline.paths, *self._profiler.paths), "utilisation": used}
 
 
 def _label(mode: str) -> str:

@@ -1,4 +1,4 @@
-"""Sets of steps, as flags name them: `100,200,300-305`."""
+"""Numbers of steps as the console shows them, and sets of these as flags name them: `100,200,300-305`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moxserve.errors import UsageError
-from moxserve.tensorflow.executor.participants import NEVER
+from moxserve.tensorflow.executor.participants import NEVER, Clock
 
-__all__ = ["StepSet"]
+__all__ = ["StepSet", "run_step_of", "shown_step"]
 
 _ITEM = re.compile(r"(\d+)(?:-(\d+))?\Z")
+
+
+def shown_step(clock: Clock) -> int:
+    """The number of the step that is about to run: the global step in TRAIN, else the step of the run."""
+    return clock.global_step if clock.counts_globally else clock.run_step
+
+
+def run_step_of(number: int, clock: Clock) -> int:
+    """The index in this run of the step of a number."""
+    return number - shown_step(clock) + clock.run_step
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,14 @@ class StepSet:
             if step <= last:
                 return max(step, first)
         return NEVER
+
+    def last_of(self, step: int) -> int:
+        """The last step of the range that a step is in; the step itself when it is in none."""
+        return next((last for first, last in self.ranges if first <= step <= last), step)
+
+    def after(self, step: int) -> StepSet:
+        """Those of the steps that come after one."""
+        return StepSet(tuple((max(first, step + 1), last) for first, last in self.ranges if last > step))
 
 
 def _joined(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

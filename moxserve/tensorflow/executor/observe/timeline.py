@@ -17,7 +17,7 @@ from moxserve.inspect.timeline import Cost, costs, events_of, wall_ms
 from moxserve.talk import Event
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.hooks import AggregativeSessionRunHook
-from moxserve.tensorflow.executor.observe.steps import StepSet
+from moxserve.tensorflow.executor.observe.steps import StepSet, shown_step
 from moxserve.tensorflow.executor.workers import current_workers
 
 __all__ = ["TimelineHook"]
@@ -92,8 +92,7 @@ class TimelineHook(AggregativeSessionRunHook):
 
     def before_run(self, run_context: Any) -> Any:
         """Ask for the trace of a step that is to be traced."""
-        clock = run_context.clock
-        step = clock.global_step if clock.counts_globally else clock.run_step
+        step = shown_step(run_context.clock)
         if not self._asked and self.steps.next_from(step) != step:
             return None
         self._asked, self._step = False, step
