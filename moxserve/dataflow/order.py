@@ -9,12 +9,12 @@ The order does not depend on how many threads or processes read.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from moxserve.dataflow.seeds import draw_seed
 from moxserve.errors import DataError
 
 __all__ = ["EpochOrder"]
@@ -54,7 +54,7 @@ class EpochOrder:
                 f"shard {index} of {workers} shuffles without a seed: the workers would not know each other's order",
                 hint="give all workers the same seed",
             )
-        object.__setattr__(self, "_seed", secrets.randbits(63) if self.seed is None else self.seed)
+        object.__setattr__(self, "_seed", draw_seed() if self.seed is None else self.seed)
 
     @property
     def base_seed(self) -> int:

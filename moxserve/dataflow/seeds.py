@@ -26,6 +26,7 @@ from moxserve.errors import UsageError
 __all__ = [
     "as_worker",
     "become_worker",
+    "draw_seed",
     "fix_rng_seed",
     "get_rng",
     "in_worker",
@@ -151,6 +152,12 @@ def seed_sequence(number: int, more: Sequence[int] = ()) -> np.random.SeedSequen
     path = worker_path()
     # The lengths keep (1, 2)+() and (1,)+(2,) apart.
     return np.random.SeedSequence([_seed, number, len(path), *path, *more])
+
+
+def draw_seed() -> int:
+    """Return a seed for something that was given none: 62 bits, which `fix_rng_seed` makes the same in each run."""
+    high, low = seed_sequence(next_number()).generate_state(2, np.uint32)
+    return (int(high) << 30) | (int(low) >> 2)
 
 
 class _Generator(np.random.RandomState):

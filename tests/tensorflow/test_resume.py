@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import moxserve.tensorflow as mox
 from moxserve.errors import InterruptedRunError
@@ -84,6 +85,27 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, inpu
     train(tmp_path / "parts", 7, input_fn)
     train(tmp_path / "parts", 12, input_fn, log_every_n_steps=0)
     assert differences(whole, weights(train(tmp_path / "parts", 20, input_fn, save_summary_steps=3))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_dataset", [True, False])
+def test_images_without_any_seed_are_augmented_as_they_would_have_been(tmp_path: Path, in_dataset: bool) -> None:
+    mox.set_flag("deterministic", True)
+    for number in range(9):
+        path = tmp_path / f"raw/{number % 3}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (12, 12, 3), np.uint8)).save(path)
+    metadata = mox.ImageClassificationRawMetadata(str(tmp_path / "raw"))
+    augment = mox.get_data_augmentation_fn("cifarnet", "TRAIN", output_height=8, output_width=8)
+
+    def images(mode: str) -> Any:
+        dataset = mox.ImageClassificationRawDataset(metadata, augmentation_fn=augment if in_dataset else None)
+        image, label = dataset.get(["image", "label"])
+        return tf.reshape(image if in_dataset else augment(image), [192]), label
+
+    whole = weights(train(tmp_path / "whole", 6, images))
+    train(tmp_path / "parts", 3, images)
+    assert differences(whole, weights(train(tmp_path / "parts", 6, images))) == []
 
 
 @pytest.mark.slow
@@ -184,3 +206,20 @@ def kill_after(log_dir: Path, step: int) -> None:
         process.kill()
         process.wait()
     assert tf1.train.latest_checkpoint(str(log_dir)) == str(log_dir / f"model.ckpt-{step}")
+
+
+@pytest.mark.slow
+def test_what_cannot_be_repeated_is_named(tmp_path: Path, console: Any) -> None:
+    mox.set_flag("deterministic", True)
+
+    def sampled(inputs: list[Any], mode: str) -> mox.ModelSpec:
+        w = tf1.get_variable("w", [2], initializer=tf1.truncated_normal_initializer())
+        noise = tf.function(lambda: tf.random.normal([]), autograph=False)()
+        drawn, _, _ = tf.random.uniform_candidate_sampler([[0]], 1, 2, True, 5, name="candidates")
+        return mox.ModelSpec(loss=tf.reduce_sum(w) + 0 * noise + tf.cast(drawn[0], tf.float32))
+
+    mox.run(samples, None, sampled, mox.get_optimizer_fn("sgd", learning_rate=0.1), "TRAIN", batch_size=4,
+            max_number_of_steps=1)  # fmt: skip
+    assert [line for line in console.lines if "draws from a state that is lost" in line and "candidates" in line]
+    assert "truncated_normal" not in console.text
+    assert "lambda" in console.text

@@ -6,13 +6,13 @@ The features are slim's: `image/encoded`, `image/class/label`, and where they ar
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from moxserve.dataflow.seeds import draw_seed
 from moxserve.errors import DataError
 from moxserve.images.bad import BadImageLog
 from moxserve.images.batch import BatchDecoder
@@ -85,7 +85,7 @@ class RecordImages(ImagePipeline):
         self.names = list(getattr(metadata, "labels_list", []))
         self.num_classes: int = getattr(metadata, "num_classes", 0)
         self.log, self.hope = BadImageLog(metadata.base_dir, told=skipped.note), _Hope(metadata.base_dir)
-        self.draws = secrets.randbits(62) if seed is None else seed
+        self.draws = draw_seed() if seed is None else seed
         scalar = tf.io.FixedLenFeature
         self.features = {
             _ENCODED: scalar([], tf.string),

@@ -9,7 +9,6 @@ seed, the shard and the files, and never from the number of threads.
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moxserve.dataflow.order import EpochOrder
+from moxserve.dataflow.seeds import draw_seed
 from moxserve.errors import DataError, UsageError
 from moxserve.protocol.tfrecord import records_of
 from moxserve.protocol.tfrecord_index import RecordIndex
@@ -208,7 +208,7 @@ def streamed_records(paths: Sequence[str], reading: Reading) -> Any:
         DataError: a shard shuffles without a seed.
     """
     EpochOrder(reading.shard[1], reading.shuffle, reading.seed, reading.shard)  # the same rules for shards as elsewhere
-    seed = secrets.randbits(62) if reading.seed is None else reading.seed
+    seed = draw_seed() if reading.seed is None else reading.seed
     order = EpochOrder(len(paths), reading.shuffle, seed)
     records = _RecordsOfFiles(paths, BadRecords() if reading.on_bad_record == "skip" else None)
 

@@ -108,8 +108,8 @@ def _cut(outputs: Sequence[Any], datasets: Mapping[str, Any]) -> _Cut:
             continue
         seen.add(op.name)
         _refuse_placeholder(op)
-        if (draws := input_draws()) is not None and draws.row is not None and op is draws.row.op:
-            cut.row = draws.row
+        if (draws := input_draws()) is not None and draws.by_row and op is draws.number.op:
+            cut.row = draws.number
             continue
         if op.type == GET_NEXT and op.inputs[0].name in datasets:
             pulled.setdefault(op.inputs[0].name, []).append(op)

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from moxserve.dataflow import seeds
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.position import INPUT_COUNTS_STEPS, INPUT_POSITIONS
 
@@ -34,24 +35,24 @@ _COND = ("CondBranchFuncGraph",)
 _lock = threading.RLock()
 _building = threading.local()
 
-Key = Callable[[], Any]
-
 
 class InputDraws:
     """What the random operations of one input draw from: made while `input_fn` runs.
 
     Args:
-        by_row: whether they draw for a row, else for a step.
+        step: scalar `int64`, the step that they draw for; None where they draw for a row.
 
     Attributes:
+        by_row: whether they draw for a row.
         position: scalar `int64`: how many rows (batches, without `by_row`) were given by earlier runs.
-        row: scalar `int64` that stands for the number of the row; None without `by_row`.
+        number: scalar `int64`, what they draw for; stands for the number of the row with `by_row`.
     """
 
-    def __init__(self, by_row: bool) -> None:
-        self.by_row = by_row
+    def __init__(self, step: Any = None) -> None:
+        self.by_row = step is None
         self.position = tf1.placeholder_with_default(tf.constant(0, tf.int64), [], "resume_position")
-        self.row = tf1.placeholder_with_default(tf.constant(0, tf.int64), [], "row_number") if by_row else None
+        number = tf1.placeholder_with_default(tf.constant(0, tf.int64), [], "row_number") if step is None else step
+        self.number = tf.identity(number, "drawn_for")
         self._before = list(tf1.get_collection(INPUT_POSITIONS))
 
     def register(self) -> None:
@@ -69,6 +70,10 @@ class InputDraws:
             return dataset
         self.register()
         return dataset.skip(self.position)
+
+    def of_tower(self, index: int) -> dict[str, Any]:
+        """What the operations of another tower than the first draw for, by the name of what those of the first do."""
+        return {} if self.by_row else {self.number.name: self.number + (index << 40)}
 
     def rows(self, end: int) -> Any:
         """The numbers of the rows, as a dataset."""
@@ -113,7 +118,7 @@ class Repeatable:
     @contextmanager
     def running(self, graph: Any) -> Iterator[None]:
         """The whole run: operations without a fixed order of their sums are exchanged for those with one, and
-        everything that is not seeded is.
+        everything that has no seed gets one.
         """
         if not self.wanted:
             yield
@@ -122,7 +127,9 @@ class Repeatable:
 
         graph.seed = DEFAULT_SEED if graph.seed is None else graph.seed
         before = config.is_op_determinism_enabled()
-        states = random.getstate(), np.random.get_state()
+        states = random.getstate(), np.random.get_state(), seeds.snapshot()
+        if not seeds.is_fixed():
+            seeds.fix_rng_seed(graph.seed)
         random.seed(graph.seed)
         np.random.seed(graph.seed % (1 << 32))
         tf.config.experimental.enable_op_determinism()
@@ -131,6 +138,7 @@ class Repeatable:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+            seeds.restore(states[2])
             if not before:
                 config.disable_op_determinism()
 
@@ -145,11 +153,10 @@ class Repeatable:
         if not self._replaces:
             yield
             return
-        draws = InputDraws(by_row)
-        row = draws.row
+        draws = InputDraws(None if by_row else self._step_key(global_step))
         _building.draws = draws
         try:
-            with self._replacing(self._step_key(global_step) if row is None else lambda: row):
+            with self._replacing(draws.number):
                 yield
         finally:
             _building.draws = None
@@ -160,9 +167,18 @@ class Repeatable:
         if not self._replaces:
             yield
             return
-        key = self._step_key(global_step)
-        with self._replacing(key):
+        graph = tf1.get_default_graph()
+        before = len(graph.get_operations())
+        left: list[str] = []
+        with self._replacing(self._step_key(global_step), left):
             yield
+        left += [op.name for op in graph.get_operations()[before:] if _has_own_state(op)]
+        if left:
+            tf1.logging.warning(
+                "deterministic: %s draws from a state that is lost when the training is interrupted; functions of "
+                "tf.random outside of tf.function do not",
+                ", ".join(sorted(set(left))),
+            )
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -174,7 +190,7 @@ class Repeatable:
                 stack.enter_context(tf1.control_dependencies([self._step.op]))
             yield
 
-    def _step_key(self, global_step: Any) -> Key:
+    def _step_key(self, global_step: Any) -> Any:
         if self._step is None:
             with tf1.name_scope(None), tf.device("/cpu:0"):
                 # A variable's initial value may have been drawn outside of its initializer, before there is a step.
@@ -184,11 +200,16 @@ class Repeatable:
                     lambda: tf.constant(0, tf.int64),
                     name="drawn_for_step",
                 )
-        return lambda: self._step
+        return self._step
 
     @contextmanager
-    def _replacing(self, key: Key) -> Iterator[None]:
-        """Put stand-ins in the place of the functions that make random operations."""
+    def _replacing(self, key: Any, left: list[str] | None = None) -> Iterator[None]:
+        """Put stand-ins in the place of the functions that make random operations.
+
+        Args:
+            key: what they draw for.
+            left: takes the names of operations that are made in functions, where they cannot be replaced.
+        """
         graph = tf1.get_default_graph()
         thread = threading.get_ident()
         creating = [0]
@@ -197,7 +218,10 @@ class Repeatable:
             """The number to draw for, None where the original is wanted."""
             if creating[0] or threading.get_ident() != thread:
                 return None
-            return _in_control_flow(graph, key())
+            number = _in_control_flow(graph, key)
+            if number is None and left is not None:
+                left.append(getattr(tf1.get_default_graph(), "name", "") or "a loop of control flow v1")
+            return number
 
         def creator(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
             creating[0] += 1
@@ -231,6 +255,12 @@ def _in_control_flow(graph: Any, number: Any) -> Any:
     for turn in turns:
         number = number * 1_000_003 + (tf.cast(turn, tf.int64) + 1) * (1 << 32)
     return number
+
+
+def _has_own_state(op: Any) -> bool:
+    """Whether an operation draws random numbers from a state, and is none of those that are replaced."""
+    named = {"".join(part.title() for part in name.split("_")) for _, name, _ in _stand_ins()}
+    return op.type not in named and op.op_def is not None and op.op_def.is_stateful and "seed2" in op.node_def.attr
 
 
 def _exchange(

@@ -16,6 +16,7 @@ from typing import Any
 from moxserve.tensorflow.executor.batching import IteratorRecorder, is_endless
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.lift import GET_NEXT, graph_def_of, lift_to_dataset, pulls
+from moxserve.tensorflow.executor.repeatable import input_draws
 
 __all__ = ["TowerInputs", "in_order", "input_rounds", "take_if"]
 
@@ -163,6 +164,8 @@ class _Cut:
             index: of the tower.
         """
         known = dict(values)
+        if (draws := input_draws()) is not None:
+            known.update(draws.of_tower(index))
         for op in self._shared.values():
             known.update({tensor.name: tensor for tensor in op.outputs})
         if self._between:
