@@ -78,7 +78,6 @@ def print_result(job: JobOptions, result: ExportResult) -> None:
     """Print what was published, for people."""
     from moxserve.cli.render import echo_table
     from moxserve.export.publish import absolute_base
-    from moxserve.file.s3 import is_s3
 
     click.echo(f"published {result.path}")
     rows = [
@@ -101,10 +100,7 @@ def print_result(job: JobOptions, result: ExportResult) -> None:
     click.echo()
     if isinstance(result.version, int):
         base, name = absolute_base(job.base_dir), shlex.quote(job.model_name)
-        if is_s3(base):
-            click.echo(f"next: tensorflow_model_server --model_name={name} --model_base_path={shlex.quote(base)}")
-        else:
-            click.echo(f"next: moxserve serve --model_name {name} --model_base_path {shlex.quote(base)}")
+        click.echo(f"next: moxserve serve --model_name {name} --model_base_path {shlex.quote(base)}")
     else:
         click.echo(f"note: servers look for numbered versions; {result.version!r} is not one", err=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,7 +9,7 @@ from typing import Any
 
 from moxserve.errors import UsageError
 
-__all__ = ["ObjectInfo", "StoredObject", "is_s3", "parse_url", "split_url"]
+__all__ = ["ObjectInfo", "StoredObject", "split_url"]
 
 
 @dataclass(frozen=True)
@@ -43,23 +42,6 @@ class ObjectInfo:
     modified: datetime
     etag: str
     about: Mapping[str, Any] = field(default_factory=dict)
-
-
-def is_s3(url: str | os.PathLike[str]) -> bool:
-    """Tell whether a path is a URL of S3."""
-    return os.fspath(url).startswith("s3://")
-
-
-def parse_url(url: str) -> tuple[str, str]:
-    """Split `s3://bucket/some/prefix/` into bucket and prefix, the prefix without slashes at its ends.
-
-    Raises:
-        UsageError: it is none, or names no bucket.
-    """
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    if not is_s3(url) or not bucket:
-        raise UsageError(f"{url!r}: expected s3://BUCKET/PREFIX")
-    return bucket, prefix.strip("/")
 
 
 def split_url(url: str) -> tuple[str, str, str]:

@@ -23,9 +23,9 @@ from moxserve.file.errors import (
     missing,
 )
 from moxserve.file.filesystem import Entries, FileInfo, Stat, join
-from moxserve.file.keys import ObjectInfo, split_url
+from moxserve.file.keys import ObjectInfo
 from moxserve.file.multipart import MIN_PART_BYTES, Copied, Piece
-from moxserve.file.s3 import Bucket, bucket_of
+from moxserve.file.s3 import Bucket, open_bucket
 from moxserve.file.streams import ObjectText, buffered
 from moxserve.file.writer import Appending, WorkingCopy
 
@@ -50,8 +50,7 @@ class ObjectFileSystem:
         Raises:
             UsageError: it names no bucket.
         """
-        scheme, bucket, key = split_url(path)
-        return bucket_of(scheme, bucket), key
+        return open_bucket(path)
 
     # Files
 

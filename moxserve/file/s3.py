@@ -21,11 +21,11 @@ from moxserve.errors import DataError
 from moxserve.file import multipart
 from moxserve.file.client import ConflictError, Store, store_of
 from moxserve.file.errors import MoxFileNotExistsException, MoxFileRespException, Response
-from moxserve.file.keys import ObjectInfo, StoredObject, is_s3, parse_url, split_url
+from moxserve.file.keys import ObjectInfo, StoredObject, split_url
 from moxserve.file.multipart import WRITER, Copied, Piece, Slice
 from moxserve.file.reader import ObjectReader
 
-__all__ = ["Bucket", "ObjectInfo", "StoredObject", "bucket_of", "connect", "is_s3", "parse_url", "split_url"]
+__all__ = ["Bucket", "ObjectInfo", "StoredObject", "bucket_of", "open_bucket"]
 
 _PART_BYTES = 16 << 20
 _COPY_BYTES = 256 << 20
@@ -33,9 +33,15 @@ _CHUNK_BYTES = 1 << 20
 _DELETE_AT_ONCE = 1000
 
 
-def connect(bucket: str) -> Bucket:
-    """Give a bucket of `s3://`, as `bucket_of` does."""
-    return bucket_of("s3", bucket)
+def open_bucket(url: str) -> tuple[Bucket, str]:
+    """Give the bucket of a URL, and the key, which stays exactly as it is. Sends nothing yet.
+
+    Raises:
+        MissingExtraError: boto3 is not installed.
+        UsageError: it names no bucket; or a setting or the bucket's name cannot be right.
+    """
+    scheme, bucket, key = split_url(url)
+    return bucket_of(scheme, bucket), key
 
 
 def bucket_of(scheme: str, bucket: str) -> Bucket:

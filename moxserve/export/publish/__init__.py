@@ -1,4 +1,4 @@
-"""Where versions go: a local directory, or a prefix of a bucket (`s3://bucket/prefix`). No TensorFlow.
+"""Where versions go: a local directory, or a prefix of a bucket (`s3://bucket/prefix`, `obs://…`). No TensorFlow.
 
 Layout, as TensorFlow Serving reads it: `BASE/<version>/` with `saved_model.pb`, `variables/`, `assets/` and
 `assets.extra/`. Readers see a whole version or none, whatever moment its exporter ends at.
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from moxserve.export.publish.base import StagedVersion, VersionBase, exists_error
 from moxserve.export.publish.local import LocalBase
 from moxserve.export.versions import AUTO, next_number, normalize_version, parse_version
-from moxserve.file.s3 import is_s3
+from moxserve.file.filesystem import is_remote
 
 __all__ = [
     "StagedVersion",
@@ -37,7 +37,7 @@ def open_base(base_dir: str) -> VersionBase:
         UsageError: the URL cannot be right.
         MissingExtraError: the package that it needs is not installed.
     """
-    if not is_s3(base_dir):
+    if not is_remote(base_dir):
         return LocalBase(base_dir.removeprefix("file://"))
     from moxserve.export.publish.s3 import S3Base
 
@@ -46,12 +46,12 @@ def open_base(base_dir: str) -> VersionBase:
 
 def absolute_base(base_dir: str) -> str:
     """Return a base directory as it can be told to somebody in another directory."""
-    return base_dir.rstrip("/") if is_s3(base_dir) else os.path.abspath(base_dir)
+    return base_dir.rstrip("/") if is_remote(base_dir) else os.path.abspath(base_dir)
 
 
 def version_path(base_dir: str, version: int | str) -> str:
     """Return the path or URL of a version."""
-    return f"{base_dir.rstrip('/')}/{version}" if is_s3(base_dir) else os.path.join(base_dir, str(version))
+    return f"{base_dir.rstrip('/')}/{version}" if is_remote(base_dir) else os.path.join(base_dir, str(version))
 
 
 def list_versions(base_dir: str) -> list[int]:

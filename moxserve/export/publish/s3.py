@@ -1,4 +1,4 @@
-"""Versions in a bucket of S3, which has no rename: what makes a version one is its marker, `saved_model.pb`.
+"""Versions in a bucket, which has no rename: what makes a version one is its marker, `saved_model.pb`.
 
     BASE/.moxserve-tmp-OWNER/…        1. all files are uploaded here; the name is no number, so no server looks
     BASE/.moxserve-reserved/7         2. the number is taken: written on condition that it is not there, content OWNER
@@ -22,7 +22,7 @@ from moxserve import file
 from moxserve.errors import ExportError, MoxserveError, VersionExistsError
 from moxserve.export.publish.base import ATTEMPTS, MARKERS, StagedVersion, VersionBase, exists_error
 from moxserve.export.versions import AUTO, next_number
-from moxserve.file import s3
+from moxserve.file.s3 import open_bucket
 
 __all__ = ["S3Base"]
 
@@ -42,8 +42,8 @@ class S3Base(VersionBase):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        bucket, prefix = s3.parse_url(url)
-        self._bucket = s3.connect(bucket)
+        self._bucket, key = open_bucket(url)
+        prefix = key.strip("/")
         self._prefix = f"{prefix}/" if prefix else ""
 
     def path(self, name: str) -> str:

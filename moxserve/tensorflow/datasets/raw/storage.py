@@ -1,6 +1,6 @@
 """Where raw data lies: listing folders and reading whole files, on the local file system and in buckets.
 
-`s3://` and `obs://` mean the same store. Only listing and reading; writing is local.
+Only listing and reading; writing is local.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from moxserve.file import (
     is_directory,
     scan_dir,
 )
-from moxserve.file.s3 import connect, is_s3, parse_url
+from moxserve.file.filesystem import is_remote
+from moxserve.file.s3 import open_bucket
 from moxserve.images.cache import FileKey
 
 __all__ = [
@@ -68,17 +69,9 @@ class Tree:
 
 
 def plain_url(url: str | os.PathLike[str]) -> str:
-    """Return a path or URL as this package writes it: `obs://` as `s3://`, no `file://`, no slash at the end."""
-    path = os.fsdecode(url)
-    if path.startswith("obs://"):
-        path = "s3://" + path[len("obs://") :]
-    path = path.removeprefix("file://")
+    """Return a path or URL as this package writes it: no `file://`, no slash at the end."""
+    path = os.fsdecode(url).removeprefix("file://")
     return path.rstrip("/") or path
-
-
-def is_remote(path: str) -> bool:
-    """Tell whether a path leads to a bucket."""
-    return is_s3(path)
 
 
 def join(base: str, name: str) -> str:
@@ -116,11 +109,11 @@ def _visible(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _list_bucket(base: str) -> Tree:
-    name, prefix = parse_url(base)
+    bucket, prefix = open_bucket(base)
     start = f"{prefix}/" if prefix else ""
     folders: set[str] = set()
     keys: dict[str, FileKey | None] = {}
-    for found in connect(name).objects(start):
+    for found in bucket.objects(start):
         parts = found.key[len(start) :].split("/")
         if any(part.startswith(".") for part in parts):
             continue
@@ -128,7 +121,7 @@ def _list_bucket(base: str) -> Tree:
             folders.add(parts[0])
         # Consoles make objects with a slash at the end of the key to stand for folders.
         if len(parts) <= 2 and parts[-1]:
-            path = f"s3://{name}/{found.key}"
+            path = bucket.url(found.key)
             keys["/".join(parts)] = FileKey(path, found.size_bytes, int(found.modified.timestamp() * 1e9))
     if not keys and not folders:
         raise MoxFileNotExistsException(f"no such folder: {base!r}")
@@ -144,9 +137,9 @@ def read_file(path: str) -> bytes:
         DataError: the bucket cannot be read.
     """
     if is_remote(path):
-        name, key = parse_url(path)
+        bucket, key = open_bucket(path)
         try:
-            data: bytes = connect(name).read(key)[0]
+            data: bytes = bucket.read(key)[0]
         except MoxFileNotExistsException:
             raise
         except (MoxFileReadException, MoxFileRespException) as error:
