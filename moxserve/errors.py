@@ -21,6 +21,7 @@
       x PartialFailureError           exit 3   500  DATA_LOSS            some rows failed; the rest is written
       x LimitExceededError            exit 1                             a measured figure broke its limit
       x InterruptedRunError           exit 128 + signal                  stopped by a signal, state saved
+      x WorkersLostError              exit 75                            another process of the job is gone: start again
 
 `x` marks a direct child, `+` a grandchild. Status numbers are plain ints, so that no framework is imported here.
 """
@@ -68,6 +69,7 @@ __all__ = [
     "UsageError",
     "VerificationError",
     "VersionExistsError",
+    "WorkersLostError",
     "did_you_mean",
     "first_line",
     "serving_error",
@@ -404,6 +406,20 @@ class InterruptedRunError(MoxserveError, SystemExit):
         super().__init__(message, hint=hint)
         self.signum = signum
         self.code = 128 + signum
+
+
+class WorkersLostError(MoxserveError, SystemExit):
+    """Another process of a distributed training is gone, and this one cannot go on without it.
+
+    Started again, the training goes on from its last checkpoint. Also a SystemExit, so that a plain script ends with
+    status 75 (EX_TEMPFAIL: a new attempt may succeed), by which whoever started it knows what to do.
+    """
+
+    exit_code = 75
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.code = self.exit_code
 
 
 def first_line(error: BaseException) -> str:

@@ -40,6 +40,8 @@ class Topology:
         intra_op_threads: threads inside one operation, 0 for TensorFlow's choice.
         protocol: of the TensorFlow servers.
         start_timeout_s: how long to wait for the other processes at start; 0 for ever.
+        barrier: all processes of the job are waited for before the TensorFlow servers start.
+        all_log: console lines come from all workers, not only from the chief.
     """
 
     job: str = ""
@@ -56,6 +58,8 @@ class Topology:
     intra_op_threads: int = 0
     protocol: str = "grpc"
     start_timeout_s: int = 0
+    barrier: bool = False
+    all_log: bool = False
 
     @classmethod
     def from_flags(cls, store: FlagStore) -> Topology:
@@ -71,10 +75,16 @@ class Topology:
         ps, workers = _hosts(store.get("ps_hosts")), _hosts(store.get("worker_hosts"))
         _check_cluster(job, index, ps, workers)
         update = store.get("variable_update") or ("all_reduce" if len(workers) > 1 and not ps else "parameter_server")
-        if update == "parameter_server" and len(workers) > 1 and not ps:
+        if update in ("parameter_server", "distributed_replicated") and len(workers) > 1 and not ps:
             raise UsageError(
                 f"flag --variable_update={update} with {len(workers)} workers needs --ps_hosts",
                 hint="give --ps_hosts=host:port, or --variable_update=all_reduce",
+            )
+        if update in ("replicated", "all_reduce") and len(workers) > 1 and not store.get("sync_replicas"):
+            raise UsageError(
+                f"flag --sync_replicas=false with --variable_update={update}: each worker has the variables itself, so "
+                "that they must step together",
+                hint="give --ps_hosts for asynchronous workers, or leave --sync_replicas and --variable_update out",
             )
         return cls(
             job=job,
@@ -91,6 +101,8 @@ class Topology:
             intra_op_threads=store.get("num_intra_threads"),
             protocol=store.get("server_protocol"),
             start_timeout_s=store.get("session_timeout"),
+            barrier=store.get("sync_before_server"),
+            all_log=not store.get("log_first_worker"),
         )
 
     @property
@@ -112,6 +124,11 @@ class Topology:
     def global_replicas(self) -> int:
         """How many towers of all processes make a step, each with a batch of its own."""
         return self.num_devices * self.num_workers
+
+    @property
+    def without_servers(self) -> bool:
+        """Whether each worker has all variables itself, so that parameter servers have nothing to do."""
+        return self.variable_update in ("replicated", "all_reduce")
 
     def session_config(self) -> Any:
         """Build the ConfigProto of this process's sessions."""

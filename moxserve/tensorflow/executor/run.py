@@ -39,7 +39,8 @@ from moxserve.tensorflow.executor.start import Start
 from moxserve.tensorflow.executor.stepper import Stepper
 from moxserve.tensorflow.executor.tower_values import BranchValues
 from moxserve.tensorflow.executor.train_op import TrainOptions, build_train_op
-from moxserve.tensorflow.executor.workers import Startup, workers_of
+from moxserve.tensorflow.executor.workers import Part, Startup, workers_of
+from moxserve.tensorflow.executor.workers.serving import serve
 from moxserve.types import TensorSpec, dtype_by_name
 
 __all__ = ["run"]
@@ -125,7 +126,15 @@ def run(
         functions = Functions(input_fn, model_fn, optimizer_fn, output_fn, fetch_strategy_fn)  # type: ignore[arg-type]
         functions.check(settings)
         topology = Topology.from_flags(store)
-        return told(run_phases(settings, functions, lambda of, using: _Job(of, using, topology).execute()))
+        with Part.taken(topology, training=settings.mode == ModeKeys.TRAIN) as part:
+            if topology.job == "ps":
+                return told(serve(part, settings.mode))
+
+            def execute(of: Settings, using: Functions) -> RunResult:
+                result: RunResult = part.persist(lambda: _Job(of, using, topology).execute())
+                return result
+
+            return told(run_phases(settings, functions, execute))
 
 
 class _Job:
@@ -142,8 +151,8 @@ class _Job:
         self.functions = functions
         self.topology = topology
         self.devices = devices_of(topology)
-        self.workers = workers_of(topology, self.devices)
         self.training = settings.mode == ModeKeys.TRAIN
+        self.workers = workers_of(topology, self.devices, training=self.training)
         self.precision = Precision.from_flags(store, self.training)
         self.clock = Clock(counts_globally=self.training)
         self.observers = Observers(settings, store, topology)
@@ -175,7 +184,7 @@ class _Job:
                 self._build()
                 for participant in self.participants:
                     participant.begin()
-            startup = self._startup()
+                startup = self._startup()
             graph.finalize()
             config = self.topology.session_config()
             self.workers.configure(config)
@@ -183,8 +192,8 @@ class _Job:
             with tf1.Session(self.workers.target, graph=graph, config=config) as session:
                 self._initialise(session, startup)
                 ended = self._run_loop(session)
-                self.workers.finish(session)
-                return ended
+            self.workers.finish(graph, ended[0])
+            return ended
 
     # -- graph
 
@@ -211,6 +220,7 @@ class _Job:
             self.step_op = self._step_op()
         self.inter = build_inter(self.functions, settings, self.devices, self.branch, self.clock)
         self.participants = self._participants()
+        self.workers.watch(self.participants)
 
     def _step_op(self) -> Any:
         """The operation that makes one step."""
@@ -255,7 +265,8 @@ class _Job:
 
     def _console(self) -> reporters.ConsoleLog | None:
         every, wanted = self.settings.log_every, self.functions.fetch_strategy_fn
-        if every is None and wanted is None:
+        silent = self.training and not (self.topology.is_chief or self.topology.all_log)
+        if silent or (every is None and wanted is None):
             return None
         return reporters.ConsoleLog(self.values.shown, every, self._step_rows, wanted)
 
@@ -270,24 +281,23 @@ class _Job:
     def _startup(self) -> Startup:
         """How variables get their values; made while the graph is open."""
         variables = tf1.global_variables()
-        spread = self.devices.after_start(self.branch)
 
         def restore(session: Any) -> None:
             self.start.restore(session, variables, self.model_variables, self.global_step, self.branch.plan.optional)
-            if spread:
-                session.run(spread)
 
         return Startup(
             tf1.global_variables_initializer(),
             (tf1.local_variables_initializer(), tf1.tables_initializer()),
             restore,
+            tuple(self.devices.after_start(self.branch)),
+            self.global_step,
         )
 
     def _initialise(self, session: Any, startup: Startup) -> None:
         """Give variables their values, start the input, and set the clock."""
         self.workers.start(session, startup)
         self.clock.global_step = int(session.run(self.global_step))
-        if self.writer is not None and self.start.resume is not None:
+        if self.writer is not None and self.start.resume is not None and not self.workers.joined:
             self.writer.restored(self.start.resume, self.clock.global_step)
         if self.start.resume is not None:
             self.hooks.states.restore(self.clock.global_step)
@@ -300,8 +310,8 @@ class _Job:
         if not self.training or settings.log_dir is None or not self.source.positions:
             return 0
         known = PositionLog(settings.log_dir, self.topology.index)
-        begin = known.restart if self.start.resume is None else known.resume
-        given = begin(self.clock.global_step, self.source.rows_per_step(settings.batch_size))
+        begin = known.resume if self.start.resume is not None or self.workers.joined else known.restart
+        given = begin(self.workers.done_steps(self.clock.global_step), self.source.rows_per_step(settings.batch_size))
         self.source.keep_skipped(known.skipped_path)
         return given
 
@@ -312,7 +322,8 @@ class _Job:
         coordinator = tf1.train.Coordinator()
         threads = start_queues(session, coordinator)
         try:
-            if self.hooks.states.tell_ended() or self.start.is_done(self.clock.global_step):
+            done = self.workers.done_steps(self.clock.global_step)
+            if not self.workers.joined and (self.hooks.states.tell_ended() or self.start.is_done(done)):
                 self._sample_unstepped(session)
                 return "already_trained", 0
             self.clock.steps_per_epoch = self._steps_to_make()
@@ -336,7 +347,7 @@ class _Job:
                     raise explained from error
             self.timing = loop.timing
             self._sample_unstepped(session)
-            return reason, guard.signum if reason == "signal" else 0
+            return self.workers.ending(reason, guard.signum)
         finally:
             self.source.close()
             if self.inter is not None:
@@ -348,7 +359,9 @@ class _Job:
     def _steps_to_make(self) -> int:
         if not self.settings.max_steps:
             return self.source.steps if self.source.endless else NEVER
-        return self.settings.max_steps - (self.clock.global_step if self.training else 0)
+        if not self.training:
+            return self.settings.max_steps
+        return self.workers.steps_to_make(self.settings.max_steps, self.clock.global_step)
 
     def _sample_unstepped(self, session: Any) -> None:
         """Take sample rows for the export from the input, where no step was made that could have brought them."""

@@ -107,7 +107,9 @@ def build_train_op(branch: Branch, optimizer_fn: Any, global_step: Any, options:
         workers.devices.reduce([_gradients(tower, position, optimizer, options) for tower in branch.towers])
         for position, optimizer in enumerate(optimizers)
     ]
-    updates = [_as_operation(item) for tower in branch.towers for item in tower.updates]
+    # Where the workers share the variables and step together, one of them keeps the averages.
+    towers = branch.towers if workers.updates_state else []
+    updates = [_as_operation(item) for tower in towers for item in tower.updates]
     ready = [gradient for group in gradients for gradient, _ in group]
     applied: list[Any] = []
     for position, (optimizer, group) in enumerate(zip(optimizers, gradients, strict=True)):
@@ -119,7 +121,7 @@ def build_train_op(branch: Branch, optimizer_fn: Any, global_step: Any, options:
             # A training may begin to use a wrapper where its checkpoints know nothing of it.
             branch.plan.optional += [v for one in _wrappers(optimizer) for v in one.own_variables]
     with tf1.control_dependencies([*applied, *updates]):
-        after = [make() for tower in branch.towers for make in tower.after_update]
+        after = [make() for tower in towers for make in tower.after_update]
     with tf1.control_dependencies([*applied, *updates, *after]):
         after += workers.devices.after_update(branch)
     return tf.group(*applied, *updates, *after, name="train_op")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.devices import Devices, GradsAndVars
 from moxserve.tensorflow.executor.env import tf1
@@ -25,11 +24,15 @@ class Startup:
         initial: initialises the global variables.
         local: operations that initialise what each process has for itself: local variables, tables.
         restore: takes a session and restores from a checkpoint, where there is one; after `initial`.
+        spread: operations that carry the restored variables to the towers of this process.
+        global_step: the counter.
     """
 
     initial: Any
     local: tuple[Any, ...]
     restore: Callable[[Any], None]
+    spread: tuple[Any, ...] = ()
+    global_step: Any = None
 
 
 class Workers:
@@ -42,10 +45,15 @@ class Workers:
     Attributes:
         target: of the session; empty for one in this process.
         run_options: RunOptions of every step, None for TensorFlow's defaults.
+        joined: this process goes on with variables that others kept alive, instead of restoring them.
+        updates_state: whether this process keeps what is learned besides gradients, such as moving averages; with
+            shared variables and a common step that is one worker's task.
     """
 
     target: str = ""
     run_options: Any = None
+    joined: bool = False
+    updates_state: bool = True
     _building = threading.local()
 
     def __init__(self, topology: Topology, devices: Devices) -> None:
@@ -105,17 +113,43 @@ class Workers:
         for operation in startup.local:
             session.run(operation)
         startup.restore(session)
+        if startup.spread:
+            session.run(startup.spread)
+
+    def done_steps(self, global_step: int) -> int:
+        """How many of the steps so far count against this process's number of steps, and for its place in the input."""
+        return global_step
+
+    def steps_to_make(self, goal: int, global_step: int) -> int:
+        """How many steps are left for this process until it has reached `max_number_of_steps`."""
+        return goal - self.done_steps(global_step)
 
     def participants(self) -> list[Participant]:
         """Who takes part in the loop on behalf of the job; made while the graph is open."""
         return []
 
+    def watch(self, participants: Sequence[Participant]) -> None:
+        """Who takes part in the loop, those of `participants` included."""
+
     def agree(self, stop: bool) -> bool:
-        """Whether any of the processes wants to stop; asked by all of them at the same step."""
+        """Whether to stop, for a hook that all processes run at the same step.
+
+        One that says yes leaves the loop. Workers that step together learn of it with the step that follows, which
+        they make without it, and all end there: nobody needs to be asked here.
+        """
         return stop
 
-    def finish(self, session: Any) -> None:
-        """This process is done with its steps; the session is still open."""
+    def ending(self, reason: str, signum: int) -> tuple[str, int]:
+        """Why the run ended, and the signal that ended it: those of this process, or what the others said."""
+        return reason, signum if reason == "signal" else 0
+
+    def finish(self, graph: Any, reason: str) -> None:
+        """This process has ended its loop, and saved what it saves; its session is closed.
+
+        Args:
+            graph: the frozen graph.
+            reason: why the loop ended.
+        """
 
 
 def current_workers() -> Workers | None:
@@ -123,12 +157,23 @@ def current_workers() -> Workers | None:
     return getattr(Workers._building, "current", None)
 
 
-def workers_of(topology: Topology, devices: Devices) -> Workers:
-    """Choose how the processes of a job work together."""
-    if topology.distributed or topology.job not in ("", "worker"):
-        raise UsageError(
-            f"flags --job_name={topology.job!r} --ps_hosts={','.join(topology.ps)!r} "
-            f"--worker_hosts={','.join(topology.workers)!r}: this version trains in a single process",
-            hint="leave the four cluster flags out, and unset TF_CONFIG",
-        )
-    return Workers(topology, devices)
+def workers_of(topology: Topology, devices: Devices, *, training: bool = True) -> Workers:
+    """Choose how the processes of a job work together; outside of a training each works for itself."""
+    from moxserve.tensorflow.executor.workers.part import Part
+
+    part = Part.current()
+    if not training or not topology.distributed or topology.job != "worker" or part is None or not part.run:
+        return Workers(topology, devices)
+    if topology.without_servers:
+        if topology.num_workers == 1:
+            return Workers(topology, devices)
+        from moxserve.tensorflow.executor.workers.all_reduce import AllReduceWorkers
+
+        return AllReduceWorkers(topology, devices, part)
+    if topology.synchronous:
+        from moxserve.tensorflow.executor.workers.synchronous import SynchronousWorkers
+
+        return SynchronousWorkers(topology, devices, part)
+    from moxserve.tensorflow.executor.workers.asynchronous import AsynchronousWorkers
+
+    return AsynchronousWorkers(topology, devices, part)

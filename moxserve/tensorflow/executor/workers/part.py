@@ -1,0 +1,121 @@
+"""The part of this process in the distributed trainings of its script: which run it is, and which attempt.
+
+A script may train several times, one `run` after the other, and each process of the job runs the same script: the runs
+have numbers, from 1, by which the processes know what they talk about. A process that loses the others in a run tries
+again by itself, with a new graph and session, before it gives up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from moxserve.errors import WorkersLostError, first_line
+from moxserve.tensorflow.executor.cluster import Topology
+from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.workers.peers import POLL_S, members, unreachable
+
+__all__ = ["Part", "is_lost"]
+
+_ATTEMPTS = 5
+_STEADY_S = 60.0
+# A parameter server that was started again knows nothing of the graphs, variables and queues that it held.
+_FORGOTTEN = (
+    "uninitialized",
+    "not initialized",
+    "does not exist",
+    "Could not find variable",
+    "not found",
+    "was closed",
+)
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error of the runtime says that another process is gone, or came back without its state."""
+    if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)):
+        return True
+    if isinstance(error, (tf.errors.FailedPreconditionError, tf.errors.NotFoundError, tf.errors.CancelledError)):
+        return any(text in str(error.message) for text in _FORGOTTEN)
+    return isinstance(error, (tf.errors.UnknownError, tf.errors.InternalError)) and "Stream removed" in error.message
+
+
+@dataclass
+class Part:
+    """What this process does in one `run`.
+
+    Attributes:
+        topology: of the job.
+        run: number of the distributed training in this process, from 1; 0 for a run that is none.
+        attempt: how often this process has tried, from 1.
+    """
+
+    topology: Topology
+    run: int = 0
+    attempt: int = 0
+
+    _runs: ClassVar[int] = 0
+    _current: ClassVar[Part | None] = None
+
+    @classmethod
+    @contextmanager
+    def taken(cls, topology: Topology, *, training: bool) -> Iterator[Part]:
+        """Take part in a `run`."""
+        distributed = training and topology.distributed and topology.job in ("ps", "worker")
+        if distributed:
+            Part._runs += 1
+        before, part = Part._current, cls(topology, Part._runs if distributed else 0)
+        Part._current = part
+        try:
+            yield part
+        except WorkersLostError as error:
+            tf1.logging.error("%s", error)  # a script that does not catch it ends without a word
+            raise
+        finally:
+            Part._current = before
+
+    @classmethod
+    def current(cls) -> Part | None:
+        """The part of the run in progress."""
+        return Part._current
+
+    def persist(self, attempt: Callable[[], Any]) -> Any:
+        """Make an attempt, and further ones while the other processes fail.
+
+        Args:
+            attempt: makes a RunResult, all anew: graph, session, input.
+
+        Raises:
+            WorkersLostError: the others fail again and again, or this process cannot rejoin them.
+        """
+        if not self.run:
+            return attempt()
+        failed, start_step = 0, None
+        while True:
+            self.attempt += 1
+            began = time.monotonic()
+            try:
+                result = attempt()
+                return result if start_step is None else replace(result, start_step=start_step)
+            except tf.errors.OpError as error:
+                if not is_lost(error):
+                    raise
+                failed = 1 if time.monotonic() - began > _STEADY_S else failed + 1
+                self._go_on_or_raise(error, failed)
+            time.sleep(POLL_S)
+
+    def _go_on_or_raise(self, error: Exception, failed: int) -> None:
+        """Say who is gone; raise where no other attempt is worth it."""
+        rejoins = self.topology.variable_update != "all_reduce"
+        others = [p for p in members(self.topology, "ps", "worker") if p.job == "ps" or not rejoins]
+        missing = ", ".join(map(str, unreachable(others)))
+        what = f"{missing} does not answer any more" if missing else "another process of the job failed"
+        if rejoins and failed < _ATTEMPTS:
+            tf1.logging.warning("%s (%s): joining again", what, first_line(error))
+            return
+        raise WorkersLostError(
+            f"{what}: {first_line(error)}",
+            hint="start the job again, all of its processes: it goes on from the last checkpoint",
+        ) from error
