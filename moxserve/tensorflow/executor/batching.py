@@ -40,10 +40,14 @@ class IteratorRecorder:
         if draws is not None and not draws.by_row:
             dataset = draws.resumed(dataset)
         iterator = tf1.data.make_initializable_iterator(dataset)
+        self.know(iterator, dataset)
+        return iterator
+
+    def know(self, iterator: Any, dataset: Any) -> None:
+        """Note what an initialisable iterator is of."""
         name = iterator._iterator_resource.name
         self.initializers[name] = iterator.initializer
         self.datasets[name] = dataset
-        return iterator
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -47,8 +47,8 @@ class Devices:
         return (Place(0, "/cpu:0" if self.topology.on_cpu else ""),)
 
     def reduce(self, per_tower: Sequence[GradsAndVars]) -> GradsAndVars:
-        """Combine one list of (gradient, variable) per tower, the variables being the first tower's: the mean gradients,
-        and the variables that are updated.
+        """Combine one list of (gradient, variable) per tower, the variables being the first tower's: the mean
+        gradients, and the variables that are updated.
         """
         (only,) = per_tower
         return only

@@ -29,8 +29,9 @@ from moxserve.tensorflow.executor.participants import (
     is_end_of_input,
 )
 from moxserve.tensorflow.executor.position import INPUT_COUNTS_STEPS, INPUT_POSITIONS
-from moxserve.tensorflow.executor.rounds import TowerInputs, input_rounds
+from moxserve.tensorflow.executor.rounds import TowerInputs, input_rounds, limit_rounds
 from moxserve.tensorflow.executor.skipped import SkippedRows
+from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.input_source.base import InputSource
 from moxserve.tensorflow.input_source.queue import QueueInput
 
@@ -104,11 +105,7 @@ class ModeInput:
     @property
     def steps(self) -> int:
         """How many steps make one pass where the tensors themselves never end; 0 where that is not known."""
-        if self.source is None:
-            return 0
-        with suppress(NotImplementedError):
-            return self.source.size()
-        return 0
+        return 0 if self.source is None else _size(self.source)
 
     def fetch(self, session: Any) -> list[np.ndarray]:
         """Take one batch outside of a loop.
@@ -186,7 +183,7 @@ def _build(input_fn: Callable[..., Any], mode: str, batch_size: int, towers: int
             result = recorder.make_iterator(result).get_next()
             result = tf.nest.flatten(result)
     if isinstance(result, (DataFlow, InputSource)):
-        return _from_source(result, recorder, mode, batch_size)
+        return _from_source(result, recorder, mode, batch_size, towers)
     tensors, endless = check_tensors(result, "input_fn"), False
     if batch_size:
         tensors, initializers, endless = lift_batches(tensors, recorder, mode, batch_size, towers=towers)
@@ -196,25 +193,36 @@ def _build(input_fn: Callable[..., Any], mode: str, batch_size: int, towers: int
     return ModeInput(rounds, more or initializers, auto_batch=bool(batch_size), endless=endless)
 
 
-def _from_source(given: DataFlow | InputSource, recorder: IteratorRecorder, mode: str, batch_size: int) -> ModeInput:
+def _from_source(
+    given: DataFlow | InputSource, recorder: IteratorRecorder, mode: str, batch_size: int, towers: int
+) -> ModeInput:
     """Set a source up, and take its tensors; a data flow is read ahead into a queue."""
     source = QueueInput(given) if isinstance(given, DataFlow) else given
     try:
         if batch_size:
             source.make_batches(batch_size)
         participants = source.setup(None, mode)
-        tensors = source.get_input_tensors()
+        rounds, endless = source.get_tower_tensors(towers), source.endless
+        if endless and towers > 1 and mode != ModeKeys.TRAIN and (size := _size(source)):
+            rounds, endless = limit_rounds(rounds, recorder, size), False
     except BaseException:
         source.close()
         raise
     return ModeInput(
-        [TowerInputs(tensors)],
+        rounds,
         list(recorder.initializers.values()),
         auto_batch=bool(batch_size) or source.gives_batches,
-        endless=source.endless,
+        endless=endless,
         participants=[p if isinstance(p, Participant) else HookParticipant(p) for p in participants],
         source=source,
     )
+
+
+def _size(source: InputSource) -> int:
+    """How many elements make one pass; 0 where that is not known."""
+    with suppress(NotImplementedError):
+        return source.size()
+    return 0
 
 
 def collect_samples(

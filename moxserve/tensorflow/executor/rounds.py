@@ -18,7 +18,7 @@ from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.lift import GET_NEXT, graph_def_of, lift_to_dataset, pulls
 from moxserve.tensorflow.executor.repeatable import input_draws
 
-__all__ = ["TowerInputs", "in_order", "input_rounds", "take_if"]
+__all__ = ["TowerInputs", "in_order", "input_rounds", "limit_rounds", "take_if"]
 
 _SEED_STEP = 7919  # towers draw other random numbers than the first one does
 
@@ -65,6 +65,24 @@ def input_rounds(
         values, present, before = _pull(cut.sources, before, endless)
         rounds.append(TowerInputs(cut.copy(values, index), present))
     return rounds, started
+
+
+def limit_rounds(rounds: Sequence[TowerInputs], recorder: IteratorRecorder, count: int) -> list[TowerInputs]:
+    """Let an input that never ends end after so many elements, also in the middle of a round.
+
+    Args:
+        rounds: the tensors of each tower.
+        recorder: gets the iterator that counts.
+        count: how many elements there are.
+    """
+    counter = recorder.make_iterator(tf.data.Dataset.range(count)).get_next()
+    with tf1.control_dependencies([counter.op]):  # ends the step, and with it the run
+        limited = [TowerInputs([tf.identity(tensor) for tensor in rounds[0]])]
+    before = [counter.op]
+    for given in rounds[1:]:
+        _, present, before = _pull([counter.op], before, endless=False)
+        limited.append(TowerInputs(given, present if given.present is None else tf.logical_and(present, given.present)))
+    return limited
 
 
 def in_order(make: Callable[[], Sequence[Any]], before: Sequence[Any]) -> list[Any]:
@@ -164,10 +182,10 @@ class _Cut:
             index: of the tower.
         """
         known = dict(values)
-        if (draws := input_draws()) is not None:
-            known.update(draws.of_tower(index))
         for op in self._shared.values():
             known.update({tensor.name: tensor for tensor in op.outputs})
+        if (draws := input_draws()) is not None:
+            known.update(draws.of_tower(index))
         if self._between:
             known.update(self._import(known, index))
         return [known[tensor.name] for tensor in self._tensors]

@@ -2,7 +2,7 @@
 
     make_batches(batch_size)     only where the caller wants batches of what the source gives one by one
     setup(signature, mode)       the graph is open, no session of the run exists: processes are forked here
-    get_input_tensors()          once a tower, new tensors each time (placeholders excepted)
+    get_tower_tensors(towers)    or get_input_tensors() for a single tower
     reset_state()                a default session exists: starts the input, or starts it again from the beginning
       ready, step_args           the participants that `setup` returned, at each step
     close()                      ends threads and processes; more than once does no harm
@@ -19,6 +19,7 @@ from typing import Any
 from moxserve.errors import ModelSpecError, UsageError
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.participants import Participant
+from moxserve.tensorflow.executor.rounds import TowerInputs, in_order
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.input_source.signature import Spec, as_signature
 
@@ -78,13 +79,27 @@ class InputSource:
         return list(self._get_callbacks())
 
     def get_input_tensors(self) -> list[Any]:
-        """Return one tensor for each entry of the signature; call it once a tower.
+        """Return one tensor for each entry of the signature, new ones each time (placeholders excepted).
 
         Raises:
             UsageError: before `setup`.
         """
         self._require_setup("get_input_tensors")
         return list(self._get_input_tensors())
+
+    def get_tower_tensors(self, towers: int) -> list[TowerInputs]:
+        """Return the tensors of each tower: a step takes so many elements, in the order of the towers.
+
+        Args:
+            towers: how many there are.
+
+        Raises:
+            UsageError: before `setup`.
+        """
+        rounds = [TowerInputs(self.get_input_tensors())]
+        while len(rounds) < towers:
+            rounds.append(self._next_tower(rounds[0], rounds[-1]))
+        return rounds
 
     def reset_state(self, feed: Mapping[Any, Any] | None = None) -> None:
         """Start the input, or start it again from the beginning. Needs a default session.
@@ -144,6 +159,15 @@ class InputSource:
     def _get_input_tensors(self) -> Sequence[Any]:
         raise TypeError(f"{type(self).__name__} does not define _get_input_tensors")
 
+    def _next_tower(self, first: TowerInputs, before: TowerInputs) -> TowerInputs:
+        """Make the tensors of one more tower.
+
+        Args:
+            first: of the first tower.
+            before: of the tower whose turn is before.
+        """
+        return TowerInputs(in_order(self.get_input_tensors, before))
+
     def _reset_state(self) -> None:
         """Start, or start again."""
 
@@ -188,7 +212,14 @@ class _Remapped(InputSource):
         return self._participants
 
     def _get_input_tensors(self) -> Sequence[Any]:
-        found = dict(zip(self._order, self._inner.get_input_tensors(), strict=True))
+        return self._remap(self._inner.get_input_tensors())
+
+    def get_tower_tensors(self, towers: int) -> list[TowerInputs]:
+        """Return the tensors of each tower."""
+        return [TowerInputs(self._remap(given), given.present) for given in self._inner.get_tower_tensors(towers)]
+
+    def _remap(self, tensors: Sequence[Any]) -> list[Any]:
+        found = dict(zip(self._order, tensors, strict=True))
         for position in self._rest:
             spec = self.signature[position]
             found[position] = tf1.placeholder_with_default(_empty(spec), spec.shape, spec.name)

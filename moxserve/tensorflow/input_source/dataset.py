@@ -8,10 +8,11 @@ from typing import Any
 
 from moxserve.dataflow.base import DataFlow
 from moxserve.errors import ModelSpecError, UsageError
-from moxserve.tensorflow.executor.batching import batch_dataset, is_endless
+from moxserve.tensorflow.executor.batching import IteratorRecorder, batch_dataset, is_endless
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.participants import NEVER, Clock, Participant
 from moxserve.tensorflow.executor.python_calls import steps
+from moxserve.tensorflow.executor.rounds import TowerInputs, input_rounds
 from moxserve.tensorflow.input_source.base import FeedfreeInput
 from moxserve.tensorflow.input_source.reader import FlowReader
 from moxserve.tensorflow.input_source.signature import Spec, as_signature
@@ -121,7 +122,8 @@ class TFDatasetInput(FeedfreeInput):
         if signature:
             _check(dataset, signature)
         with self.cached_name_scope(), tf.device("/cpu:0"):
-            self._iterator = tf1.data.make_initializable_iterator(dataset.prefetch(2) if self._reader else dataset)
+            self._elements = dataset.prefetch(2) if self._reader else dataset
+            self._iterator = tf1.data.make_initializable_iterator(self._elements)
         names = [spec.name for spec in signature or self._wanted or ()]
         specs = tf.nest.flatten(dataset.element_spec)
         self.signature = tuple(
@@ -151,6 +153,14 @@ class TFDatasetInput(FeedfreeInput):
         for tensor, spec in zip(tensors, self.signature, strict=True):
             tensor.set_shape(spec.shape)
         return tensors
+
+    def get_tower_tensors(self, towers: int) -> list[TowerInputs]:
+        """Return the tensors of each tower."""
+        recorder = IteratorRecorder()
+        tensors = self.get_input_tensors()
+        recorder.know(self._iterator, self._elements)
+        with self.cached_name_scope(), tf.device("/cpu:0"):
+            return input_rounds(tensors, recorder, towers)[0]
 
     def _reset_state(self) -> None:
         tf1.get_default_session().run(self._iterator.initializer, self._start_feed)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from moxserve.dataflow.base import DataFlow
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.participants import InputEnded, Participant, StepContext
+from moxserve.tensorflow.executor.rounds import TowerInputs
 from moxserve.tensorflow.input_source.base import InputSource
 from moxserve.tensorflow.input_source.reader import FlowReader
 from moxserve.tensorflow.input_source.signature import Spec, as_signature
@@ -47,8 +50,8 @@ class PlaceholderInput(InputSource):
 class FeedInput(InputSource):
     """A data flow that is read between the steps and fed to placeholders.
 
-    An error in the flow comes out of the run as it is. No latency is hidden: `QueueInput` does that. Each call of
-    `get_input_tensors` returns the same placeholders, so all towers see the same data.
+    An error in the flow comes out of the run as it is. No latency is hidden: `QueueInput` does that. Each tower has
+    placeholders of its own; each call of `get_input_tensors` returns those of the first.
 
     Args:
         ds: the flow.
@@ -74,14 +77,22 @@ class FeedInput(InputSource):
 
     def _setup(self, signature: tuple[Spec, ...]) -> None:
         self.signature = self._reader.open(self.mode, signature)
+        self._towers = [TowerInputs(self._placeholders())]
+
+    def _placeholders(self) -> list[Any]:
         with self.cached_name_scope():
-            self._placeholders = [tf1.placeholder(spec.dtype, spec.shape, spec.name) for spec in self.signature]
+            return [tf1.placeholder(spec.dtype, spec.shape, spec.name) for spec in self.signature]
 
     def _get_callbacks(self) -> Sequence[Participant]:
         return [_Feeder(self)]
 
     def _get_input_tensors(self) -> Sequence[Any]:
-        return self._placeholders
+        return self._towers[0]
+
+    def _next_tower(self, first: TowerInputs, before: TowerInputs) -> TowerInputs:
+        present = tf1.placeholder_with_default(True, [], "present")
+        self._towers.append(TowerInputs(self._placeholders(), present))
+        return self._towers[-1]
 
     def _reset_state(self) -> None:
         self._reader.restart()
@@ -93,10 +104,15 @@ class FeedInput(InputSource):
         self._reader.close()
 
     def _feed(self) -> dict[Any, Any]:
-        arrays = self._reader.next(self.signature)
-        if arrays is None:
+        first = self._reader.next(self.signature)
+        if first is None:
             raise InputEnded
-        return dict(zip(self._placeholders, arrays, strict=True))
+        feed = dict(zip(self._towers[0], first, strict=True))
+        for tower in self._towers[1:]:
+            arrays = self._reader.next(self.signature)
+            feed.update(zip(tower, first if arrays is None else arrays, strict=True))
+            feed[tower.present] = np.bool_(arrays is not None)
+        return feed
 
 
 class _Feeder(Participant):

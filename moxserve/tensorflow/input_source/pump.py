@@ -30,6 +30,9 @@ class Pump:
         ahead: how many elements may wait.
         starved: says in a message what has come so far.
         at_end: called in the thread when no element will follow, also after an error.
+
+    Attributes:
+        per_step: how many elements a step takes; fewer where there are no more.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Pump:
         self._ahead = ahead
         self._starved = starved
         self._at_end = at_end
+        self.per_step = 1
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._moved = self._taken = 0
@@ -93,7 +97,7 @@ class Pump:
         return self._stopping
 
     def take(self, stopped: Callable[[], bool], *, tell: bool = True) -> float:
-        """Wait until an element is there, and count it as taken.
+        """Wait until the elements of a step are there, and count them as taken.
 
         Args:
             stopped: asked while waiting; True gives up.
@@ -109,20 +113,23 @@ class Pump:
         """
         waited_s = 0.0
         with self._changed:
-            if self._moved <= self._taken and not self._ended:
+            if not self._is_enough() and not self._ended:
                 waited_s = self._wait(stopped, tell)
             if self.error is not None:
                 raise self.error
             if self._moved <= self._taken:
                 raise InputEnded
-            self._taken += 1
+            self._taken = min(self._taken + self.per_step, self._moved)
             self._changed.notify_all()
         return waited_s
+
+    def _is_enough(self) -> bool:
+        return self._moved >= self._taken + self.per_step
 
     def _wait(self, stopped: Callable[[], bool], tell: bool) -> float:
         began = time.monotonic()
         patience = _TELL_AFTER_S
-        while self._moved <= self._taken and not self._ended:
+        while not self._is_enough() and not self._ended:
             if stopped():
                 raise RunStopped
             self._changed.wait(_POLL_S)
@@ -152,13 +159,13 @@ class Pump:
 
     def _has_room(self) -> bool:
         with self._changed:
-            while self._moved - self._taken >= self._ahead and not self._stopping:
+            while self._moved - self._taken >= max(self._ahead, self.per_step) and not self._stopping:
                 self._changed.wait()
             return not self._stopping
 
 
 class PumpParticipant(Participant):
-    """Lets a step begin when the pump has an element for it."""
+    """Lets a step begin when the pump has what it takes."""
 
     def __init__(self, pump: Pump) -> None:
         self._pump = pump

@@ -9,6 +9,7 @@ from moxserve.dataflow.base import DataFlow
 from moxserve.errors import DataError, ModelSpecError, UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.participants import Participant
+from moxserve.tensorflow.executor.rounds import TowerInputs, take_if
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.input_source.base import FeedfreeInput
 from moxserve.tensorflow.input_source.pump import Pump, PumpParticipant
@@ -126,6 +127,34 @@ class QueueInput(FeedfreeInput):
 
     def _take(self) -> Any:
         return self.queue.dequeue(name="dequeue")
+
+    def get_tower_tensors(self, towers: int) -> list[TowerInputs]:
+        """Return the tensors of each tower.
+
+        Raises:
+            UsageError: the queue holds less than a step takes.
+        """
+        self._require_setup("get_tower_tensors")
+        if towers > self._ahead():
+            raise UsageError(
+                f"{self.describe()}: a step on {towers} devices takes {towers} elements, and the queue holds "
+                f"{self._ahead()}",
+                hint="give a queue of a larger capacity, or leave queue= out",
+            )
+        self._pump.per_step = towers
+        return super().get_tower_tensors(towers)
+
+    def _next_tower(self, first: TowerInputs, before: TowerInputs) -> TowerInputs:
+        if self.endless:
+            return super()._next_tower(first, before)
+        # The step began when all that it takes was in the queue, or when nothing was to follow.
+        with self.cached_name_scope(), tf.device("/cpu:0"), tf.control_dependencies([t.op for t in before]):
+            more = self.queue.size() >= self._rows_taken
+            return TowerInputs(take_if(more, self.get_input_tensors, first), more)
+
+    @property
+    def _rows_taken(self) -> int:
+        return 1
 
     def _watch_size(self) -> list[Any]:
         """The moving average of the queue's size, updated inside of each step of the first tower."""
@@ -260,6 +289,10 @@ class BatchQueueInput(QueueInput):
 
     def _take(self) -> Any:
         return self.queue.dequeue_many(self._batch_size, name="dequeue")
+
+    @property
+    def _rows_taken(self) -> int:
+        return self._batch_size
 
     def _size(self) -> int:
         return super()._size() // self._batch_size

@@ -10,6 +10,7 @@ from tensorflow.python.ops.data_flow_ops import StagingArea
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.participants import Clock, Participant
+from moxserve.tensorflow.executor.rounds import TowerInputs
 from moxserve.tensorflow.input_source.base import FeedfreeInput, InputSource
 from moxserve.tensorflow.input_source.pump import Pump, PumpParticipant
 from moxserve.tensorflow.input_source.signature import Spec
@@ -74,23 +75,38 @@ class StagingInput(FeedfreeInput):
         return [_Stager(self._pump, self._participants)]
 
     def _get_input_tensors(self) -> Sequence[Any]:
-        tensors = self._inner.get_input_tensors()
-        with tf.device(None), tf.device(self._place(tensors)), self.cached_name_scope():
+        return self._stage(self._inner.get_input_tensors(), 0)
+
+    def get_tower_tensors(self, towers: int) -> list[TowerInputs]:
+        """Return the tensors of each tower. What is staged at a time is what a step takes, on the devices of the
+        towers.
+        """
+        self._require_setup("get_tower_tensors")
+        rounds = []
+        for index, given in enumerate(self._inner.get_tower_tensors(towers)):
+            extra = [] if given.present is None else [given.present]
+            staged = self._stage([*given, *extra], index)
+            rounds.append(TowerInputs(staged[: len(given)], staged[-1] if extra else None))
+        return rounds
+
+    def _stage(self, tensors: Sequence[Any], index: int) -> list[Any]:
+        with tf.device(None), tf.device(self._place(tensors, index)), self.cached_name_scope():
             # Of no capacity of its own: the pump bounds it, and a put that waits would hold a thread of the runtime.
             area = StagingArea([t.dtype for t in tensors], [t.shape for t in tensors])
             self._puts.append(area.put(tensors))
             self._clears.append(area.clear())
-            staged = area.get()
+            taken = area.get()
+        staged = list(taken) if isinstance(taken, (list, tuple)) else [taken]
         for tensor, original in zip(staged, tensors, strict=True):
             tensor.set_shape(original.shape)
-        return list(staged)
+        return staged
 
-    def _place(self, tensors: Sequence[Any]) -> str:
+    def _place(self, tensors: Sequence[Any], index: int) -> str:
         if any(tensor.dtype == tf.string for tensor in tensors):
             return "/cpu:0"
         if self._device is not None:
             return self._device
-        return "/gpu:0" if tf.config.list_physical_devices("GPU") else "/cpu:0"
+        return f"/gpu:{index}" if tf.config.list_physical_devices("GPU") else f"/cpu:{index}"
 
     def _reset_state(self) -> None:
         session = tf1.get_default_session()

@@ -8,6 +8,7 @@ from typing import Any
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.batching import IteratorRecorder, check_tensors, lift_batches
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.rounds import TowerInputs, input_rounds
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.input_source.base import FeedfreeInput
 from moxserve.tensorflow.input_source.signature import Spec, as_signature
@@ -19,7 +20,7 @@ class TensorInput(FeedfreeInput):
     """Tensors that a function of yours makes; the `input_fn` of `mox.run` in another form.
 
     Args:
-        get_tensor_fn: called without arguments, once a tower; returns the tensors of one batch, or of one sample where
+        get_tensor_fn: called without arguments; returns the tensors of one batch, or of one sample where
             batches are made of it.
         size: how many of them an epoch has: EVAL and PREDICT end after so many, where the tensors themselves never end.
     """
@@ -39,6 +40,14 @@ class TensorInput(FeedfreeInput):
     # -- protocol
 
     def _get_input_tensors(self) -> Sequence[Any]:
+        return self._tensors(1)[0]
+
+    def get_tower_tensors(self, towers: int) -> list[TowerInputs]:
+        """Return the tensors of each tower: the function is called once."""
+        self._require_setup("get_tower_tensors")
+        return self._tensors(towers)
+
+    def _tensors(self, towers: int) -> list[TowerInputs]:
         recorder = IteratorRecorder()
         with recorder.recording():
             tensors = check_tensors(self._function(), "get_tensor_fn")
@@ -46,16 +55,17 @@ class TensorInput(FeedfreeInput):
         if self._batch_size:
             count = None if self.mode == ModeKeys.TRAIN else self._count
             tensors, initializers, self.endless = lift_batches(
-                tensors, recorder, self.mode, self._batch_size, count=count
+                tensors, recorder, self.mode, self._batch_size, count=count, towers=towers
             )
-        self._initializers += initializers
         if self.signature and len(self.signature) != len(tensors):
             raise ModelSpecError(
                 f"get_tensor_fn returned {len(tensors)} tensors, and the signature has {len(self.signature)}"
             )
         for tensor, spec in zip(tensors, self.signature, strict=bool(self.signature)):
             tensor.set_shape(spec.shape)
-        return tensors
+        rounds, more = input_rounds(tensors, recorder, towers)
+        self._initializers += more or initializers
+        return rounds
 
     def _reset_state(self) -> None:
         session = tf1.get_default_session()
