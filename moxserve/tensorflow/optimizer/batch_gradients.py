@@ -6,7 +6,7 @@ from typing import Any
 
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.tensorflow.optimizer.wrapper import OptimizerWrapper, Pairs, apart, count_step
+from moxserve.tensorflow.optimizer.wrapper import OptimizerWrapper, Pairs, apart, count_step, tensors
 
 __all__ = ["BatchGradients"]
 
@@ -47,7 +47,7 @@ class BatchGradients(OptimizerWrapper):
 
         def update() -> Any:
             means = [(one.mean(self._num_batches), one.variable) for one in sums]
-            parts = [part for mean, _ in means for part in _tensors(mean)]
+            parts = [part for mean, _ in means for part in tensors(mean)]
             meeting = self.meets and apart()
             applied = self._apply_together(means) if meeting else self._optimizer.apply_gradients(means)
             with tf1.control_dependencies([applied, *parts]):
@@ -97,7 +97,3 @@ class _Sum:
         if self._rows is not None:
             cleared.append(self._rows.assign(tf.zeros(self._rows.shape, tf.bool), read_value=False))
         return tf.group(*cleared)
-
-
-def _tensors(gradient: Any) -> tuple[Any, ...]:
-    return (gradient.values, gradient.indices) if isinstance(gradient, tf.IndexedSlices) else (gradient,)

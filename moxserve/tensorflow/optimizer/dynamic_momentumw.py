@@ -35,19 +35,22 @@ class DyMomentumWOptimizer(DyMomentumOptimizer):
         return scaled_by_layer(gradient, variable, _LARS_RATIO, 0.0, _LARS_EPSILON)
 
     def _resource_apply_dense(self, grad: Any, var: Any) -> Any:
-        with tf1.control_dependencies(self._decay(var, None)):
+        with tf1.control_dependencies(self._decay(var, None, grad)):
             return super()._resource_apply_dense(grad, var)
 
     def _resource_apply_sparse(self, grad: Any, var: Any, indices: Any) -> Any:
-        with tf1.control_dependencies(self._decay(var, indices)):
+        with tf1.control_dependencies(self._decay(var, indices, grad)):
             return super()._resource_apply_sparse(grad, var, indices)
 
-    def _decay(self, variable: Any, indices: Any) -> list[Any]:
-        """Make the operations that let a variable decay, or the rows of it that are updated."""
+    def _decay(self, variable: Any, indices: Any, after: Any) -> list[Any]:
+        """Make the operations that let a variable decay, or the rows of it that are updated, when its gradient is
+        known: that is a function of the weights before.
+        """
         if not self._weight_decay or self._skip(variable):
             return []
         factor = tf.cast(self._learning_rate_tensor * self._weight_decay, variable.dtype.base_dtype)
-        if indices is None:
-            return [variable.assign_sub(factor * variable.read_value(), read_value=False)]
-        loss = tf.IndexedSlices(factor * variable.sparse_read(indices), indices)
-        return [tf.group(variable.scatter_sub(loss))]
+        with tf1.control_dependencies([after]):
+            if indices is None:
+                return [variable.assign_sub(factor * variable.read_value(), read_value=False)]
+            lost = tf.IndexedSlices(factor * variable.sparse_read(indices), indices)
+            return [tf.group(variable.scatter_sub(lost))]

@@ -9,7 +9,7 @@ from typing import Any
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.workers import current_workers
-from moxserve.tensorflow.optimizer.wrapper import OptimizerWrapper, Pairs, apart, count_step, replicas
+from moxserve.tensorflow.optimizer.wrapper import OptimizerWrapper, Pairs, apart, count_step, replicas, tensors
 
 __all__ = ["Easgd"]
 
@@ -62,10 +62,14 @@ class Easgd(OptimizerWrapper):
         centers = [self._center(variable, position, servers) for position, (_, variable) in enumerate(pairs)]
         springs = list(zip(centers, (variable for _, variable in pairs), strict=True))
         count = self._state("count", [], tf.int64)
-        begun = self._begun(springs, servers)
+        # Not before the gradients are known: they are those of the weights before the move.
+        with tf1.control_dependencies([part for gradient, _ in pairs for part in tensors(gradient)]):
+            begun = self._begun(springs, servers)
         with tf1.control_dependencies([begun]):
             steps = count.assign_add(1, read_value=True)
-        moved = tf1.cond(steps % self._period == 0, lambda: self._move(springs, bool(servers)), lambda: tf.constant(0))
+        moved = tf1.cond(
+            tf.equal(steps % self._period, 0), lambda: self._move(springs, bool(servers)), lambda: tf.constant(0)
+        )
         with tf1.control_dependencies([moved]):
             applied = self._optimizer.apply_gradients(pairs)
         return count_step(global_step, [applied])

@@ -89,7 +89,7 @@ class LossScale(OptimizerWrapper):
         def update() -> Any:
             with tf1.control_dependencies([self._optimizer.apply_gradients(pairs)]):
                 count = good.assign_add(1, read_value=True)
-            return self._set(tf.where(count % self._window == 0, self.scale * 2.0, self.scale.read_value()))
+            return self._set(tf.where(tf.equal(count % self._window, 0), self.scale * 2.0, self.scale.read_value()))
 
         def leave_out() -> Any:
             with tf1.control_dependencies([good.assign(0, read_value=False)]):

@@ -17,7 +17,7 @@ from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.workers import current_workers
 
-__all__ = ["OptimizerWrapper", "chain", "count_step", "dense", "map_values", "summed", "unfit"]
+__all__ = ["OptimizerWrapper", "chain", "count_step", "dense", "map_values", "summed", "tensors", "unfit"]
 
 Pairs = list[tuple[Any, Any]]
 
@@ -133,7 +133,7 @@ class OptimizerWrapper(tf1.train.Optimizer):
         if workers is None or not apart():
             return self._global(name, shape, dtype, initial)
         with tf.init_scope():
-            made = workers.own_variable(self._full(name), shape, dtype, tf1.constant_initializer(initial))
+            made = workers.own_variable(self._full(name), shape, dtype, _initializer(initial, dtype))
         self._own.append(made)
         return made
 
@@ -141,7 +141,7 @@ class OptimizerWrapper(tf1.train.Optimizer):
         """Make a variable that is saved with the model's; arguments as of `_state`."""
         with tf.init_scope():
             made = tf1.get_variable(
-                self._full(name), shape, dtype, tf1.constant_initializer(initial), trainable=False, use_resource=True
+                self._full(name), shape, dtype, _initializer(initial, dtype), trainable=False, use_resource=True
             )
         self._own.append(made)
         return made
@@ -230,11 +230,16 @@ def _warn_if_synchronous() -> None:
         tf1.logging.warning("Using OptimizerWrapper when sync_replicas is True may cause performance loss.")
 
 
+def _initializer(initial: float | bool, dtype: Any) -> Any:
+    return tf1.constant_initializer(bool(initial) if dtype == tf.bool else initial)
+
+
 def _unique(kind: str) -> str:
-    """Give the state of the first wrapper of a kind in a graph this name, the next ones a number more."""
-    with tf1.name_scope(None):
-        name: str = tf1.get_default_graph().unique_name(kind)
-    return name
+    """Name the state of a graph's first wrapper of a kind after the kind, and number those that follow."""
+    named: list[str] = tf1.get_collection_ref("mox/optimizer_wrappers")
+    named.append(kind)
+    count = named.count(kind)
+    return kind if count == 1 else f"{kind}_{count - 1}"
 
 
 def count_step(global_step: Any, after: Sequence[Any]) -> Any:
@@ -268,6 +273,11 @@ def summed(gradient: Any) -> Any:
     rows, position = tf.unique(gradient.indices)
     values = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
     return tf.IndexedSlices(values, rows, gradient.dense_shape)
+
+
+def tensors(gradient: Any) -> tuple[Any, ...]:
+    """Give what a gradient is made of, for control dependencies."""
+    return (gradient.values, gradient.indices) if isinstance(gradient, tf.IndexedSlices) else (gradient,)
 
 
 def dense(gradient: Any, variable: Any) -> Any:
