@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from moxserve.cli.paths import ExistingPath
 from moxserve.errors import UsageError
 
 __all__ = ["GroupedCommand", "apply_options", "stage_changes"]
@@ -118,7 +119,7 @@ _GROUPS: Mapping[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
         (("--tags",), {
             "callback": _words, "metavar": "TAG,…", "help": "Tags of the SavedModel's graph. Default: serve."}),
         (("--rows",), {
-            "type": click.Path(exists=True), "metavar": "FILE",
+            "type": ExistingPath(), "metavar": "FILE",
             "help": "Real rows for a source without a pipeline: .npz, .npy or JSON lines, by input name, or a folder "
             "of pictures; `labels` holds the right classes."}),
         (("--op-library", "op_libraries"), {

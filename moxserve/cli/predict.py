@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moxserve.cli.address import address_options, server_target
+from moxserve.cli.paths import ExistingPath
 
 if TYPE_CHECKING:
     from moxserve.client import Client
@@ -36,8 +37,17 @@ pixels scaled to 0..1, integer inputs 0..255.
 @address_options
 @click.option("--local", "local_dir", metavar="DIR", help="Run the model of this directory here, without a server.")
 @click.option("--model", metavar="NAME[:VERSION|@LABEL]", help="Which model; with --local its name is the folder's.")
-@click.option("--input", "source", required=True, metavar="PATH", type=click.Path(exists=True), help="The data set.")
-@click.option("--output", required=True, metavar="FILE", help="JSONL file to write; appears when it is complete.")
+@click.option(
+    "--input",
+    "source",
+    required=True,
+    metavar="PATH",
+    type=ExistingPath(),
+    help="The data set: a path, or a URL of a store.",
+)
+@click.option(
+    "--output", required=True, metavar="FILE", help="JSONL file to write, or its URL; appears when it is complete."
+)
 @click.option("--signature", default="serving_default", show_default=True, help="Key of the signature.")
 @click.option("--outputs", metavar="A,B", help="Write only these outputs.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Rows a request.")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from moxserve.client import Client
 from moxserve.client.fit import check_outputs, pick_signature
 from moxserve.errors import DataError, RequestError, UsageError
+from moxserve.file import local_copy
 from moxserve.predict.accuracy import Accuracy
 from moxserve.predict.batches import BatchResult, Sender, fixed_batch
 from moxserve.predict.readers import Row, Rows, open_rows
@@ -34,8 +35,8 @@ class PredictJob:
 
     Attributes:
         model: `NAME`, `NAME:VERSION` or `NAME@LABEL`.
-        input: the data set; `readers.py` says what may be read.
-        output: JSONL file to write.
+        input: the data set, a path or URL; `readers.py` says what may be read.
+        output: JSONL file to write, a path or URL.
         signature: key of the signature.
         outputs: names of the outputs to write; None means all.
         batch_size: rows a request; a signature with a fixed batch size overrules it.
@@ -138,10 +139,15 @@ def run_predict(client: Client, job: PredictJob, progress: Progress | None = Non
         ServerUnreachableError: nobody answers. Nothing was written.
         KeyboardInterrupt: Ctrl-C. Requests in flight are broken off; nothing was written.
     """
+    with local_copy(job.input) as source:
+        return _run(client, job, source, progress)
+
+
+def _run(client: Client, job: PredictJob, source: str, progress: Progress | None) -> PredictSummary:
     metadata = client.metadata(job.model)
     signature = pick_signature(metadata.signatures, job.signature, job.model)
     check_outputs(job.outputs, signature)
-    rows = open_rows(job.input, signature, job.limit, job.label)
+    rows = open_rows(source, signature, job.limit, job.label)
     batch_size = fixed_batch(signature) or job.batch_size
     sender = Sender(client, job.model, signature, job.outputs, job.skip_errors)
     tally = _Tally(Accuracy(rows.classes, rows.classes_listed))

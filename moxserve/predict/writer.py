@@ -20,7 +20,8 @@ import numpy as np
 
 from moxserve.client.calls import Array
 from moxserve.errors import DataError, UsageError
-from moxserve.file import fsync_directory, staging_directory
+from moxserve.file import fsync_directory, local_copy, staging_directory
+from moxserve.file.filesystem import is_remote
 from moxserve.predict.readers import Label
 
 __all__ = ["JsonLines", "encode_line", "json_value", "open_output"]
@@ -100,11 +101,16 @@ class JsonLines:
 
 @contextlib.contextmanager
 def open_output(path: str | os.PathLike[str]) -> Iterator[JsonLines]:
-    """Give a writer; the file appears under its name when the block ends without an exception.
+    """Give a writer; the file, or the object of a store, appears when the block ends without an exception.
 
     Raises:
         UsageError: the path is a directory, or its folder cannot be written.
     """
+    if is_remote(os.fspath(path)):
+        with local_copy(path, "w") as local, open(local, "wb") as f:
+            yield JsonLines(f)
+            f.flush()
+        return
     target = os.path.abspath(path)
     if os.path.isdir(target):
         raise UsageError(f"{os.fspath(path)!r} is a directory; expected the name of a file")

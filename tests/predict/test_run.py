@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moxserve import file
 from moxserve.client import Client, MockTransport, PredictCall, Retry
-from moxserve.errors import DataError, RequestError, ServerUnreachableError, UsageError
+from moxserve.errors import DataError, MoxserveError, RequestError, ServerUnreachableError, UsageError
 from moxserve.predict import PredictJob, run_predict
 from moxserve.types import Signature, TensorSpec, dtype_by_name
 
@@ -225,3 +226,19 @@ def test_wrong_jobs(tmp_path) -> None:
     with pytest.raises(DataError, match="holds no rows"):
         run_predict(client, PredictJob("m", tmp_path / "empty.jsonl", tmp_path / "o"))
     assert not (tmp_path / "o").exists()
+
+
+def test_data_and_answers_in_a_store(store: Any, scratch: Path, tmp_path: Path) -> None:
+    file.copy(numbers(tmp_path, 10), f"{store.base}/n.npy")
+    _, client = mock(lambda inputs: {"y": inputs["x"] + 0.5})
+    summary = run_predict(client, PredictJob("m", f"{store.base}/n.npy", f"{store.base}/out/o.jsonl"))
+    records = [json.loads(line) for line in file.read(f"{store.base}/out/o.jsonl").splitlines()]
+    assert [(r["input"], r["predictions"]["y"]) for r in records] == [(f"n.npy[{i}]", i + 0.5) for i in range(10)]
+    assert (summary.rows, summary.output) == (10, f"{store.base}/out/o.jsonl")
+    assert list(scratch.iterdir()) == []
+    with pytest.raises(FileNotFoundError):
+        run_predict(client, PredictJob("m", f"{store.base}/missing.npy", tmp_path / "o.jsonl"))
+    _, short = mock(lambda inputs: {"y": inputs["x"][:1]})  # one answer for a batch of ten rows
+    with pytest.raises(MoxserveError):
+        run_predict(short, PredictJob("m", f"{store.base}/n.npy", f"{store.base}/none.jsonl"))
+    assert not file.exists(f"{store.base}/none.jsonl")

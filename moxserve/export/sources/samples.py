@@ -17,6 +17,7 @@ from moxserve.client.fit import fit_inputs
 from moxserve.errors import DataError, MoxserveError
 from moxserve.export.job import ModelFileJob
 from moxserve.export.manifest import WARMUP_PATH
+from moxserve.file import local_copy
 from moxserve.predict.readers import Label, Row, open_rows
 from moxserve.protocol.prediction_log import parse_log, requests_of
 from moxserve.protocol.tfrecord import read_records
@@ -71,11 +72,12 @@ def read_samples(
         DataError: it cannot be read, a row does not fit the signature, or the rows differ in shape.
         UsageError: the data set's kind does not fit the signature.
     """
-    opened = open_rows(path, signature, limit)
-    rows = list(opened.items)
-    if not rows:
-        raise DataError(f"{os.fspath(path)}: no rows in it")
-    loaded = [row.load() for row in rows]
+    with local_copy(path) as local:
+        opened = open_rows(local, signature, limit)
+        rows = list(opened.items)
+        if not rows:
+            raise DataError(f"{os.fspath(path)}: no rows in it")
+        loaded = [row.load() for row in rows]
     inputs = {alias: _stack(alias, [row[alias] for row in loaded], rows) for alias in signature.inputs}
     known = classes or (opened.classes if opened.classes_listed else ())
     return Samples(inputs, _labels([row.label for row in rows], known))
