@@ -23,6 +23,7 @@ from moxserve.tensorflow.executor.loop import Loop
 from moxserve.tensorflow.executor.participants import NEVER, Clock, InterStopped, Participant
 from moxserve.tensorflow.executor.reporters import EvalMeans, add_scalars
 from moxserve.tensorflow.executor.settings import Functions, Settings
+from moxserve.tensorflow.executor.shared import Group, HookEvaluation, plain
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.executor.stepper import Stepper
 from moxserve.tensorflow.executor.tower_values import TowerValues, tower_values
@@ -89,7 +90,7 @@ def build_inter(
     with _contained(mode):
         inter = _build(functions, settings, devices, train)
     inter.clock = clock
-    inter.bind(hooks, forbidden={tensor.op.name for tower in train.towers for tensor in tower.inputs})
+    inter.bind(train.spec.hooks, forbidden={tensor.op.name for tower in train.towers for tensor in tower.inputs})
     return inter
 
 
@@ -162,20 +163,34 @@ class InterBranch(Participant):
         """Give each hook of TRAIN the function that runs this branch for it.
 
         Args:
-            hooks: those of TRAIN that run the intermediate mode.
+            hooks: those of TRAIN, in order; some run the intermediate mode.
             forbidden: operations of TRAIN's input, which an evaluation must not pull.
 
         Raises:
             ModelSpecError: the hooks have no counterparts here, or monitor what an evaluation cannot give.
         """
-        expected = [type(hook).__name__ for hook in hooks]
-        per_tower = [self._infos(tower, hooks, expected) for tower in self.branch.towers]
-        for position, (hook, infos) in enumerate(zip(hooks, zip(*per_tower, strict=True), strict=True)):
+        running = [hook for hook in hooks if runs_inter_mode(hook)]
+        expected = [type(hook).__name__ for hook in running]
+        per_tower = [self._infos(tower, running, expected) for tower in self.branch.towers]
+        groups = self._groups(hooks)
+        for position, (hook, infos) in enumerate(zip(running, zip(*per_tower, strict=True), strict=True)):
             for info in infos:
                 for name, tensor in info.items():
                     _check_harmless(tensor, f"{expected[position]}.monitor_info[{name!r}]", forbidden, self._fed)
-            values = tower_values(infos, self.branch.towers)
-            hook.bind_inter(lambda n_steps, values=values: self.run(values, n_steps))
+            hook.bind_inter(HookEvaluation(tower_values(infos, self.branch.towers), groups[position]))
+
+    def _groups(self, hooks: Sequence[Any]) -> list[Group]:
+        """The group of each hook that runs the intermediate mode: see `shared`."""
+        groups = []
+        group = None
+        for hook in hooks:
+            shares = runs_inter_mode(hook) and hook.shares_evaluations
+            if group is None or not shares:
+                group = Group(self.run, self.clock)
+            if runs_inter_mode(hook):
+                groups.append(group)
+            group = group if shares else None
+        return groups
 
     def _infos(self, tower: Tower, hooks: Sequence[Any], expected: list[str]) -> list[dict[str, Any]]:
         """What the counterparts of the hooks monitor in a tower."""
@@ -262,7 +277,7 @@ class InterBranch(Participant):
             )
         with self.clock.aside():
             means = self._means(values, n_steps or NEVER)
-            self._write(means)
+            self._write(plain(means))
         return means
 
     def _write(self, means: Mapping[str, float]) -> None:

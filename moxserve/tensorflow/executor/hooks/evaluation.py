@@ -110,6 +110,12 @@ class LogEvaluationMetricHook(AggregativeSessionRunHook):
         """The last step of an epoch that is followed by an evaluation."""
         return self._every.next_step(step, phase=-1)
 
+    def before_run(self, run_context: Any) -> None:
+        """Announce the evaluation, so that it can be one with those of other hooks."""
+        announce = getattr(self._inter, "announce", None)
+        if announce is not None:
+            announce(self._eval_steps)
+
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Evaluate and print, on the worker that decides."""
         if self._host is not None and not self._host.decides:
