@@ -48,7 +48,7 @@ class Observers:
         self._timeline.steps = self._steps(store, "timeline_steps") if chosen else StepSet()
         worker = f"worker{topology.index}" if topology.num_workers > 1 else ""
         profiled = self._steps(store, "profile_steps") if chosen else StepSet()
-        self._profiler = StepProfiler(profiled, settings.log_dir, worker)
+        self._profiler = StepProfiler(profiled, settings.log_dir, worker, _label(settings.mode))
         self._progress_s = self._period(store)
         self._meter: UtilisationMeter | None = None
 

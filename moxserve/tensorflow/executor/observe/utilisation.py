@@ -6,8 +6,8 @@ nvidia-ml-py`) where that is installed, too, and every ten seconds besides.
 Waiting for input has two parts. Steps that take from a data flow begin when an element is there; that wait is measured
 at every step, by who waits. What TensorFlow's own input makes is waited for inside of the step. There it is sampled:
 two clocks in the graph, one read when the step begins, one when all input tensors are there. They run only in the steps
-whose summaries are written (or, without summaries, whose line is printed), which are after hundreds of others; no other
-step knows of them.
+whose summaries are written (or, without summaries, whose line is printed); no other step knows of them. The share is
+that of the sampled steps' own time.
 """
 
 from __future__ import annotations
@@ -108,11 +108,16 @@ class UtilisationMeter(Participant):
         self._gpus_due = math.inf if gpus is None else time.monotonic() + _GPU_PERIOD_S
         self._args: Any = None
         self._mark: _Mark | None = None
-        self._waits_s: list[float] = []
+        self._is_sample = False
+        self._began_s = 0.0
+        # Seconds of the steps that were sampled: of waiting in them, and of all of each.
+        self._sampled_s = (0.0, 0.0)
 
     def begin(self) -> None:
         """Put the two clocks into the graph."""
-        if self._every is None:
+        from tensorflow.python.framework.config import is_op_determinism_enabled
+
+        if self._every is None or is_op_determinism_enabled():  # which refuses clocks
             return
         # TensorFlow runs them only in steps that fetch their difference.
         with tf1.name_scope("mox_input_wait"), tf.device("/cpu:0"):
@@ -131,34 +136,39 @@ class UtilisationMeter(Participant):
 
     def step_args(self, context: StepContext) -> Any:
         """Ask for the wait of a step that is sampled."""
-        return self._args if self.next_step(context.clock) == context.clock.run_step else None
+        self._is_sample = self.next_step(context.clock) == context.clock.run_step
+        self._began_s = time.perf_counter()
+        return self._args if self._is_sample else None
 
     def step_values(self, context: StepContext, values: Any) -> None:
         """Read everything; the first step is none to learn from."""
-        if self._gpus is not None and (values.results is not None or time.monotonic() >= self._gpus_due):
+        step_s = time.perf_counter() - self._began_s
+        if self._gpus is not None and (self._is_sample or time.monotonic() >= self._gpus_due):
             self._gpus_due = time.monotonic() + _GPU_PERIOD_S
             self._gpus.read()
-        if values.results is None:
+        if not self._is_sample:
             return
         now, before = _Mark.read(context.clock), self._mark
         self._mark = now
         if before is None:
             return
-        self._waits_s.append(max(0.0, float(values.results)))
+        wait_s = 0.0 if values.results is None else min(max(0.0, float(values.results)), step_s)
+        self._sampled_s = (self._sampled_s[0] + wait_s, self._sampled_s[1] + step_s)
         if self._write is not None:
-            self._write(self._since(before, now), context.clock.global_step)
+            self._write(self._since(before, now, wait_s / step_s), context.clock.global_step)
 
-    def _since(self, before: _Mark, now: _Mark) -> dict[str, float]:
-        """What was used between two samples, as summaries."""
+    def _since(self, before: _Mark, now: _Mark, wait: float) -> dict[str, float]:
+        """What was used between two samples, as summaries; `wait` is the share of waiting in the last step."""
         steps, wall_s = now.step - before.step, max(now.wall_s - before.wall_s, 1e-9)
-        waited = (now.waited_s - before.waited_s) / wall_s + self._waits_s[-1] * steps / wall_s
+        waited = (now.waited_s - before.waited_s) / wall_s + wait
         values = {
             "mox/steps_per_s": steps / wall_s,
             "mox/samples_per_s": steps * self._rows_per_step / wall_s,
             "mox/cpu_percent": 100 * (now.cpu_s - before.cpu_s) / wall_s / available_cores(),
             "mox/memory_mb": memory_bytes()[0] / 1e6,
-            "mox/input_wait_percent": 100 * min(1.0, waited),
         }
+        if self._args is not None or waited:
+            values["mox/input_wait_percent"] = 100 * min(1.0, waited)
         for gpu in self._gpus.last if self._gpus is not None else ():
             values[f"mox/gpu{gpu.index}_percent"] = 100 * gpu.busy
             values[f"mox/gpu{gpu.index}_memory_mb"] = gpu.memory_bytes / 1e6
@@ -180,15 +190,16 @@ class UtilisationMeter(Participant):
             return None
         if self._gpus is not None:
             self._gpus.read()
-        sampled_s = sum(self._waits_s) / len(self._waits_s) * steps if self._waits_s else 0.0
-        known = bool(self._waits_s) or waited_s > 0
+        in_steps_s, sampled_s = self._sampled_s
+        known = (self._args is not None and sampled_s > 0) or waited_s > 0
+        waited = waited_s / wall_s + (in_steps_s / sampled_s if sampled_s else 0.0)
         memory, peak = memory_bytes()
         return Utilisation(
             cores=available_cores(),
             busy_cores=cpu_s / wall_s,
             memory_bytes=memory,
             peak_memory_bytes=peak,
-            input_wait=min(1.0, (sampled_s + waited_s) / wall_s) if known else None,
+            input_wait=min(1.0, waited) if known else None,
             gpus=() if self._gpus is None else self._gpus.use(),
         )
 
