@@ -11,6 +11,7 @@ from moxserve.tensorflow.executor.hooks import (
     LogEvaluationMetricHook,
     PlateauLREarlyStoppingHook,
 )
+from moxserve.tensorflow.executor.input_spec import InputSpec
 from moxserve.tensorflow.executor.run import run
 from moxserve.tensorflow.executor.spec import ExportKeys, ExportSpec, ModeKeys, ModelSpec, RunResult, SignatureSpec
 from moxserve.tensorflow.executor.variables import get_collection, var_scope
@@ -23,6 +24,7 @@ __all__ = [
     "ExportKeys",
     "ExportSpec",
     "FeedSessionRunHook",
+    "InputSpec",
     "LogEvaluationMetricHook",
     "ModeKeys",
     "ModelSpec",

@@ -20,6 +20,7 @@ from moxserve.errors import DataError
 from moxserve.tensorflow.executor.batching import IteratorRecorder, check_tensors, lift_batches
 from moxserve.tensorflow.executor.calls import call_with_mode, check_callable
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.input_spec import InputSpec, split_to_towers
 from moxserve.tensorflow.executor.participants import (
     Clock,
     HookParticipant,
@@ -152,8 +153,8 @@ def build_inputs(
     """Call `input_fn` in the current graph and make what `model_fn` gets of its result.
 
     Args:
-        input_fn: the user's function; returns a tensor, a list or tuple of tensors, a `tf.data.Dataset`, an
-            InputSource or a DataFlow.
+        input_fn: the user's function; returns a tensor, a list or tuple of tensors, an InputSpec, a
+            `tf.data.Dataset`, an InputSource or a DataFlow.
         mode: TRAIN, EVAL or PREDICT.
         batch_size: rows of a batch.
         auto_batch: True: the tensors are one sample, batches are made here. False: they are batches already.
@@ -184,12 +185,19 @@ def _build(input_fn: Callable[..., Any], mode: str, batch_size: int, towers: int
             result = tf.nest.flatten(result)
     if isinstance(result, (DataFlow, InputSource)):
         return _from_source(result, recorder, mode, batch_size, towers)
-    tensors, endless = check_tensors(result, "input_fn"), False
+    spec = result if isinstance(result, InputSpec) else None
+    tensors, endless = check_tensors(result, "input_fn") if spec is None else spec.tensors, False
     if batch_size:
         tensors, initializers, endless = lift_batches(tensors, recorder, mode, batch_size, towers=towers)
     else:
         initializers = list(recorder.initializers.values())
-    rounds, more = input_rounds(tensors, recorder, towers)
+    more: list[Any] = []
+    if spec is not None and spec.split_to_device and not batch_size and towers > 1:
+        rounds = split_to_towers(tensors, towers)
+    else:
+        rounds, more = input_rounds(tensors, recorder, towers)
+    for given in rounds:
+        given.groups = () if spec is None else spec.groups
     return ModeInput(rounds, more or initializers, auto_batch=bool(batch_size), endless=endless)
 
 
@@ -266,6 +274,7 @@ def collect_samples(
 
 # The end of what the runtime tells of a Python function that raised: where the class is from, what it said, its hint.
 _OUR_ERROR = re.compile(r"^moxserve\.[\w.]*Error: (.+?)(?:\nhint: (.*?))?\n\s*\n", re.MULTILINE | re.DOTALL)
+_UNEQUAL_SLICES = re.compile(r"should evenly divide the split dimension, .*\(size = (\d+)\) and num_split (\d+)")
 _UNEQUAL_SAMPLES = ("Cannot batch tensors with different shapes", "Cannot add tensor to the batch")
 
 
@@ -274,6 +283,12 @@ def explain(error: Any) -> DataError | None:
     message = str(error.message)
     if ours := _OUR_ERROR.search(message):
         return DataError(ours[1], hint=ours[2])
+    if slices := _UNEQUAL_SLICES.search(message):
+        return DataError(
+            f"InputSpec(split_to_device=True): a batch of {slices[1]} rows cannot be cut into equal slices for "
+            f"{slices[2]} devices",
+            hint=f"make batches of a multiple of {slices[2]} rows: dataset.batch(n, drop_remainder=True)",
+        )
     if not any(text in message for text in _UNEQUAL_SAMPLES):
         return None
     return DataError(

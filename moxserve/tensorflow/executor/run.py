@@ -22,6 +22,7 @@ from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.exporting import export_run, sample_rows
 from moxserve.tensorflow.executor.flags import store
 from moxserve.tensorflow.executor.hooks import HookRun, RunHooks, runs_inter_mode
+from moxserve.tensorflow.executor.input_spec import grouped
 from moxserve.tensorflow.executor.inputs import ModeInput, build_inputs, explain, start_queues
 from moxserve.tensorflow.executor.inter import build_inter
 from moxserve.tensorflow.executor.loop import Loop
@@ -428,4 +429,5 @@ class _Job:
             for i, t in enumerate(self.branch.inputs)
         ]
         samples = self.samples.samples if self.samples is not None else ()
-        return export_run(self.settings, self.functions.model_fn, inputs, checkpoint, samples)
+        model_fn = grouped(self.functions.model_fn, self.source.towers[0].groups)
+        return export_run(self.settings, model_fn, inputs, checkpoint, samples)
