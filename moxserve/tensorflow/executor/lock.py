@@ -1,4 +1,5 @@
-"""One training at a time in a log_dir: two would drop each other's checkpoints and write into one events file.
+"""One training at a time in a log_dir: two would drop each other's checkpoints and write into one events file. And how
+that training went, for whoever watches the folder: it is going on, or has ended.
 
 The lock is the process's own (fcntl record lock on a hidden file): it goes when the process goes, however that ends,
 and processes that it forked do not hold it.
@@ -11,16 +12,47 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
+from typing import IO
 
 from moxserve.errors import UsageError
 
-__all__ = ["LOCK_FILE", "held"]
+__all__ = ["LOCK_FILE", "Held", "ended_at", "held"]
 
 LOCK_FILE = ".moxserve-training"
 
 # A record lock does not keep out the process that has it.
 _here: set[str] = set()
 _guard = threading.Lock()
+
+
+_ENDED = "ended at step "
+
+
+class Held:
+    """The lock of a folder, as long as it is held."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._file.truncate(0)
+        self._say(f"{os.getpid()}\n")
+
+    def ended(self, step: int) -> None:
+        """Say that the training has come to its end, which a crash or a signal is not."""
+        self._say(f"{_ENDED}{step}\n")
+
+    def _say(self, text: str) -> None:
+        self._file.write(text)
+        self._file.flush()
+
+
+def ended_at(folder: str) -> int | None:
+    """Return the step that the last training into a folder ended at; None while it is going on, and after a crash."""
+    try:
+        with open(os.path.join(folder, LOCK_FILE), encoding="utf-8") as file:
+            last = file.read().rpartition(_ENDED)
+    except FileNotFoundError:
+        return None
+    return int(last[2]) if last[1] and last[2].strip().isdecimal() else None
 
 
 def _refusal(folder: str, who: str) -> UsageError:
@@ -30,7 +62,7 @@ def _refusal(folder: str, who: str) -> UsageError:
 
 
 @contextlib.contextmanager
-def held(folder: str) -> Iterator[None]:
+def held(folder: str) -> Iterator[Held]:
     """Hold the lock of a folder, which is made if missing.
 
     Raises:
@@ -48,10 +80,7 @@ def held(folder: str) -> Iterator[None]:
     try:
         with open(os.path.join(real, LOCK_FILE), "a+") as file:
             _lock(file.fileno(), folder)
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-            yield
+            yield Held(file)
     finally:
         with _guard:
             _here.discard(real)

@@ -5,7 +5,9 @@ Each tells the loop when it wants to be asked (`Every`), so that the steps betwe
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -149,10 +151,15 @@ def add_scalars(writer: Any, values: Mapping[str, float], global_step: int) -> N
         writer.add_summary(tf1.Summary(value=entries), global_step)
 
 
+_files = itertools.count()
+
+
 def write_scalars(folder: str, values: Mapping[str, float], global_step: int) -> None:
     """Write plain numbers as an event file of their own."""
+    # TensorFlow's own name for the file is the same for all of a second, and the last one would be all that is left.
+    suffix = f".{os.getpid()}.{next(_files)}"
     with tf1.Graph().as_default():  # FileWriter refuses a default graph that somebody left in eager mode
-        writer = tf1.summary.FileWriter(folder)
+        writer = tf1.summary.FileWriter(folder, filename_suffix=suffix)
     add_scalars(writer, values, global_step)
     writer.close()
 

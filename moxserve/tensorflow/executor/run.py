@@ -19,6 +19,7 @@ from moxserve.tensorflow.executor.branch import Branch, build_branch
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.devices import devices_of
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.evaluator import evaluate_beside
 from moxserve.tensorflow.executor.exporting import export_run, sample_rows
 from moxserve.tensorflow.executor.flags import store
 from moxserve.tensorflow.executor.hooks import HookRun, RunHooks, runs_inter_mode
@@ -127,6 +128,8 @@ def run(
         functions = Functions(input_fn, model_fn, optimizer_fn, output_fn, fetch_strategy_fn)  # type: ignore[arg-type]
         functions.check(settings)
         topology = Topology.from_flags(store)
+        if topology.job == "evaluator":
+            return told(evaluate_beside(settings, functions, topology, lambda *run: _Job(*run).execute()))
         with Part.taken(topology, training=settings.mode == ModeKeys.TRAIN) as part:
             if topology.job == "ps":
                 return told(serve(part, settings.mode))
@@ -163,10 +166,12 @@ class _Job:
     def execute(self) -> RunResult:
         """Build, open, loop, close, export."""
         with contextlib.ExitStack() as stack:
-            if self._checkpoint_dir is not None:
-                stack.enter_context(lock.held(self._checkpoint_dir))
+            folder = self._checkpoint_dir
+            held = None if folder is None else stack.enter_context(lock.held(folder))
             self._opened = stack
             reason, signum = self._run()
+            if held is not None and not signum:
+                held.ended(self.clock.global_step)
         if signum:
             raise self._interrupted(signum)
         return self._result(reason)
@@ -211,7 +216,8 @@ class _Job:
         if self.source.endless and not settings.max_steps and (self.training or not self.source.steps):
             raise UsageError(
                 f"run(max_number_of_steps=0) in {settings.mode} means to the end of the input, which never ends",
-                hint="give max_number_of_steps, or leave .repeat() out of input_fn, or give the source infinite=False",
+                hint="give max_number_of_steps (for an evaluator: the flag samples_per_epoch_eval), or leave .repeat() "
+                "out of input_fn, or give the source infinite=False",
             )
         with self.repeatable.model(self.global_step):
             self.branch: Branch = build_branch(self.functions.model_fn, settings.mode, self.source.towers, places)
