@@ -239,17 +239,20 @@ class HookParticipant(Participant):
 
     Args:
         hook: the user's hook.
-        agree: given for a hook that several workers run together: tells at a step that all of them reach whether one of
-            them wants to stop.
+        agree: given for a hook of several workers that stops all of them or none: tells after each of its steps whether
+            one of them wants to stop.
+        counts_globally: the hook is asked with global steps, which are the same on all workers that step together.
     """
 
-    def __init__(self, hook: Any, agree: Callable[[bool], bool] | None = None) -> None:
+    def __init__(
+        self, hook: Any, agree: Callable[[bool], bool] | None = None, *, counts_globally: bool = False
+    ) -> None:
         self.hook = hook
         self._agree = agree
         self._session: Any = None
         self._clock: Clock | None = None
         self._ask = getattr(hook, "next_active_step", None)
-        self._globally = agree is not None or getattr(hook, "counts_global_steps", False)
+        self._globally = counts_globally or getattr(hook, "counts_global_steps", False)
 
     def next_step(self, clock: Clock) -> int:
         """Ask `hook.next_active_step`; the very next one for a plain SessionRunHook."""

@@ -296,7 +296,7 @@ class _Job:
             tf1.global_variables_initializer(),
             (tf1.local_variables_initializer(), tf1.tables_initializer()),
             restore,
-            tuple(self.devices.after_start(self.branch)),
+            (*self.devices.after_start(self.branch), *tf1.get_collection(AFTER_START)),
             self.global_step,
         )
 
@@ -330,7 +330,7 @@ class _Job:
         threads = start_queues(session, coordinator)
         try:
             done = self.workers.done_steps(self.clock.global_step)
-            if not self.workers.joined and (self.hooks.states.tell_ended() or self.start.is_done(done)):
+            if not self.workers.joined and (self.hooks.tell_ended() or self.start.is_done(done)):
                 self._sample_unstepped(session)
                 return "already_trained", 0
             self.clock.steps_per_epoch = self._steps_to_make()

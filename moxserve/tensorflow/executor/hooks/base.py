@@ -51,6 +51,19 @@ class HookRun:
         return topology.num_workers > 1 and topology.synchronous
 
     @property
+    def steps_apart(self) -> bool:
+        """Whether several workers make steps at their own pace."""
+        topology = self.workers.topology
+        return topology.num_workers > 1 and not topology.synchronous
+
+    @property
+    def replicas_per_step(self) -> int:
+        """How many batches of `batch_size` rows the job takes for each global step."""
+        topology = self.workers.topology
+        alone = self.steps_apart and not topology.chief_counts
+        return topology.num_devices if alone else topology.global_replicas
+
+    @property
     def owns_variables(self) -> bool:
         """Whether each worker has copies of the variables, instead of all of them sharing those of the ps."""
         return not self.workers.topology.ps

@@ -64,6 +64,7 @@ class LogEvaluationMetricHook(AggregativeSessionRunHook):
         self._samples_in_train = self._whole(samples_in_train, "samples_in_train")
         self._samples_in_eval = self._whole(samples_in_eval, "samples_in_eval")
         self._set_rows(self.batch_size, self.batch_size)
+        self._due: int | None = None
 
     def _whole(self, value: Any, name: str, least: int = 1) -> int:
         if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
@@ -79,7 +80,7 @@ class LogEvaluationMetricHook(AggregativeSessionRunHook):
         return float(value)
 
     def _set_rows(self, of_training: int, of_evaluation: int) -> None:
-        self._every = Every(steps=self._epochs * math.ceil(self._samples_in_train / of_training))
+        self._period = self._epochs * math.ceil(self._samples_in_train / of_training)
         self._eval_steps = math.ceil(self._samples_in_eval / of_evaluation)
 
     def support_aggregation(self) -> bool:
@@ -103,12 +104,16 @@ class LogEvaluationMetricHook(AggregativeSessionRunHook):
                 "%s(batch_size=%d): the run makes steps of batch_size=%d, and epochs are counted in these",
                 type(self).__name__, self.batch_size, rows,
             )  # fmt: skip
-        topology = run.workers.topology
-        self._set_rows(rows * topology.global_replicas, rows * topology.num_devices)
+        self._set_rows(rows * run.replicas_per_step, rows * run.workers.topology.num_devices)
 
     def next_active_step(self, step: int) -> int:
         """The last step of an epoch that is followed by an evaluation."""
-        return self._every.next_step(step, phase=-1)
+        if self._host is None or not self._host.steps_apart:
+            return Every(steps=self._period).next_step(step, phase=-1)
+        # The others' steps count, too, and come in leaps: the next step after the end of an epoch has to do.
+        if self._due is None:
+            self._due = step - step % self._period + self._period - 1
+        return max(step, self._due)
 
     def before_run(self, run_context: Any) -> None:
         """Announce the evaluation, so that it can be one with those of other hooks."""
@@ -118,6 +123,7 @@ class LogEvaluationMetricHook(AggregativeSessionRunHook):
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Evaluate and print, on the worker that decides."""
+        self._due = None
         if self._host is not None and not self._host.decides:
             return
         values = self.run_inter(self._eval_steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from moxserve.tensorflow.executor.hooks.base import AggregativeSessionRunHook, HookRun
@@ -28,8 +28,15 @@ class RunHooks:
 
     def __init__(self, hooks: Sequence[Any], run: HookRun, folder: str | None) -> None:
         self._hooks = list(hooks)
+        self._alone = run.workers.topology.num_workers == 1
         self.states = HookStates(folder, hooks)
         self.participants = [_join(hook, run) for hook in hooks]
+
+    def tell_ended(self) -> bool:
+        """Whether a hook had ended the training before it was resumed; warns then. Several workers find it out at the
+        next evaluation, all together.
+        """
+        return self._alone and self.states.tell_ended()
 
     @property
     def best(self) -> str | None:
@@ -43,8 +50,21 @@ class RunHooks:
 
 
 def _join(hook: Any, run: HookRun) -> HookParticipant:
-    together = False
+    agree = None
     if isinstance(hook, AggregativeSessionRunHook):
         hook.join_run(run)
-        together = run.shares_decisions and hook.support_sync_workers()
-    return HookParticipant(hook, run.workers.agree if together else None)
+        agree = _agreement(hook, run) if hook.support_sync_workers() else None
+    return HookParticipant(hook, agree, counts_globally=run.shares_decisions and agree is not None)
+
+
+def _agreement(hook: AggregativeSessionRunHook, run: HookRun) -> Callable[[bool], bool] | None:
+    """How a wish to stop becomes one of all workers: asked by all at the same step, or told to those who step apart.
+
+    After an evaluation it is the chief's wish alone: each worker may see another part of the data.
+    """
+    counts = run.decides or not hook.run_inter_mode()
+    if run.shares_decisions:
+        return lambda stop: run.workers.agree(stop and counts)
+    if run.steps_apart:
+        return lambda stop: stop and counts and run.workers.agree(True)
+    return None
