@@ -22,7 +22,7 @@ from moxserve.file.filesystem import FileSystem, locate
 __all__ = ["ObsFileSystem"]
 
 
-class ObsFileSystem(AbstractFileSystem):  # type: ignore[misc]
+class ObsFileSystem(AbstractFileSystem):
     """Buckets behind `obs://`.
 
     Raises:
