@@ -20,6 +20,7 @@ from moxserve.tensorflow.executor.calls import call_with_mode, check_callable
 from moxserve.tensorflow.executor.devices import Place
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.hooks import check_hook
+from moxserve.tensorflow.executor.keras_layers import fed_by_keras, teach
 from moxserve.tensorflow.executor.spec import ExportSpec, ModeKeys, ModelSpec
 from moxserve.tensorflow.executor.tower_values import tower_weights
 from moxserve.tensorflow.executor.variables import TowerContext, VariablePlan
@@ -166,6 +167,7 @@ def build_branch(
         ModelSpecError: `model_fn` did not return a ModelSpec that fits the mode.
     """
     check_callable(model_fn, "model_fn", _EXAMPLE)
+    teach()
     branch = Branch(mode, [], VariablePlan() if after is None else after.plan)
     for place, inputs in zip(places, inputs_per_tower, strict=True):
         branch.towers.append(_build_tower(model_fn, branch, place, inputs, leads=after is None))
@@ -251,8 +253,9 @@ def _keras_updates(context: TowerContext) -> list[Any]:
     """
     averages = [v for v in context.collection(tf1.GraphKeys.GLOBAL_VARIABLES) if _MOVING_AVERAGE.search(v.op.name)]
     handles = {v.handle.op.name for v in averages if not context.is_by_name(v)} - context.frozen
-    skip = {v.initializer.name for v in averages}
-    assignments = (op for op in context.new_operations() if op.type in _ASSIGNMENTS and op.name not in skip)
+    made = context.new_operations() if handles else []
+    skip = {v.initializer.name for v in averages} | fed_by_keras(made)
+    assignments = (op for op in made if op.type in _ASSIGNMENTS and op.name not in skip)
     return [op for op in assignments if op.inputs[0].op.name in handles]
 
 
