@@ -13,6 +13,7 @@ from typing import Any
 
 from moxserve.errors import ModelSpecError, did_you_mean
 from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.epochs import samples_in_epoch
 from moxserve.tensorflow.executor.hooks.base import AggregativeSessionRunHook, HookRun
 from moxserve.tensorflow.executor.hooks.judge import Judge, more_is_better
 from moxserve.tensorflow.executor.participants import Every
@@ -31,7 +32,8 @@ class LogEvaluationMetricHook(AggregativeSessionRunHook):
         batch_size: rows of a step on one device, as given to `run`. With `auto_batch` that of `run` holds.
         samples_in_train: rows of an epoch, over all devices and workers. An epoch ends with the step that takes the
             last of them, so that 1000 rows in steps of 32 end at the global steps 32, 64, 96...
-        samples_in_eval: rows of an evaluation, rounded up to whole steps; the input may end before.
+        samples_in_eval: rows of an evaluation, rounded up to whole steps; the input may end before. The flags
+            samples_per_epoch and samples_per_epoch_eval override the two.
         evaluate_every_n_epochs: epochs between evaluations.
         prefix: start of the line.
 
@@ -61,8 +63,8 @@ class LogEvaluationMetricHook(AggregativeSessionRunHook):
         self.batch_size = self._whole(batch_size, "batch_size")
         self.prefix = prefix
         self._epochs = self._whole(evaluate_every_n_epochs, "evaluate_every_n_epochs")
-        self._samples_in_train = self._whole(samples_in_train, "samples_in_train")
-        self._samples_in_eval = self._whole(samples_in_eval, "samples_in_eval")
+        self._samples_in_train = samples_in_epoch(self._whole(samples_in_train, "samples_in_train"))
+        self._samples_in_eval = samples_in_epoch(self._whole(samples_in_eval, "samples_in_eval"), training=False)
         self._set_rows(self.batch_size, self.batch_size)
         self._due: int | None = None
 
