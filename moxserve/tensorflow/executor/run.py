@@ -40,7 +40,7 @@ from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
 from moxserve.tensorflow.executor.start import Start
 from moxserve.tensorflow.executor.stepper import Stepper
 from moxserve.tensorflow.executor.tower_values import BranchValues
-from moxserve.tensorflow.executor.train_op import TrainOptions, build_train_op
+from moxserve.tensorflow.executor.train_op import AFTER_START, TrainOptions, build_train_op
 from moxserve.tensorflow.executor.workers import Part, Startup, workers_of
 from moxserve.tensorflow.executor.workers.serving import serve
 from moxserve.types import TensorSpec, dtype_by_name

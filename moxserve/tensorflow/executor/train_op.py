@@ -16,9 +16,9 @@ from moxserve.tensorflow.executor.hooks.lr_scale import LEARNING_RATES, LR_SCALE
 from moxserve.tensorflow.executor.workers import Workers
 from moxserve.tensorflow.optimizer.clip import Clip
 from moxserve.tensorflow.optimizer.loss_scale import LossScale
-from moxserve.tensorflow.optimizer.wrapper import OptimizerWrapper, chain, unfit
+from moxserve.tensorflow.optimizer.wrapper import AFTER_START, OptimizerWrapper, chain, unfit
 
-__all__ = ["TrainOptions", "build_train_op", "matches", "split_patterns"]
+__all__ = ["AFTER_START", "TrainOptions", "build_train_op", "matches", "split_patterns"]
 
 _EXAMPLE = (
     "optimizer_fn=mox.get_optimizer_fn('sgd', learning_rate=0.01), or lambda: tf.train.MomentumOptimizer(0.01, 0.9)"

@@ -1,17 +1,32 @@
 """`easgd`: elastic averaging (Zhang, Choromanska and LeCun, "Deep learning with Elastic Averaging SGD", 2014,
 arXiv:1412.6651).
+
+The variables of the model are the centre: checkpoints, evaluations and exports are of them, as in the paper. What a
+worker trains are copies, which the operations of its training step read instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.workers import current_workers
-from moxserve.tensorflow.optimizer.wrapper import OptimizerWrapper, Pairs, apart, count_step, replicas, tensors
+from moxserve.tensorflow.optimizer.wrapper import (
+    AFTER_START,
+    OptimizerWrapper,
+    Pairs,
+    apart,
+    count_step,
+    replicas,
+    tensors,
+)
 
 __all__ = ["Easgd"]
+
+_WRITES = ("VarIsInitializedOp", "AssignVariableOp", "AssignSubVariableOp", "AssignAddVariableOp")
 
 
 class Easgd(OptimizerWrapper):
@@ -21,11 +36,10 @@ class Easgd(OptimizerWrapper):
 
         w -= alpha * (w - c)        c += alpha * (w - c)
 
-    then the optimizer inside applies the step's gradient to w. The centre starts as the weights of the first step, and
-    is saved in checkpoints beside the weights of the chief (`easgd/<variable>/center`).
-
-    With parameter servers the centre is there, and workers do not wait for each other (the paper's asynchronous
-    algorithm). Without (`variable_update=all_reduce`) they meet at each `period`-th step.
+    and the optimizer inside applies each step's gradient to w. A worker's weights, and what the optimizer inside keeps
+    of them, are its own; they begin as the centre when the worker does. Workers do not wait for each other (the paper's
+    asynchronous algorithm): the centre is on the parameter servers, with `sync_replicas=False`. In a single process all
+    is saved in checkpoints (`easgd/<variable>/local`).
 
     Args:
         optimizer: the one inside.
@@ -34,12 +48,12 @@ class Easgd(OptimizerWrapper):
         beta: see `alpha`.
 
     Raises:
-        UsageError: a number is out of its range.
+        UsageError: a number is out of its range, or the workers step together.
     """
 
     kind = "easgd"
-    meets = True
     gathers = True
+    keeps_apart = True
 
     def __init__(self, optimizer: Any, period: int = 10, alpha: float | None = None, beta: float = 0.9) -> None:
         super().__init__(optimizer)
@@ -49,71 +63,99 @@ class Easgd(OptimizerWrapper):
         if not 0 < self._alpha < 1:
             raise UsageError(f"easgd: alpha={self._alpha:g}, expected a share above 0 and below 1")
         self._period = period
+        self._local: dict[int, Any] = {}
+        self._springs: list[tuple[Any, Any]] = []
+        _check_workers()
+
+    def compute_gradients(self, loss: Any, *args: Any, var_list: Any = None, **kwargs: Any) -> Any:
+        """Compute gradients with respect to this worker's weights; they come with the model's variables.
+
+        The operations that read the variables until now read the weights from here on.
+        """
+        variables = list(var_list if var_list is not None else tf1.trainable_variables())
+        for variable in variables:
+            if id(variable) not in self._local:
+                local = self._state(f"{variable.op.name}/local", variable.shape, variable.dtype.base_dtype)
+                _read_instead(variable, local)
+                self._local[id(variable)] = local
+                self._springs.append((local, variable))
+        locals_ = [self._local[id(variable)] for variable in variables]
+        pairs = self._optimizer.compute_gradients(loss, *args, var_list=locals_, **kwargs)
+        return [(gradient, variable) for (gradient, _), variable in zip(pairs, variables, strict=True)]
 
     def _apply(self, pairs: Pairs, global_step: Any) -> Any:
-        workers = current_workers()
-        servers = workers.topology.ps if workers is not None else ()
-        for _, variable in pairs:
-            if "/job:ps" in (variable.device or ""):
-                raise UsageError(
-                    f"easgd needs weights of each worker's own, and {variable.op.name} is on a parameter server",
-                    hint="--variable_update=replicated, or all_reduce without --ps_hosts",
-                )
-        centers = [self._center(variable, position, servers) for position, (_, variable) in enumerate(pairs)]
-        springs = list(zip(centers, (variable for _, variable in pairs), strict=True))
+        tf1.add_to_collection(AFTER_START, self._start())
         count = self._state("count", [], tf.int64)
         # Not before the gradients are known: they are those of the weights before the move.
         with tf1.control_dependencies([part for gradient, _ in pairs for part in tensors(gradient)]):
-            begun = self._begun(springs, servers)
-        with tf1.control_dependencies([begun]):
             steps = count.assign_add(1, read_value=True)
-        moved = tf1.cond(
-            tf.equal(steps % self._period, 0), lambda: self._move(springs, bool(servers)), lambda: tf.constant(0)
-        )
-        with tf1.control_dependencies([moved]):
-            applied = self._optimizer.apply_gradients(pairs)
+        due = tf.equal(steps % self._period, 0)
+        moved = tf1.cond(due, self._move, lambda: tf.constant(False))
+        with tf1.control_dependencies([moved]), _kept_by_this_worker():
+            applied = self._optimizer.apply_gradients([(g, self._local[id(v)]) for g, v in pairs])
         return count_step(global_step, [applied])
 
-    def _center(self, variable: Any, position: int, servers: tuple[str, ...]) -> Any:
-        name = f"{variable.op.name}/center"
-        return self._shared(name, variable.shape, variable.dtype.base_dtype, position, servers)
+    def _move(self) -> Any:
+        forces = [self._alpha * (local.read_value() - center.read_value()) for local, center in self._springs]
+        with tf1.control_dependencies(forces):
+            moves = []
+            for force, (local, center) in zip(forces, self._springs, strict=True):
+                moves.append(local.assign_sub(force, read_value=False))
+                moves.append(center.assign_add(force, read_value=False))
+        with tf1.control_dependencies(moves):
+            return tf.constant(True)
 
-    def _shared(self, name: str, shape: Any, dtype: Any, position: int, servers: tuple[str, ...]) -> Any:
-        """Make a variable that all processes have in common: on a parameter server, or equal in all of them."""
-        with tf1.device(f"/job:ps/task:{position % len(servers)}/device:CPU:0" if servers else None):
-            return self._global(name, shape, dtype)
-
-    def _begun(self, springs: list[tuple[Any, Any]], servers: tuple[str, ...]) -> Any:
-        """Put the centres where the weights are, at the first step of all."""
-        begun = self._shared("begun", [], tf.bool, 0, servers)
+    def _start(self) -> Any:
+        """Put the weights where the centre is, once in their life; run when the variables have their values."""
+        begun = self._state("begun", [], tf.bool, False)
 
         def begin() -> Any:
-            placed = [center.assign(variable.read_value(), read_value=False) for center, variable in springs]
+            placed = [local.assign(center.read_value(), read_value=False) for local, center in self._springs]
             with tf1.control_dependencies(placed), tf1.control_dependencies([begun.assign(True, read_value=False)]):
                 return tf.constant(True)
 
         return tf1.cond(begun.read_value(), lambda: tf.constant(True), begin)
 
-    def _move(self, springs: list[tuple[Any, Any]], served: bool) -> Any:
-        stretched = [variable.read_value() - center.read_value() for center, variable in springs]
-        together = apart() and not served
-        with tf1.control_dependencies(stretched):
-            moves = [
-                variable.assign_sub(self._alpha * length, read_value=False)
-                for length, (_, variable) in zip(stretched, springs, strict=True)
-            ]
-            if together:  # the mean of the workers' forces, times their number, is the sum that the paper has
-                force = [(-length, center) for length, (center, _) in zip(stretched, springs, strict=True)]
-                moves.append(self._pull(force))
-            else:
-                moves += [
-                    center.assign_add(self._alpha * length, read_value=False)
-                    for length, (center, _) in zip(stretched, springs, strict=True)
-                ]
-        with tf1.control_dependencies(moves):
-            return tf.constant(1)
 
-    def _pull(self, force: Pairs) -> Any:
-        workers = current_workers()
-        descent = tf1.train.GradientDescentOptimizer(self._alpha * replicas())
-        return descent.apply_gradients(force) if workers is None else workers.apply_together(descent, force)
+def _check_workers() -> None:
+    workers = current_workers()
+    if workers is None or not workers.topology.distributed:
+        return
+    topology = workers.topology
+    if topology.synchronous or topology.variable_update == "distributed_replicated":
+        raise UsageError(
+            "easgd is for workers that step apart, and these step together"
+            if topology.synchronous
+            else "easgd keeps copies of the variables, and so does --variable_update=distributed_replicated",
+            hint="give --sync_replicas=false, --ps_hosts, and leave --variable_update out",
+        )
+
+
+@contextmanager
+def _kept_by_this_worker() -> Iterator[None]:
+    """Variables made in here are as much this worker's as its weights are: no other worker sees them."""
+    if not apart():
+        yield
+        return
+
+    def create(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
+        return next_creator(**{**kwargs, "collections": [tf1.GraphKeys.LOCAL_VARIABLES]})
+
+    with tf1.variable_creator_scope(create):
+        yield
+
+
+def _read_instead(variable: Any, local: Any) -> None:
+    """Make all operations of the graph that read a variable read another one, on its device.
+
+    What is fetched by the variable's own name stays the variable.
+    """
+    own = f"{variable.op.name}/Read/"
+    for operation in variable.handle.consumers():
+        if operation.type in _WRITES or operation.name.startswith(own):
+            continue
+        for index, given in enumerate(operation.inputs):
+            if given is variable.handle:
+                operation._update_input(index, local.handle)
+        if operation.type in ("ReadVariableOp", "ResourceGather", "ResourceGatherNd"):
+            operation._set_device(local.device)

@@ -19,6 +19,9 @@ from moxserve.tensorflow.executor.workers import current_workers
 
 __all__ = ["OptimizerWrapper", "chain", "count_step", "dense", "map_values", "summed", "tensors", "unfit"]
 
+# Collection of operations that a run makes when the variables have their values, before the first step.
+AFTER_START = "mox/after_start"
+
 Pairs = list[tuple[Any, Any]]
 
 
@@ -31,6 +34,7 @@ class OptimizerWrapper(tf1.train.Optimizer):
     Attributes:
         kind: name for `get_optimizer_wrapper_fn` and for the state's variables.
         meets: the wrapper itself decides when processes meet; only one of a chain may.
+        keeps_apart: workers never meet in it, nor inside of it.
         gathers: its updates are made of more than the gradients of one step.
         averages: what it hands on is the mean gradient of an update, where it got single steps' or single workers'.
         per_update: works on what an update is made of, and so belongs inside of those that gather.
@@ -41,6 +45,7 @@ class OptimizerWrapper(tf1.train.Optimizer):
 
     kind: ClassVar[str] = "wrapper"
     meets: bool = False
+    keeps_apart: ClassVar[bool] = False
     gathers: ClassVar[bool] = False
     averages: ClassVar[bool] = False
     per_update: ClassVar[bool] = False
@@ -211,7 +216,7 @@ def _check_nesting(outer: OptimizerWrapper) -> None:
             raise UsageError(
                 f"optimizer wrapper {outer.kind!r} is twice in a chain", hint="one of them does it: join their options"
             )
-        if outer.meets and one.meets:
+        if (outer.meets or outer.keeps_apart) and (one.meets or one.keeps_apart):
             raise UsageError(
                 f"optimizer wrappers {outer.kind!r} and {one.kind!r} both decide when workers meet",
                 hint="use one of them; batch_gradients goes with the other where sync_on_apply=False",
