@@ -111,10 +111,10 @@ def tell(facts: Mapping[str, Any]) -> None:
 
 def error_facts(error: BaseException) -> dict[str, Any]:
     """Describe an error as an event: what `moxserve` says of it, and the exit status that it leads to."""
-    return {
-        "event": "error",
-        "type": type(error).__name__,
-        "message": error.message if isinstance(error, MoxserveError) else str(error),
-        "hint": error.hint if isinstance(error, MoxserveError) else None,
-        "exit_code": (getattr(error, "code", None) or error.exit_code) if isinstance(error, MoxserveError) else 1,
-    }
+    facts: dict[str, Any] = {"event": "error", "type": type(error).__name__, "message": str(error), "hint": None}
+    if isinstance(error, MoxserveError):
+        code = getattr(error, "code", None) or error.exit_code
+        return {**facts, "message": error.message, "hint": error.hint, "exit_code": code}
+    if isinstance(error, SystemExit):
+        return {**facts, "exit_code": error.code if isinstance(error.code, int) else 1}
+    return {**facts, "exit_code": 130 if isinstance(error, KeyboardInterrupt) else 1}

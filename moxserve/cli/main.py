@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "moxserve.cli.quickstart:quickstart",
         "Train, export, serve, predict and load-test on real digits.",
     ),
+    "run": ("moxserve.cli.run:run", "Run a training script, with moxserve's messages and exit codes."),
     "serve": ("moxserve.cli.serve:serve", "Serve models: a drop-in for tensorflow_model_server."),
 }
 

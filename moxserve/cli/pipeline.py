@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from moxserve.cli.main import LazyGroup
+from moxserve.cli.told import QUIET, told_as
 
 __all__ = ["pipeline"]
 
@@ -45,27 +46,46 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print the facts as
     show_default=True,
     help="Go on from a checkpoint in run.log_dir; --no-resume refuses to start where there is one.",
 )
-@_JSON
-def run(file: str, overrides: tuple[str, ...], dry_run: bool, resume: bool, as_json: bool) -> None:
+@QUIET
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object a line on stdout: what happens, the facts of the whole run last.",
+)
+def run(file: str, overrides: tuple[str, ...], dry_run: bool, resume: bool, quiet: bool, as_json: bool) -> None:
     """Run a pipeline: train, then export, evaluate and predict as it says."""
     if dry_run:
         _dry_run(file, overrides, as_json)
         return
+    with told_as(as_json=as_json, quiet=quiet):
+        result = _run(file, overrides, resume=resume, quiet=quiet)
+    if not as_json and not quiet:
+        _echo_result(result)
+
+
+def _run(file: str, overrides: tuple[str, ...], *, resume: bool, quiet: bool) -> Any:
+    """Run it, and tell of each stage as it begins."""
+    from moxserve import talk
     from moxserve.cli.quiet import import_tensorflow
-    from moxserve.cli.render import echo_json
     from moxserve.cli.signals import told_when_interrupted
     from moxserve.pipeline.runner import run_pipeline
 
-    def talk(text: str) -> None:
+    def told(text: str) -> None:
         import_tensorflow()  # at the first stage: by then the file is checked, and a mistake in it was told at once
-        click.echo(f"== {text}", err=True)
+        talk.tell({"event": "stage", "stage": text})
+        if not quiet:
+            click.echo(f"== {text}", err=True)
 
     # Training has its own way to stop; the stages after it leave nothing half-made.
     with told_when_interrupted(lambda: "interrupted; what is finished stays, and the same command goes on from there"):
-        result = run_pipeline(file, overrides, resume=resume, talk=talk)
-    if as_json:
-        echo_json(result.to_json())
-        return
+        result = run_pipeline(file, overrides, resume=resume, talk=told)
+    talk.tell({"event": "pipeline", **result.to_json()})
+    return result
+
+
+def _echo_result(result: Any) -> None:
+    """Print what came of a run."""
     for line in _summary(result):
         click.echo(line)
     if result.export is not None:

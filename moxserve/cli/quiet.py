@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import abc
+from importlib.machinery import ModuleSpec
+from typing import Any
 
 import click
 
-__all__ = ["import_tensorflow", "native_stderr_hidden", "verbose"]
+__all__ = ["hush_tensorflow", "import_tensorflow", "native_stderr_hidden", "verbose"]
 
 
 @contextlib.contextmanager
@@ -62,3 +66,42 @@ def import_tensorflow() -> None:
         importlib.import_module(
             "tensorflow"
         ).config.list_physical_devices()  # it has more to say when it looks for GPUs
+
+
+def hush_tensorflow() -> None:
+    """Keep TensorFlow's start-up lines off the terminal, too, where somebody else is to import it; not with `-v`."""
+    if verbose() or "tensorflow" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.meta_path.insert(0, _HushedFinder())
+
+
+class _HushedFinder(abc.MetaPathFinder):
+    """Finds TensorFlow once, and leaves the rest to the others."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:  # noqa: ARG002
+        """Give TensorFlow's spec a loader that hides stderr."""
+        if fullname != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _HushedLoader(spec.loader)
+        return spec
+
+
+class _HushedLoader(abc.Loader):
+    """Loads a module with stderr hidden."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        """As the loader does."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: Any) -> None:
+        """As the loader does, unseen."""
+        module.__spec__.loader = module.__loader__ = self._loader  # nobody else is to meet this one
+        with native_stderr_hidden():
+            self._loader.exec_module(module)
