@@ -123,7 +123,7 @@ def feeding(*feeds: Callable[[Any], dict[Any, Any]]) -> Any:
     [
         ([lambda t: {t: [1, 2]}], r"cannot feed target:0 of shape \(3,\) with an array of shape \(2,\)"),
         ([lambda t: {t: "text"}], r"cannot feed target:0 \(float32\) with str"),
-        ([lambda t: {t: [1, 2, 3]}, lambda t: {t: [1, 2, 3]}], "two hooks feed target:0"),
+        ([lambda t: {t: [1, 2, 3]}, lambda t: {t: [1, 2, 4]}], "two hooks feed target:0"),
         ([lambda t: {"nowhere:0": 1}], "'nowhere:0', which is no tensor"),
     ],
 )

@@ -253,6 +253,8 @@ class HookParticipant(Participant):
         self._clock: Clock | None = None
         self._ask = getattr(hook, "next_active_step", None)
         self._globally = counts_globally or getattr(hook, "counts_global_steps", False)
+        self._towers = getattr(hook, "towers", None)  # gets the values of several devices
+        self._asked: Any = None
 
     def next_step(self, clock: Clock) -> int:
         """Ask `hook.next_active_step`; the very next one for a plain SessionRunHook."""
@@ -265,6 +267,8 @@ class HookParticipant(Participant):
         """Call `hook.begin`."""
         with self._telling("begin"):
             self.hook.begin()
+            if self._towers is not None:
+                self._towers.begin()
 
     def session_ready(self, session: Any, coordinator: Any) -> None:
         """Call `hook.after_create_session`."""
@@ -278,12 +282,16 @@ class HookParticipant(Participant):
 
     def step_args(self, context: StepContext) -> Any:
         """Call `hook.before_run`."""
+        self._asked = None
         with suppress(InterStopped), self._telling("before_run"):
-            return self.hook.before_run(context)
+            self._asked = self.hook.before_run(context)
+            return self._asked if self._towers is None else self._towers.expand(self._asked)
         return None
 
     def step_values(self, context: StepContext, values: Any) -> None:
         """Call `hook.after_run`; a signal in an evaluation ends the hook's work, and the loop sees the signal next."""
+        if self._towers is not None:
+            values = self._towers.reduce(values, self._asked)
         others_asked, context.stop_requested = context.stop_requested, False
         with suppress(InterStopped), self._telling("after_run"):
             self.hook.after_run(context, values)

@@ -22,7 +22,8 @@ from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.evaluator import evaluate_beside
 from moxserve.tensorflow.executor.exporting import export_run, sample_rows
 from moxserve.tensorflow.executor.flags import store
-from moxserve.tensorflow.executor.hooks import HookRun, RunHooks, runs_inter_mode
+from moxserve.tensorflow.executor.hook_towers import tower_hooks
+from moxserve.tensorflow.executor.hooks import HookRun, RunHooks
 from moxserve.tensorflow.executor.input_spec import grouped
 from moxserve.tensorflow.executor.inputs import ModeInput, build_inputs, explain, start_queues
 from moxserve.tensorflow.executor.inter import build_inter
@@ -239,7 +240,7 @@ class _Job:
 
     def _participants(self) -> list[Participant]:
         """Everybody who takes part, built-ins first, so that state is safe before a user's hook may fail."""
-        settings, spec = self.settings, self.branch.spec
+        settings = self.settings
         listed: list[Participant] = [
             *self.workers.participants(),
             *self.source.participants,
@@ -262,8 +263,7 @@ class _Job:
             self.writer = reporters.CheckpointWriter(checkpointer, settings.save_every)
             listed.append(self.writer)
         listed += self.observers.participants(listed, self.branch.inputs, self._step_rows)
-        # A hook that runs the intermediate mode has nothing to do in a run without one.
-        hooks = [hook for hook in spec.hooks if self.inter is not None or not runs_inter_mode(hook)]
+        hooks = tower_hooks(self.branch, runs_inter=self.inter is not None)
         facts = HookRun(self.clock, self.workers, settings.batch_size, settings.auto_batch, checkpointer)
         self.hooks = RunHooks(hooks, facts, settings.log_dir if self.training else None)
         if self.writer is not None:

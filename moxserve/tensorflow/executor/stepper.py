@@ -84,9 +84,9 @@ class _Merge:
         """Add a feed.
 
         Raises:
-            ModelSpecError: another participant feeds the same tensor.
+            ModelSpecError: another participant feeds the same tensor with something else.
         """
-        if name in self.feeds:
+        if name in self.feeds and not np.array_equal(self.feeds[name], value):
             raise ModelSpecError(f"two hooks feed {name} in the same step", hint="let one hook feed each placeholder")
         self.feeds[name] = value
 

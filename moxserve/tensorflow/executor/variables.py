@@ -16,7 +16,7 @@ from typing import Any
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.env import tf, tf1
 
-__all__ = ["SESSION_COLLECTIONS", "TowerContext", "VariablePlan", "get_collection", "var_scope"]
+__all__ = ["SESSION_COLLECTIONS", "TowerContext", "VariablePlan", "get_collection", "reaches", "var_scope"]
 
 # What the session must initialise or run of every build, also of those that are not the first.
 SESSION_COLLECTIONS = frozenset(
@@ -248,7 +248,7 @@ class TowerContext:
         """
         taken = {tensor.op for tensor in inputs}
         penalties = self.collection(tf1.GraphKeys.REGULARIZATION_LOSSES)
-        self._plan.penalties = [penalty for penalty in penalties if not _reaches(penalty, taken)]
+        self._plan.penalties = [penalty for penalty in penalties if not reaches(penalty, taken)]
 
     def leave_first_tower(self) -> None:
         """Take out of the graph's collections what only concerns this build: a tower that is not the first one."""
@@ -279,7 +279,7 @@ class TowerContext:
         return [item for position, item in enumerate(items) if position >= start or id(item) in self._touched]
 
 
-def _reaches(tensor: Any, operations: set[Any]) -> bool:
+def reaches(tensor: Any, operations: set[Any]) -> bool:
     """Whether a tensor is computed from what some operations give."""
     pending, seen = [tensor.op], set()
     while pending:

@@ -13,6 +13,7 @@ from moxserve.tensorflow.executor.env import tf1
 
 if TYPE_CHECKING:
     from moxserve.tensorflow.executor.checkpoint import Checkpointer
+    from moxserve.tensorflow.executor.hook_towers import Gather
     from moxserve.tensorflow.executor.participants import Clock
     from moxserve.tensorflow.executor.workers import Workers
 
@@ -79,6 +80,7 @@ class AggregativeSessionRunHook(tf1.train.SessionRunHook):
             when it is made; where it is None, the `log_info` beside the hook is averaged.
         counts_global_steps: `next_active_step` is asked with global steps. Without it, these are used only where
             several workers must find the same steps.
+        towers: where the hook gets the values of several devices: asks for them, and makes one of them.
         shares_evaluations: `run_inter` may answer with values of an evaluation that another such hook has asked for
             after the same step.
         scales_learning_rate: the run is to have the variable `mox/lr_scale`, which multiplies learning rates.
@@ -90,6 +92,7 @@ class AggregativeSessionRunHook(tf1.train.SessionRunHook):
     scales_learning_rate: bool = False
     _host: HookRun | None = None
     _inter: Callable[[int], dict[str, float]] | None = None
+    towers: Gather | None = None
 
     # -- three questions
 
@@ -170,6 +173,10 @@ class AggregativeSessionRunHook(tf1.train.SessionRunHook):
     def bind_inter(self, inter: Callable[[int], dict[str, float]]) -> None:
         """Take what `run_inter` calls; the executor gives it before `begin`."""
         self._inter = inter
+
+    def bind_towers(self, towers: Gather) -> None:
+        """Take what gets the values of several devices; the executor gives it before `begin`."""
+        self.towers = towers
 
     def _unanswered(self, method: str) -> ModelSpecError:
         return ModelSpecError(
