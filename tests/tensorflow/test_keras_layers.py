@@ -201,9 +201,11 @@ def test_an_embedding_begins_with_its_pretrained_weights() -> None:
 
 
 @pytest.mark.slow
-def test_seeds_of_layers_follow_from_that_of_the_graph(tmp_path: Path, variable: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("kind", ["tf.keras.layers", "tf.layers"])
+def test_seeds_of_layers_follow_from_that_of_the_graph(kind: str, tmp_path: Path, variable: Callable[..., Any]) -> None:
     def model(x: Any) -> Any:
-        return tf.keras.layers.Dense(1, name="b")(tf.keras.layers.Dense(3, name="a")(x))
+        dense = tf.keras.layers.Dense if kind == "tf.keras.layers" else tf1.layers.Dense
+        return dense(1, name="b")(dense(3, name="a")(x))
 
     def weights(folder: str, seed: int) -> np.ndarray:
         tf1.reset_default_graph()

@@ -21,6 +21,7 @@ from moxserve.tensorflow.executor.devices import Place
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.hooks import check_hook
 from moxserve.tensorflow.executor.keras_layers import fed_by_keras, teach
+from moxserve.tensorflow.executor.precision import widen
 from moxserve.tensorflow.executor.spec import ExportSpec, ModeKeys, ModelSpec
 from moxserve.tensorflow.executor.tower_values import tower_weights
 from moxserve.tensorflow.executor.variables import TowerContext, VariablePlan
@@ -192,6 +193,7 @@ def _build_tower(
     with _scopes(plan, context, mode, place):
         spec = call_with_mode(model_fn, (Inputs(inputs, getattr(inputs, "groups", ())),), mode, "model_fn")
         _check_spec(spec, mode, leads)
+        widen(spec)
         tower = Tower(place, list(inputs), spec, present=getattr(inputs, "present", None))
         if index == 0:
             _complete_first(tower, context, mode)

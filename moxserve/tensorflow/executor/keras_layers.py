@@ -5,7 +5,7 @@ Keras 2 (`tf.keras`, `tf_keras`), where neither the script nor an enclosing laye
     training            dropout is on, and batch norms use and update statistics of the batch, in TRAIN only
     penalties           of weights, activities and `add_loss` are in `REGULARIZATION_LOSSES`
     initial weights     of `load_weights`, `set_weights` and `Embedding(weights=...)` are what the training starts from
-    seeds               of initial values and dropout follow from `tf.set_random_seed`
+    seeds               of initial values and dropout follow from `tf.set_random_seed`; so do those of `tf.layers`
 
 Layers of Keras 3 are refused: what they need of a run (updates of states and seeds, names that a checkpoint can rely
 on) they have in eager TensorFlow only. A Keras that is not imported yet is taught when it is.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from importlib import abc, machinery, util
 from typing import Any
@@ -89,9 +89,9 @@ def _teach_layers(module: Any) -> None:
     @wraps(call)
     def taught_call(self: Any, *args: Any, **kwargs: Any) -> Any:
         context = TowerContext.current()
-        if context is None or _is_legacy(self):
+        if context is None:
             return call(self, *args, **kwargs)
-        with _seeded(backend), _phase(backend, context.training):
+        with _seeded(backend), nullcontext() if _is_legacy(self) else _phase(backend, context.training):
             return call(self, *args, **kwargs)
 
     @wraps(add_loss)

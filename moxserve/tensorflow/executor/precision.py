@@ -15,8 +15,9 @@ from typing import Any
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import FlagStore
+from moxserve.tensorflow.executor.spec import ModelSpec
 
-__all__ = ["Precision", "in_float32", "rewrites"]
+__all__ = ["Precision", "rewrites", "widen"]
 
 _NARROW = (tf.float16, tf.bfloat16)
 # Option of RewriterConfig by dtype. The first is for GPUs, and for CPUs with products of float16.
@@ -73,7 +74,7 @@ class Precision:
         if unscaled:
             tf1.logging.warning(
                 "float16 without a loss scale: gradients below 6e-8 become 0; "
-                "give --loss_scale=1024, or compute in bfloat16"
+                "give --loss_scale=0, which finds it by itself, or a number such as 1024"
             )
 
     def configure(self, config: Any) -> None:
@@ -111,13 +112,16 @@ def rewrites(dtype: str) -> bool:
     return tf.as_dtype(dtype).as_datatype_enum in kinds
 
 
-def in_float32(values: dict[str, Any]) -> dict[str, Any]:
-    """Cast the half-precision ones of some tensors to float32, under which sums and loss scales have room.
+def widen(spec: ModelSpec) -> None:
+    """Cast losses and `log_info` that a model computed in half precision to float32: sums, means and loss scales have
+    room there.
 
     Args:
-        values: name: tensor.
+        spec: what `model_fn` returned, checked; changed in place.
     """
-    return {
-        name: tf.cast(value, tf.float32) if value.dtype.base_dtype in _NARROW else value
-        for name, value in values.items()
-    }
+    spec.losses = [_wide(loss) for loss in spec.losses]
+    spec.log_info = {name: _wide(value) for name, value in spec.log_info.items()}
+
+
+def _wide(value: Any) -> Any:
+    return tf.cast(value, tf.float32) if value.dtype.base_dtype in _NARROW else value
