@@ -93,6 +93,7 @@ class ParameterServerWorkers(Workers):
     def participants(self) -> list[Participant]:
         """Nobody yet; the model is complete here, so that its variables are known."""
         self._uninitialized = tf1.report_uninitialized_variables([*tf1.global_variables(), *self.state.variables])
+        self._uninitialized.mark_used()  # in `start`
         return []
 
     def own_variable(self, name: str, shape: Any, dtype: Any, initializer: Any) -> Any:
