@@ -110,8 +110,11 @@ def _dry_run(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 def _summary(result: Any) -> list[str]:
     """Write what came of a run, one line a fact."""
-    lines = []
     train, export = result.report.train, result.export
+    if result.role is not None:
+        steps = f"{train.local_steps} steps, " if train is not None else ""
+        return [f"{result.role}: {steps}{sum(result.seconds.values()):.1f} s; the chief does what follows"]
+    lines = []
     if train is not None:
         done = f"trained to step {train.global_step}"
         if train.stop_reason == "already_trained":

@@ -8,6 +8,7 @@ file. `load_run` does the same for the directory of an earlier run, from the `co
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ __all__ = ["RESOLVED", "PipelineResult", "PreparedRun", "load_run", "plan", "pre
 
 RESOLVED = "config.resolved.yaml"
 EVALUATION = "evaluation.json"
+# What tells a process that it is one of several.
+_CLUSTER = ("MOXSERVE_FLAGS", "TF_CONFIG")
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class PipelineResult:
         export: the artifact, if any.
         predictions: file and number of rows of the predictions, if any.
         seconds: wall time by stage.
+        role: of this process in a cluster, such as `worker 1`, where another one does what follows the training.
     """
 
     path: str
@@ -140,11 +144,14 @@ class PipelineResult:
     export: ExportResult | None = None
     predictions: tuple[str, int] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    role: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as JSON values, for `--json`."""
         train, export = self.report.train, self.export
         facts: dict[str, Any] = {"pipeline": self.path, "log_dir": self.log_dir, "checkpoint": self.report.checkpoint}
+        if self.role is not None:
+            facts["role"] = self.role
         if train is not None:
             facts["train"] = {
                 "start_step": train.start_step,
@@ -312,12 +319,26 @@ def run_pipeline(
     """
     loaded = load_pipeline(path, overrides, check=True)
     _, _, _, run = _plugins(loaded.config)
-    if not resume and run.trains and _has_checkpoint(run.log_dir):
+    if not resume and run.trains and _has_checkpoint(run.log_dir) and _follower() is None:
         raise CheckpointError(
             f"{run.log_dir!r} holds checkpoints of an earlier run",
             hint="leave --no-resume out to go on from them, or choose another place with --set run.log_dir=DIR",
         )
     return _Stages(loaded, talk).run()
+
+
+def _follower() -> str | None:
+    """Return what this process is in a cluster, `worker 1`; None for a single process, and for the chief.
+
+    A follower takes part in the training and is done with it: one process evaluates, exports and predicts.
+    """
+    if not any(os.environ.get(name) for name in _CLUSTER) and not any("job_name" in word for word in sys.argv):
+        return None  # known without TensorFlow
+    from moxserve.tensorflow.executor.cluster import Topology
+    from moxserve.tensorflow.executor.flags import store
+
+    topology = Topology.from_flags(store)
+    return None if topology.is_chief else f"{topology.job} {topology.index}"
 
 
 class _Stages:
@@ -331,6 +352,9 @@ class _Stages:
 
     def run(self) -> PipelineResult:
         prepared = self._timed("prepare", lambda: prepare(self._loaded, talk=self._talk))
+        role = _follower()
+        if role is not None:
+            return self._follow(prepared, role)
         report = self._stage("run", prepared.data, lambda: self._run(prepared))
         export, metrics, predictions = None, dict(report.metrics), None
         if self._config.export is not None:
@@ -352,6 +376,14 @@ class _Stages:
             predictions=predictions,
             seconds=dict(self._seconds),
         )
+
+    def _follow(self, prepared: PreparedRun, role: str) -> PipelineResult:
+        """Train along; everything else is the chief's."""
+        run, report = _plugins(self._config)[3], RunReport(None)
+        if run.trains:
+            job = RunJob(prepared.data, prepared.model_fn, prepared.optimizer_fn, prepared.log_dir, leads=False)
+            report = self._stage("run", prepared.data, lambda: run.run(job))
+        return PipelineResult(self._loaded.path, prepared.log_dir, report, seconds=dict(self._seconds), role=role)
 
     def _stage(self, name: str, data: InputBundle, work: Callable[[], Any]) -> Any:
         with stage(self._loaded, name, self._talk, data.diagnose):

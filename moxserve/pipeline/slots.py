@@ -111,12 +111,14 @@ class RunJob:
         model_fn: as `mox.run` takes it.
         optimizer_fn: as `mox.run` takes it; None when the pipeline has no optimizer.
         log_dir: where checkpoints and summaries go.
+        leads: False in a process of a cluster that only trains along: it has nothing to evaluate or to write.
     """
 
     data: InputBundle
     model_fn: Callable[..., Any]
     optimizer_fn: Callable[..., Any] | None
     log_dir: str
+    leads: bool = True
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,8 @@ class TrainAndEvaluate(Train):
 
         job.data.steps("EVAL")  # no evaluation data: better told before the training than after it
         result = train(self, job)
+        if not job.leads:
+            return RunReport(checkpoint=result.checkpoint, train=result)
         metrics = evaluate(job.data, job.model_fn, result.checkpoint, self.log_dir)
         return RunReport(checkpoint=result.checkpoint, train=result, metrics=metrics, rows=job.data.num_samples["EVAL"])
 
