@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from moxserve.errors import UsageError
+from moxserve.errors import UsageError, first_line
 
 __all__ = [
     "NEVER",
@@ -120,8 +120,8 @@ class RunStopped(Exception):  # noqa: N818 - no error: somebody asked for it
 
 
 def is_end_of_input(error: Any) -> bool:
-    """Tell an exhausted iterator or a closed queue from any other OutOfRangeError."""
-    message = str(error.message)
+    """Tell an exhausted iterator or a closed queue from any other error."""
+    message = str(getattr(error, "message", ""))
     return "End of sequence" in message or "insufficient elements" in message
 
 
@@ -313,10 +313,12 @@ class HookParticipant(Participant):
         except _PASSING:
             raise
         except Exception as error:
+            if is_end_of_input(error):
+                raise
             clock = self._clock
             when = "" if clock is None else f" at step {clock.run_step} (global step {clock.global_step})"
             where = f"hook {type(self.hook).__name__} failed in {method}(){when}"
-            logging.getLogger("tensorflow").error("%s: %s: %s", where, type(error).__name__, error)
+            logging.getLogger("tensorflow").error("%s: %s: %s", where, type(error).__name__, first_line(error))
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(where)
             raise

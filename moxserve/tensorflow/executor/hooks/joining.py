@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.hooks.base import AggregativeSessionRunHook, HookRun
 from moxserve.tensorflow.executor.hooks.best import BestCheckpointHook
 from moxserve.tensorflow.executor.hooks.states import HookStates
@@ -31,6 +32,8 @@ class RunHooks:
         self._alone = run.workers.topology.num_workers == 1
         self.states = HookStates(folder, hooks)
         self.participants = [_join(hook, run) for hook in hooks]
+        for hook in hooks:
+            _give_saver(hook, run)
 
     def tell_ended(self) -> bool:
         """Whether a hook had ended the training before it was resumed; warns then. Several workers find it out at the
@@ -68,3 +71,17 @@ def _agreement(hook: AggregativeSessionRunHook, run: HookRun) -> Callable[[bool]
     if run.steps_apart:
         return lambda stop: stop and counts and run.workers.agree(True)
     return None
+
+
+def _give_saver(hook: Any, run: HookRun) -> None:
+    """Do for hooks of `tf.train` what MonitoredTrainingSession does: finish their Scaffold, or let those that save find
+    a Saver in the graph.
+    """
+    scaffold = getattr(hook, "_scaffold", None)
+    if isinstance(scaffold, tf1.train.Scaffold):
+        scaffold.finalize()
+        tf1.get_default_graph()._unsafe_unfinalize()  # others have not begun yet
+    elif isinstance(hook, tf1.train.CheckpointSaverHook) and hook._saver is None:
+        savers = tf1.get_collection_ref(tf1.GraphKeys.SAVERS)
+        if not savers:
+            savers.append(tf1.train.Saver() if run.checkpointer is None else run.checkpointer.saver)
