@@ -54,7 +54,7 @@ def export_run(
         model_fn=model_fn,
         inputs=inputs,
         checkpoint=checkpoint,
-        base_dir=str(settings.log_dir),
+        base_dir=str(settings.base_dir),
         samples=samples,
         variants=VariantOptions(targets=targets),
         op_libraries=loaded_op_libraries(),

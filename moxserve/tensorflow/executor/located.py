@@ -45,8 +45,8 @@ def local_path(path: Any, argument: str) -> str:
     text = os.fspath(path)
     if "://" in text:
         raise UsageError(
-            f"{argument}={text!r}: checkpoints and summaries are written to local folders",
-            hint="train into a local folder and copy it with mox.file.copy_parallel",
+            f"{argument}={text!r}: expected a path of this machine",
+            hint="run() takes s3:// and obs:// for log_dir and checkpoint_path; elsewhere copy it with mox.file first",
         )
     return str(text)
 

@@ -34,6 +34,7 @@ from moxserve.tensorflow.executor.participants import NEVER, Clock, InputEnded, 
 from moxserve.tensorflow.executor.phases import run_phases
 from moxserve.tensorflow.executor.position import PositionLog
 from moxserve.tensorflow.executor.precision import Precision
+from moxserve.tensorflow.executor.remote import LogDirSender, kept_here
 from moxserve.tensorflow.executor.repeatable import Repeatable
 from moxserve.tensorflow.executor.settings import Functions, RunArguments, Settings
 from moxserve.tensorflow.executor.signals import SignalGuard
@@ -123,8 +124,11 @@ def run(
         save_model_steps=save_model_steps,
         warm_start=warm_start,
     )
-    with store.frozen(), logged(store.get("log_format")) as told:
-        settings = Settings.resolve(arguments, store)
+    with (
+        store.frozen(),
+        logged(store.get("log_format")) as told,
+        kept_here(Settings.resolve(arguments, store)) as settings,
+    ):
         # Both functions are checked on the next line, so None never gets further.
         functions = Functions(input_fn, model_fn, optimizer_fn, output_fn, fetch_strategy_fn)  # type: ignore[arg-type]
         functions.check(settings)
@@ -268,7 +272,8 @@ class _Job:
         self.hooks = RunHooks(hooks, facts, settings.log_dir if self.training else None)
         if self.writer is not None:
             self.writer.before_save = self.hooks.states.save
-        return listed + self.hooks.participants
+        sender = [] if settings.mirror is None else [LogDirSender(settings.mirror)]
+        return listed + self.hooks.participants + sender
 
     def _console(self) -> reporters.ConsoleLog | None:
         every, wanted = self.settings.log_every, self.functions.fetch_strategy_fn
@@ -383,7 +388,7 @@ class _Job:
 
     def _interrupted(self, signum: int) -> InterruptedRunError:
         name = signal.Signals(signum).name
-        saved = self.writer.prefix if self.writer is not None else None
+        saved = self.settings.shown(self.writer.prefix) if self.writer is not None else None
         state = f"checkpoint {saved} is written" if saved else "nothing was saved"
         hint = "run it again to go on from there" if saved else "with log_dir a checkpoint would be written"
         step = self.clock.global_step if self.training else self.clock.run_step
@@ -407,7 +412,7 @@ class _Job:
             global_step=self.clock.global_step,
             local_steps=self.clock.run_step,
             stop_reason=reason,
-            checkpoint=checkpoint,
+            checkpoint=self.settings.shown(checkpoint),
             metrics=metrics,
             samples_per_s=self._step_rows / step_s if step_s else 0.0,
             step_s=step_s,

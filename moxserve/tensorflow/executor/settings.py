@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from moxserve.errors import ModelSpecError, UsageError
+from moxserve.file.filesystem import is_remote
 from moxserve.tensorflow.executor.calls import check_callable
 from moxserve.tensorflow.executor.checkpoint import local_path
 from moxserve.tensorflow.executor.flags import FlagStore
 from moxserve.tensorflow.executor.participants import Every
+from moxserve.tensorflow.executor.remote import Mirror
 from moxserve.tensorflow.executor.spec import ExportKeys, ModeKeys
 from moxserve.tensorflow.executor.warm_start import WarmStart
 
@@ -96,6 +98,7 @@ class Settings:
         save_every: checkpoints; None for the end only.
         export: kinds of artifact; empty for none.
         warm_start: what is taken from another model when `log_dir` has no checkpoint, None for nothing.
+        mirror: of `log_dir`, where that stands for a directory of a store; see `remote`.
     """
 
     mode: str
@@ -111,6 +114,16 @@ class Settings:
     save_every: Every | None
     export: tuple[str, ...]
     warm_start: WarmStart | None = None
+    mirror: Mirror | None = None
+
+    @property
+    def base_dir(self) -> str | None:
+        """The base folder of exported versions: `log_dir` as it was given."""
+        return self.log_dir if self.mirror is None else self.mirror.url
+
+    def shown(self, path: str | None) -> str | None:
+        """Return a path in `log_dir` as it is known outside of the run."""
+        return path if path is None or self.mirror is None else self.mirror.url_of(path)
 
     @classmethod
     def resolve(cls, given: RunArguments, store: FlagStore) -> Settings:
@@ -223,4 +236,5 @@ def _path(value: Any, name: str) -> str | None:
         return None
     if not isinstance(value, (str, os.PathLike)):
         raise UsageError(f"{name}={value!r}: expected a path")
-    return local_path(value, name)
+    text = os.fspath(value)
+    return text if is_remote(text) else local_path(text, name)
