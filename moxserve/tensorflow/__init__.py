@@ -7,6 +7,7 @@ Importing it imports TensorFlow and switches the process to graph mode (see `exe
 from moxserve import file
 from moxserve.export.op_libraries import load_op_library
 from moxserve.protocol.examples import make_example, parse_example, read_examples, write_examples
+from moxserve.tensorflow import auto
 from moxserve.tensorflow.datasets import (
     AsyncRawGenerator,
     BaseTFRecordDataset,
@@ -90,6 +91,7 @@ __all__ = [
     "VocabularyChange",
     "WarmStart",
     "auc",
+    "auto",
     "default_preprocess_fn",
     "feature_columns",
     "file",
