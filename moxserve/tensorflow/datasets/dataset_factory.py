@@ -29,7 +29,7 @@ from moxserve.file.idx import read_idx
 from moxserve.tensorflow.datasets.arrays import ArrayDataset, LabelledImages
 from moxserve.tensorflow.datasets.base import BaseDataset
 from moxserve.tensorflow.datasets.raw.raw_dataset import ImageClassificationRawDataset, ImageClassificationRawMetadata
-from moxserve.tensorflow.datasets.raw.storage import is_remote, join, list_tree, plain_url
+from moxserve.tensorflow.datasets.raw.storage import data_folder, is_remote, join, list_tree
 from moxserve.tensorflow.datasets.tfrecord_common import ImageClassificationTFRecordMetadata
 from moxserve.tensorflow.datasets.tfrecord_image import ImageClassificationTFRecordDataset
 from moxserve.tensorflow.executor.epochs import HELD_OUT
@@ -117,7 +117,7 @@ def get_dataset(name: str, split_name: str, dataset_dir: str, capacity: int = 25
     meta = get_dataset_meta(name)
     if split_name not in meta.splits_to_sizes and not (split_name in HELD_OUT and len(meta.splits_to_sizes) > 1):
         raise UsageError(f"{name} has no split {split_name!r}; {did_you_mean(str(split_name), meta.splits_to_sizes)}")
-    folder = plain_url(dataset_dir)
+    folder = data_folder(dataset_dir, "dataset_dir")
     request = _Request(meta, "train" if split_name == "train" else "test", folder, {"capacity": capacity, **kwargs})
     for reader in (_remote,) if is_remote(folder) else (_idx, _cifar, _tfrecord, _folders):
         dataset = reader(request)

@@ -15,6 +15,7 @@ import numpy as np
 from moxserve.errors import DataError
 from moxserve.file import exists
 from moxserve.file.idx import read_idx
+from moxserve.tensorflow.datasets.raw.storage import data_folder
 
 __all__ = ["DataSet", "Datasets", "read_data_sets"]
 
@@ -134,7 +135,8 @@ def read_data_sets(
     if fake_data:
         raise DataError("read_data_sets(fake_data=True): fake data is not made")
     names = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
-    paths = [os.path.join(train_dir, name) for name in names]
+    folder = data_folder(train_dir, "train_dir")
+    paths = [os.path.join(folder, name) for name in names]
     if missing := [name for name, path in zip(names, paths, strict=True) if not exists(path)]:
         raise DataError(f"{train_dir!r} lacks {', '.join(missing)}", hint=f"the folder needs {', '.join(names)}")
     images, labels, test_images, test_labels = map(read_idx, paths)

@@ -17,7 +17,7 @@ from moxserve.file.labels import LABELS_FILE, parse_labels
 from moxserve.protocol.tfrecord import records_of
 from moxserve.protocol.tfrecord_index import RecordFile, RecordIndex, scan_files
 from moxserve.tensorflow.datasets.base import BaseDataset
-from moxserve.tensorflow.datasets.raw.storage import is_remote, join, plain_url, read_file
+from moxserve.tensorflow.datasets.raw.storage import data_folder, is_remote, join, read_file
 from moxserve.tensorflow.datasets.tfrecord_files import RecordSource, cached_copies, find_sources, open_source
 from moxserve.tensorflow.datasets.tfrecord_reader import Reading, check_integer, indexed_records, streamed_records
 from moxserve.tensorflow.executor.env import tf, tf1
@@ -68,7 +68,7 @@ class BaseTFRecordMetadata:
         given = file_patterns if file_pattern is None else file_pattern
         if num_samples is not None:
             check_integer("num_samples", num_samples, 0)
-        self.base_dir = plain_url(base_dir)
+        self.base_dir = data_folder(base_dir, "base_dir")
         self.redirect_dir = redirect_dir
         self.file_patterns = [given] if isinstance(given, str) else list(given or ())
         self.sources: list[RecordSource] = find_sources(self.base_dir, self.file_patterns, redirect_dir)

@@ -25,6 +25,7 @@ from moxserve.images.cache import FileKey
 from moxserve.images.names import IMAGE_EXTENSIONS, is_image
 from moxserve.tensorflow.datasets.raw.storage import (
     Tree,
+    data_folder,
     join,
     list_tree,
     plain_url,
@@ -69,7 +70,7 @@ class RawMetadata:
     """
 
     def __init__(self, base_dir: str, redirect_dir: str | None = None, labels_filename: str = LABELS_FILE) -> None:
-        self.base_dir = plain_url(base_dir)
+        self.base_dir = data_folder(base_dir, "base_dir")
         self.redirect_dir = None if redirect_dir is None else plain_url(redirect_dir)
         self.labels_filename = labels_filename
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from moxserve.errors import DataError
+from moxserve.errors import DataError, UsageError
 from moxserve.file import (
     MoxFileNotExistsException,
     MoxFileReadException,
@@ -23,6 +23,7 @@ from moxserve.images.cache import FileKey
 
 __all__ = [
     "Tree",
+    "data_folder",
     "is_remote",
     "join",
     "list_tree",
@@ -72,6 +73,25 @@ def plain_url(url: str | os.PathLike[str]) -> str:
     """Return a path or URL as this package writes it: no `file://`, no slash at the end."""
     path = os.fsdecode(url).removeprefix("file://")
     return path.rstrip("/") or path
+
+
+def data_folder(path: str | os.PathLike[str], argument: str) -> str:
+    """Return the folder that a script names for its data, as `plain_url` does.
+
+    Args:
+        path: what the script gave.
+        argument: its name, for messages.
+
+    Raises:
+        UsageError: nothing was given, as by a platform that passes `--data_url=` for a field that was left blank: the
+            flag is then given, and its default does not count.
+    """
+    if not isinstance(path, (str, bytes, os.PathLike)) or not os.fspath(path):
+        raise UsageError(
+            f"{argument}={path!r}: expected the folder of the data",
+            hint="a flag without a value, as in --data_url=, is empty: its default counts only where it is left out",
+        )
+    return plain_url(path)
 
 
 def join(base: str, name: str) -> str:
