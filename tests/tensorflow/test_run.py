@@ -420,7 +420,7 @@ ARGUMENT_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "steps float": ({"max_number_of_steps": 10.5}, "max_number_of_steps=10.5"),
     "negative secs": ({"save_model_secs": -1}, "save_model_secs=-1"),
     "log every -1": ({"log_every_n_steps": -1}, "log_every_n_steps=-1"),
-    "remote log_dir": ({"log_dir": "s3://bucket/log"}, "expected a path of this machine"),
+    "remote log_dir": ({"log_dir": "hdfs://name/log"}, "expected a path of this machine"),
     "export without log_dir": ({"export_model": "TF_SERVING"}, "needs log_dir"),
     "export kind": ({"export_model": "TF_SERVNG", "log_dir": "x"}, "did you mean 'TF_SERVING'"),
     "output_fn never called": ({"output_fn": print}, "output_every_n_steps, which is 0"),
