@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moxserve import file
@@ -29,6 +29,7 @@ _HEADINGS = {
     "device": f"device:long {_FIGURES}",
 }
 _COMPUTE = " Compute"
+_ALL_STREAMS = "/stream:all"
 _DEVICE = re.compile(
     r"^(?:/job:(?P<job>\w+))?(?:/replica:\d+)?(?:/task:(?P<task>\d+))?/(?:device:)?(?P<device>[A-Za-z_]+:\d+)(?P<rest>.*)$"
 )
@@ -41,8 +42,8 @@ class Event:
     Attributes:
         operation: its name in the graph.
         type: such as MatMul.
-        device: such as `CPU:0`, `GPU:0` (the kernels), `GPU:0 launch` (the time the host took to start them); with its
-            process before it where that is one of a cluster: `worker 1 CPU:0`.
+        device: such as `CPU:0`, `GPU:0` (its kernels), `GPU:0 launch` (the time that the host took to start them),
+            `GPU:0 copies`; with its process before it where that is one of a cluster: `worker 1 CPU:0`.
         start_us: microseconds since any point.
         duration_us: microseconds.
     """
@@ -116,18 +117,25 @@ def _event(event: Mapping[str, Any], device: str) -> Event:
 
 
 def _kernels_and_launches(events: list[Event]) -> list[Event]:
-    """Tell a GPU's own time, which is in rows of its streams, from the time that the host took to start the work."""
-    streams = {e.device for e in events if "/stream" in e.device}
-    if not streams:
+    """Tell a GPU's own time from the time that the host took to start its work.
+
+    TensorFlow has kernels in the row `GPU:0/stream:all`, once more in a row of each stream, and what only starts them
+    in the row of the GPU itself; copies are in `GPU:0/memcpy` and in rows of streams.
+    """
+    traced = {e.device.partition("/")[0] for e in events if e.device.endswith(_ALL_STREAMS)}
+    if not traced:
         return events
-    with_streams = {name.partition("/")[0] for name in streams}
-
-    def device(name: str) -> str:
-        if name in streams:
-            return name.removesuffix("/stream:all")
-        return f"{name} launch" if name in with_streams else name
-
-    return [Event(e.operation, e.type, device(e.device), e.start_us, e.duration_us) for e in events]
+    found = []
+    for event in events:
+        device, _, row = event.device.partition("/")
+        if row.startswith("stream:") and not event.device.endswith(_ALL_STREAMS):
+            continue
+        if row:
+            device += " copies" if row == "memcpy" else ""
+        elif device.rpartition(" ")[2] in traced:
+            device += " launch"
+        found.append(replace(event, device=device))
+    return found
 
 
 def wall_ms(events: Sequence[Event]) -> float:

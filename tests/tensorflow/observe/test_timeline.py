@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import moxserve.tensorflow as mox
@@ -131,18 +133,19 @@ def test_signal_asks_for_the_next_step(train: Train, linear: Any, tmp_path: Path
 
 
 def test_signal_in_a_quiet_stretch(train: Train, tmp_path: Path) -> None:
-    import threading
+    def rows() -> Iterator[tuple[np.ndarray, np.float32]]:
+        for number in itertools.count():
+            if number == 500:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield np.ones(3, np.float32), np.float32(1)
 
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
-    timer.start()
-    try:
-        result = train(
-            log_dir=str(tmp_path), max_number_of_steps=20000, log_every_n_steps=0, save_summary_steps=0, save_model_secs=0
-        )
-    finally:
-        timer.join()
+    def input_fn(mode: str, **kwargs: Any) -> Any:
+        return tf1.data.Dataset.from_generator(rows, (tf1.float32, tf1.float32), ((3,), ()))
+
+    quiet = {"log_every_n_steps": 0, "save_summary_steps": 0, "save_model_secs": 0}
+    result = train(input_fn=input_fn, log_dir=str(tmp_path), max_number_of_steps=300, **quiet)
     assert len(result.traces) == 1
-    assert 0 < int(result.traces[0].removesuffix(".json").rpartition("-")[2]) < 20000
+    assert 0 < int(result.traces[0].removesuffix(".json").rpartition("-")[2]) < 300
 
 
 def test_others_keep_their_signals(train: Train) -> None:
