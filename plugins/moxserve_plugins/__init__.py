@@ -25,6 +25,7 @@ PLUGINS = {
     "optimizer.sgd": "moxserve_plugins.optimizers.config:Sgd",
     "run.evaluate": "moxserve_plugins.run.config:Evaluate",
     "run.predict": "moxserve_plugins.run.config:Predict",
+    "run.retrain": "moxserve_plugins.retrain.config:Retrain",
     "run.train": "moxserve_plugins.run.config:Train",
     "run.train_and_evaluate": "moxserve_plugins.run.config:TrainAndEvaluate",
 }

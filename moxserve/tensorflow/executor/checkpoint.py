@@ -115,7 +115,7 @@ def _restore(session: Any, prefix: str, variables: Sequence[Any], rules: Restore
         found.require()
     if report.excluded:
         tf1.logging.info(
-            "not restored: %s (left out by checkpoint_include_patterns/checkpoint_exclude_patterns)",
+            "not restored: %s (left out by the patterns)",
             listed(report.excluded),
         )
     for problem in report.problems:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moxserve.pipeline.slots import RunJob
-from moxserve_plugins.run.config import PATTERNS
+from moxserve_plugins.run.config import FLAGS, PATTERNS
 
 if TYPE_CHECKING:
     from moxserve.tensorflow.executor.spec import RunResult
@@ -29,7 +29,7 @@ def train(config: Train, job: RunJob) -> RunResult:
         for name, value in (("save_model_steps", config.save_model_steps), ("save_model_secs", config.save_model_secs))
         if value is not None
     }
-    with _patterns(config), tf.Graph().as_default() as graph:
+    with _flags(config), tf.Graph().as_default() as graph:
         graph.seed = config.seed  # the run's own graph takes it over
         result: RunResult = mox.run(
             input_fn=job.data.input_fn,
@@ -43,21 +43,33 @@ def train(config: Train, job: RunJob) -> RunResult:
             checkpoint_path=config.checkpoint_path,
             log_every_n_steps=config.log_every_n_steps,
             save_summary_steps=config.save_summary_steps,
+            warm_start=_warm_start(config),
             **schedule,
         )
     return result
 
 
+def _warm_start(config: Train) -> Any:
+    from moxserve.tensorflow import VocabularyChange, WarmStart
+
+    if config.warm_start is None:
+        return None
+    given = config.warm_start
+    changes = {name: VocabularyChange(**change.model_dump()) for name, change in given.vocabularies.items()}
+    return WarmStart(given.checkpoint, given.variables, given.exclude, given.renamed, changes)
+
+
 @contextmanager
-def _patterns(config: Train) -> Iterator[None]:
-    """Set the flags of the patterns that are given, for this training only."""
+def _flags(config: Train) -> Iterator[None]:
+    """Set the flags that are given, for this training only."""
     from moxserve.tensorflow import get_flag, set_flag
 
-    given = {name: getattr(config, name) for name in PATTERNS if getattr(config, name)}
+    given = {name: ",".join(getattr(config, name)) for name in PATTERNS if getattr(config, name)}
+    given |= {name: getattr(config, name) for name in FLAGS if getattr(config, name) is not None}
     before = {name: get_flag(name) for name in given}
     try:
-        for name, patterns in given.items():
-            set_flag(name, ",".join(patterns))
+        for name, value in given.items():
+            set_flag(name, value)
         yield
     finally:
         for name, value in before.items():

@@ -1,0 +1,1 @@
+"""Run plugin `retrain`: a new last layer on cached features."""
