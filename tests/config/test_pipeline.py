@@ -134,7 +134,7 @@ def test_every_mistake_at_once():
             ("plugin: lenet", "plugin: adam"),
             "p.yaml:3:17: model.plugin: no model plugin 'adam'; known: function, lenet, mnist_softmax, network, resnet_v1_20, wide_and_deep\n    model: {plugin: adam}\n                    ^",
         ),
-        (("  learning_rate: 1e-3\n", ""), "p.yaml:4:1: optimizer: missing key 'learning_rate': Step size.\n    optimizer:\n    ^"),
+        (("  learning_rate: 1e-3\n", ""), "p.yaml:4:1: optimizer: missing key 'learning_rate': Step size: a number, or a schedule.\n    optimizer:\n    ^"),
         (
             ("plugin: lenet", "plugin: lenet, dropout_keep_prob: .inf"),
             "p.yaml:3:43: model.dropout_keep_prob: expected a finite number, got inf\n    model: {plugin: lenet, dropout_keep_prob: .inf}\n                                              ^",

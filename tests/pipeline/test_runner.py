@@ -32,7 +32,7 @@ def test_train_leaves_a_checkpoint_and_what_was_resolved(softmax: Write, work: P
     assert result.report.checkpoint == "run/model.ckpt-30"
     assert (work / "run" / "model.ckpt-30.index").is_file()
     resolved = yaml.safe_load((work / "run" / "config.resolved.yaml").read_text())
-    assert resolved["optimizer"] == {"plugin": "sgd", "learning_rate": 0.25}
+    assert resolved["optimizer"] == {"plugin": "sgd", "learning_rate": 0.25, "wrappers": []}
     assert resolved["run"]["log_dir"] == str(work / "run")
     assert resolved["input"]["shuffle"] is True
     facts = result.to_json()

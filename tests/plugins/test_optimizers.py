@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import tensorflow as tf
+from moxserve_plugins.optimizers.wrappers import KINDS
 from pydantic import ValidationError
 
 from moxserve.registry import discover
@@ -83,3 +85,76 @@ def test_one_for_each_loss():
     )
     with pytest.raises(ValidationError):
         several(optimizers=[{"plugin": "adm", "learning_rate": 1}])
+
+
+SCHEDULES: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "piecewise": (
+        {"strategy": "1:0.1->0.3,2:0.5", "samples_per_epoch": 100, "rows_per_step": 25}, [0.1, 0.2, 0.5, 0.5],
+    ),
+    "linear_cosine": ({"max_lr": 1.0, "max_step": 8, "warmup_ratio": 0.5}, [0.0, 0.5, 1.0, 0.25]),
+    "polynomial": ({"max_lr": 1.0, "max_step": 8, "warmup_ratio": 0.5, "power": 3}, [0.0, 0.5, 1.0, 0.125]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_learning_rates_may_follow_a_schedule(name: str):
+    options, expected = SCHEDULES[name]
+    plugin = discover([]).load("optimizer", "momentum")
+    config = plugin.model_validate({"plugin": "momentum", "learning_rate": {"schedule": name, **options}})
+    assert config.describe().startswith(f"learning_rate {name} ")
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        rate = config.build()()._learning_rate
+        step = tf.compat.v1.train.get_or_create_global_step()
+        found = []
+        for value in (0, 2, 4, 6):
+            step.load(value, session)
+            found.append(session.run(rate))
+    assert found == pytest.approx(expected)
+
+
+def test_wrappers_go_around_from_the_inside_out():
+    config = discover([]).load("optimizer", "adam").model_validate(
+        {"learning_rate": 0.1, "wrappers": [{"wrapper": "lars", "ratio": 0.5}, {"wrapper": "clip", "limit": 2}]}
+    )  # fmt: skip
+    with tf.Graph().as_default():
+        optimizer = config.build()()
+    assert [optimizer.kind, optimizer.inner.kind, type(optimizer.inner.inner).__name__] == [
+        "clip", "lars", "AdamOptimizer",
+    ]  # fmt: skip
+    assert config.describe().endswith("in lars, in clip")
+
+
+def test_every_wrapper_has_the_options_of_its_function():
+    from moxserve.tensorflow.optimizer import WRAPPERS
+
+    assert set(KINDS) == set(WRAPPERS)
+    for name, model in KINDS.items():
+        options = dict(list(inspect.signature(WRAPPERS[name]).parameters.items())[1:])
+        if name == "simple_sync":  # what it could be told, the run knows
+            options = {}
+        assert set(model.model_fields) - {"wrapper"} == set(options)
+        for option, parameter in options.items():
+            field = model.model_fields[option]
+            assert field.is_required() == (parameter.default is inspect.Parameter.empty)
+            if not field.is_required():
+                default = parameter.default
+                assert field.default == (list(default) if isinstance(default, tuple) else default)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"learning_rate": True}, "expected a number"),
+        ({"learning_rate": {"schedule": "cosine"}}, "'piecewise', 'linear_cosine', 'polynomial'"),
+        (
+            {"learning_rate": {"schedule": "piecewise", "strategy": "5:x", "samples_per_epoch": 1, "rows_per_step": 1}},
+            "character 3: expected a learning rate, found 'x'",
+        ),
+        ({"learning_rate": 0.1, "wrappers": [{"wrapper": "lars", "skip": ["("]}]}, "not a regular expression"),
+        ({"learning_rate": 0.1, "wrappers": [{"wrapper": "larz"}]}, "larz"),
+    ],
+)
+def test_mistakes_are_found_without_tensorflow(given: dict[str, Any], message: str):
+    with pytest.raises(ValidationError) as caught:
+        discover([]).load("optimizer", "sgd").model_validate({"plugin": "sgd", **given})
+    assert message in str(caught.value)

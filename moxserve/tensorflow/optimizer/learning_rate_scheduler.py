@@ -11,7 +11,7 @@ from typing import Any
 
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.tensorflow.optimizer.piecewise import parse_stages
+from moxserve.learning_rates import parse_stages
 
 __all__ = ["linear_cosine_decay", "piecewise_lr", "polynomial_decay"]
 
@@ -20,7 +20,7 @@ def piecewise_lr(lr_strategy: str, num_samples: int, global_batch_size: float, g
     """Make a learning rate in stages of epochs: `5:0.1->0.4,10:0.4=>0.8,15:0.8,20:0.08`.
 
     A stage holds up to its epoch: here a line from 0.1 to 0.4, then an exponential to 0.8, 0.8 from epoch 10 to 15, and
-    0.08 from there on. `piecewise` has the grammar.
+    0.08 from there on. `moxserve.learning_rates` has the grammar.
 
     Args:
         lr_strategy: the stages.

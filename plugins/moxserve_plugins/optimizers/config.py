@@ -11,6 +11,8 @@ from pydantic import Field
 
 from moxserve.config.models import told_apart_by
 from moxserve.pipeline.slots import OptimizerPlugin
+from moxserve_plugins.optimizers import schedules
+from moxserve_plugins.optimizers.wrappers import Wrapper, wrap
 
 __all__ = ["Adadelta", "Adagrad", "Adam", "Ftrl", "Momentum", "PerLoss", "RmsProp", "Sgd"]
 
@@ -20,14 +22,29 @@ class _BuiltIn(OptimizerPlugin):
 
     builtin: ClassVar[str]
 
-    learning_rate: float = Field(gt=0, description="Step size.")
+    learning_rate: schedules.LearningRate = Field(description="Step size: a number, or a schedule.")
+    wrappers: list[Wrapper] = Field(default=[], description="Wrappers around it, from the inside out.")
+
+    def describe(self) -> str:
+        """Say in one line what it is."""
+        values = {
+            "learning_rate": schedules.describe(self.learning_rate),
+            **self.model_dump(exclude={"plugin", "learning_rate", "wrappers"}),
+        }
+        told = ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+        around = "".join(f", in {one.wrapper}" for one in self.wrappers)
+        return told + around
 
     def build(self) -> Callable[..., Any]:
         """Return the optimizer_fn; see OptimizerPlugin."""
-        from moxserve.tensorflow import get_optimizer_fn
 
-        arguments = self.model_dump(exclude={"plugin"})
-        optimizer_fn: Callable[..., Any] = get_optimizer_fn(self.builtin, **arguments)
+        def optimizer_fn() -> Any:
+            from moxserve.tensorflow import get_optimizer_fn
+
+            arguments = self.model_dump(exclude={"plugin", "learning_rate", "wrappers"})
+            rate = schedules.make(self.learning_rate)
+            return wrap(get_optimizer_fn(self.builtin, rate, **arguments)(), self.wrappers)
+
         return optimizer_fn
 
 

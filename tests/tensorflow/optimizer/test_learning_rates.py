@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.optimizer.learning_rate_scheduler import linear_cosine_decay, piecewise_lr, polynomial_decay
-from moxserve.tensorflow.optimizer.piecewise import Stage, parse_stages, rate_at
+from moxserve.learning_rates import Stage, parse_stages, rate_at
 
 DOCUMENTED = "5:0.1->0.4,10:0.4=>0.8,15:0.8,20:0.08"
 

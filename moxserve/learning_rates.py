@@ -1,4 +1,4 @@
-"""The text of `piecewise_lr`: stages of a learning rate by epochs.
+"""The text of `piecewise_lr`: stages of a learning rate by epochs. Needs no TensorFlow.
 
     strategy  =  stage , {"," , stage}
     stage     =  epoch , ":" , rate , [("->" | "=>") , rate]
