@@ -179,6 +179,8 @@ digits, exported for serving
 pipelines/mnist_softmax.yaml      train               mnist_softmax  One linear layer on MNIST-format files
 pipelines/textures_pretrain.yaml  train_and_evaluate  network        MobileNet v1 (0.25) on three real textures, to \
 start others from
+pipelines/textures_retrain.yaml   retrain             network        A last layer for three other textures on cached \
+features of MobileNet v1 (0.25), exported for serving
 pipelines/textures_transfer.yaml  train_and_evaluate  network        MobileNet v1 (0.25) moved from three real \
 textures to three others, exported for serving
 pipelines/wide_and_deep.yaml      train_and_evaluate  wide_and_deep  Wide & deep on a real survey, exported with \
@@ -247,7 +249,13 @@ def test_run_from_the_command_line(run_moxserve: Run, work: Path):
     args = ("pipeline", "run", "pipelines/mnist_softmax.yaml", "--set", "run.max_number_of_steps=60")
     done = run_moxserve(*args, "--json", cwd=work)
     assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [e["stage"] for e in events if e["event"] == "stage"][:3] == [
+        "input (mnist_idx)", "model (mnist_softmax)", "optimizer (sgd)"
+    ]  # fmt: skip
+    assert [e["mode"] for e in events if e["event"] == "result"] == ["TRAIN", "EVAL"]
+    facts = events[-1]
+    assert facts["event"] == "pipeline"
     assert facts["train"]["global_step"] == 60
     assert facts["evaluate"]["rows"] == 360
     assert "== input (mnist_idx)\n== model (mnist_softmax)\n== optimizer (sgd)\n" in done.stderr
@@ -256,9 +264,14 @@ def test_run_from_the_command_line(run_moxserve: Run, work: Path):
     assert lines[0] == "was trained to step 60 already: runs/mnist_softmax/model.ckpt-60"
     assert lines[1].startswith("evaluated on 360 rows: loss 0.")
     assert lines[2].endswith("tensorboard --logdir runs/mnist_softmax")
-    refused = run_moxserve(*args, "--no-resume", cwd=work)
+    refused = run_moxserve(*args, "--no-resume", "--json", cwd=work)
     assert refused.returncode == 1
     assert "'runs/mnist_softmax' holds checkpoints of an earlier run" in refused.stderr
+    (error,) = map(json.loads, refused.stdout.splitlines())
+    assert (error["event"], error["type"], error["exit_code"]) == ("error", "CheckpointError", 1)
+    quiet = run_moxserve(*args, "--quiet", "--no-resume", cwd=work)
+    assert (quiet.returncode, quiet.stdout) == (1, "")
+    assert quiet.stderr.startswith("error: 'runs/mnist_softmax' holds")
 
 
 @pytest.mark.slow
