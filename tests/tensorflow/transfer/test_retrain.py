@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +12,7 @@ import pytest
 import moxserve.tensorflow as mox
 from moxserve.errors import CheckpointError, ModelSpecError, UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.transfer import store
 from moxserve.tensorflow.transfer.distort import distorted
 from moxserve.tensorflow.transfer.retrain import RetrainResult, retrain
 from moxserve.tensorflow.transfer.store import FeatureStore, key_of
@@ -183,11 +179,10 @@ def rows(count: int, first: int = 0) -> tuple[list[bytes], list[np.ndarray]]:
 
 
 def test_a_store_keeps_rows_by_their_keys(tmp_path: Path) -> None:
-    store = FeatureStore(str(tmp_path), "trunk", {"of": "a test"})
-    store.add(*rows(5))
-    store.flush()
-    store.add(*rows(5, first=3))
-    store.flush()
+    kept = FeatureStore(str(tmp_path), "trunk", {"of": "a test"})
+    for first in (0, 3):
+        kept.add(*rows(5, first))
+        kept.flush()
     again = FeatureStore(str(tmp_path), "trunk", {})
     assert len(again) == 8
     keys, features = rows(8)
@@ -197,10 +192,10 @@ def test_a_store_keeps_rows_by_their_keys(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_left_out(tmp_path: Path, console: Any) -> None:
-    store = FeatureStore(str(tmp_path), "trunk", {})
+    kept = FeatureStore(str(tmp_path), "trunk", {})
     for first in (0, 10, 20, 30):
-        store.add(*rows(3, first))
-        store.flush()
+        kept.add(*rows(3, first))
+        kept.flush()
     files = sorted((tmp_path / "trunk").glob("*.npz"))
     files[0].write_bytes(files[0].read_bytes()[:-20])
     files[1].write_bytes(b"")
@@ -214,37 +209,26 @@ def test_keys_tell_type_and_shape_apart() -> None:
     assert len({key_of(array) for array in zeros}) == 4
 
 
-KILLED = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-import test_retrain as test
-import moxserve.tensorflow.transfer.store as store
-store._ROWS_A_FILE = 8
-flush = store.FeatureStore.flush
-def slow(self):
-    flush(self)
-    if len(self) >= 16:
-        time.sleep(600)
-store.FeatureStore.flush = slow
-_, _, folder, pretrained = sys.argv
-sys.argv = sys.argv[:1]
-test.retrain(test.input_fn, test.model(3), test.SGD, checkpoint_path=pretrained, log_dir=folder + "/run",
-             bottleneck_dir=folder + "/features", batch_size=8, max_number_of_steps=4, num_samples=24)
-"""
-
-
 @pytest.mark.slow
-def test_a_killed_run_leaves_what_it_computed(again: Any, pretrained: str, tmp_path: Path) -> None:
-    here = os.path.dirname(__file__)
-    process = subprocess.Popen([sys.executable, "-c", KILLED, here, str(tmp_path), pretrained])
-    try:
-        end = time.monotonic() + 120
-        while len(list(tmp_path.glob("features/*/*.npz"))) < 2 and time.monotonic() < end and process.poll() is None:
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert again().computed == ROWS - 16
+def test_what_a_broken_run_computed_is_not_computed_again(again: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+
+    def broken(images: np.ndarray) -> np.ndarray:
+        batches.append(len(images))
+        if len(batches) > 2:
+            raise RuntimeError("a mishap")
+        return images
+
+    def interrupted(mode: str) -> Any:
+        dataset = tf1.data.Dataset.from_tensor_slices((X, Y)).batch(8)
+        x, y = dataset.make_one_shot_iterator().get_next()
+        x = tf.ensure_shape(tf.numpy_function(broken, [x], tf.float32), [None, 6])
+        return x, y
+
+    monkeypatch.setattr(store, "_ROWS_A_FILE", 8)
+    with pytest.raises(tf.errors.UnknownError, match="a mishap"):
+        again(input_fn=interrupted, auto_batch=False, batch_size=8)
+    assert again(max_number_of_steps=1).computed == ROWS - 16
 
 
 # -- distortions
