@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from moxserve.errors import ServingError
+from moxserve.export.versions import parse_version
 from moxserve.file.filesystem import is_remote
 from moxserve.serving.model_config import ModelConfig
 from moxserve.serving.policy import State, aspired_versions
@@ -260,6 +261,9 @@ def _nothing_found(config: ModelConfig, listing: Listing) -> str:
         f"No versions of servable {config.name} found under base path {config.base_path}. "
         "Did you forget to name your leaf directory as a number (eg. '/1/')?"
     )
+    parent, _, name = config.base_path.rstrip("/").rpartition("/")
+    if parse_version(name) is not None and {"saved_model.pb", "variables"} & set(listing.others):
+        text += f" This is a version itself: give the folder above it, {parent or '/'}."
     if listing.incomplete:
         text += " Not complete yet: " + "; ".join(f"{v}: {why}" for v, why in sorted(listing.incomplete.items())) + "."
     if listing.versions:

@@ -60,9 +60,11 @@ class Inputs(list[Any]):
         return self[begin : begin + self._groups[index]]
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"inputs has no attribute {name!r}: {self._explanation()}")
+        raise AttributeError(f"inputs has no attribute {name!r}: {self.explanation}")
 
-    def _explanation(self) -> str:
+    @property
+    def explanation(self) -> str:
+        """What to say to somebody who takes the list for the tensor that it holds."""
         return (
             f"inputs is a list of {len(self)} tensor(s), also when input_fn returns a single one; take it apart: "
             "images = inputs[0], or images, labels = inputs"
@@ -71,7 +73,7 @@ class Inputs(list[Any]):
 
 def _refuse_list(value: Inputs, dtype: Any = None, name: str | None = None, as_ref: bool = False) -> Any:
     # A ValueError on purpose: tf.stack tries this conversion first, and goes on element by element after one.
-    raise ModelSpecError(f"model_fn used inputs as a tensor: {value._explanation()}")
+    raise ModelSpecError(f"model_fn used inputs as a tensor: {value.explanation}")
 
 
 tf.register_tensor_conversion_function(Inputs, _refuse_list, priority=0)

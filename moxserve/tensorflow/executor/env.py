@@ -13,10 +13,11 @@ import sys
 import warnings
 from typing import Any
 
-__all__ = ["setup", "tf", "tf1"]
+__all__ = ["check_version", "setup", "tf", "tf1"]
 
 _QUIET = "TF_CPP_MIN_LOG_LEVEL"
 _LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
+_TESTED = "2.21"  # as pyproject.toml asks for
 
 
 def _choose_keras() -> None:
@@ -58,6 +59,21 @@ def _alias_legacy_layers() -> None:
         sys.meta_path.insert(0, LegacyLayersFinder())
 
 
+def check_version(version: str) -> None:
+    """Warn of a TensorFlow that this package was not tested with: what breaks then, breaks somewhere else.
+
+    Args:
+        version: of TensorFlow, such as `2.21.0`.
+    """
+    if not f"{version}.".startswith(f"{_TESTED}."):
+        warnings.warn(
+            f"moxserve is made for TensorFlow {_TESTED}, and {version} is installed: errors about missing attributes "
+            f'or modules may come from that; pip install "tensorflow=={_TESTED}.*" "tf-keras=={_TESTED}.*"',
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 def setup() -> None:
     """Switch this process to graph mode with resource variables, and let INFO lines of TensorFlow's logger through.
 
@@ -82,4 +98,5 @@ import tensorflow as tf  # noqa: E402 - the variables above are read while it is
 from tensorflow.python.util import deprecation  # noqa: E402
 
 tf1 = tf.compat.v1
+check_version(tf.__version__)
 setup()

@@ -92,7 +92,13 @@ def _teach_layers(module: Any) -> None:
         if context is None:
             return call(self, *args, **kwargs)
         with _seeded(backend), nullcontext() if _is_legacy(self) else _phase(backend, context.training):
-            return call(self, *args, **kwargs)
+            try:
+                return call(self, *args, **kwargs)
+            except (TypeError, ValueError) as error:
+                told = getattr(args[0] if args else None, "explanation", None)  # the list that `model_fn` got
+                if told is None:
+                    raise
+                raise ModelSpecError(f"model_fn called {type(self).__name__} with inputs: {told}") from error
 
     @wraps(add_loss)
     def taught_add_loss(self: Any, losses: Any, *args: Any, **kwargs: Any) -> None:
