@@ -14,6 +14,7 @@ from moxserve.tensorflow.datasets.raw.options import RawOptions
 from moxserve.tensorflow.executor.env import tf
 from moxserve.tensorflow.executor.epochs import samples_in_epoch
 from moxserve.tensorflow.executor.python_calls import python_function
+from moxserve.tensorflow.executor.workers.shards import own_shard
 
 __all__ = ["ArrayDataset", "LabelledImages"]
 
@@ -57,7 +58,7 @@ class ArrayDataset(BaseDataset):
         augmentation_fn: takes one image and returns it augmented.
         label_one_hot: labels as `[num_classes] float32`.
         seed: of the order; None draws one.
-        shard: number of this worker, from 0, and how many there are.
+        shard: number of this worker, from 0, and how many there are; None: those of the run in TRAIN, else all rows.
         position: how many images this worker was given before.
 
     Raises:
@@ -77,7 +78,7 @@ class ArrayDataset(BaseDataset):
         label_one_hot: bool = False,
         *,
         seed: int | None = None,
-        shard: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] | None = None,
         position: int = 0,
     ) -> None:
         channels = data.images.shape[-1]
@@ -91,6 +92,7 @@ class ArrayDataset(BaseDataset):
             channels=channels,
             image_size=list(data.images.shape[1:3]),
         )
+        shard, seed = own_shard(shard, seed, shuffle=bool(shuffle))
         order = EpochOrder(len(data.images), bool(shuffle), seed, shard)
         if not order.rows:
             raise DataError(f"worker {shard[0]} of {shard[1]} has no image: there are {len(data.images)} in all")

@@ -15,6 +15,7 @@ from moxserve.tensorflow.datasets.tfrecord_common import ImageClassificationTFRe
 from moxserve.tensorflow.datasets.tfrecord_decode import RecordImages
 from moxserve.tensorflow.datasets.tfrecord_reader import Reading, check_integer
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.workers.shards import own_shard
 
 __all__ = ["ProgressiveImagenetDataset"]
 
@@ -75,7 +76,7 @@ class ProgressiveImagenetDataset(BaseDataset):
         cache_dir: as `BaseTFRecordDataset`.
         remove_cache_on_finish: as `BaseTFRecordDataset`.
         seed: of the orders and of what is random; None draws one.
-        shard: number of this worker, from 0, and how many there are.
+        shard: number of this worker, from 0, and how many there are; None: those of the run in TRAIN, else all rows.
         on_bad_image: `skip`, or `raise`.
 
     Raises:
@@ -97,9 +98,10 @@ class ProgressiveImagenetDataset(BaseDataset):
         remove_cache_on_finish: bool = True,
         *,
         seed: int | None = None,
-        shard: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] | None = None,
         on_bad_image: OnBadImage = "skip",
     ) -> None:
+        shard, seed = own_shard(shard, seed, shuffle=bool(shuffle))
         stages = _stages(strategy_spec, ds_switch_steps)
         step = input_position()
         if not tf1.executing_eagerly():

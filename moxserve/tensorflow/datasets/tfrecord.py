@@ -13,6 +13,7 @@ from moxserve.tensorflow.contrib.slim.item_handler import ItemHandler
 from moxserve.tensorflow.contrib.slim.tfexample_decoder import TFExampleDecoder
 from moxserve.tensorflow.datasets.tfrecord_common import BaseTFRecordMetadata, RecordDataset, finished, read_metadata
 from moxserve.tensorflow.datasets.tfrecord_reader import Reading
+from moxserve.tensorflow.executor.workers.shards import own_shard
 
 __all__ = ["DecodedTFRecordDataset", "get_tfrecord"]
 
@@ -48,7 +49,7 @@ def get_tfrecord(
     redirect_dir: str | None = None,
     *,
     seed: int | None = None,
-    shard: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] | None = None,
     on_bad_record: Literal["raise", "skip"] = "raise",
     exact_shuffle: bool = True,
     position: int = 0,
@@ -77,7 +78,7 @@ def get_tfrecord(
         private_num_threads: as `BaseTFRecordDataset`.
         redirect_dir: as `BaseTFRecordMetadata`.
         seed: of the order.
-        shard: number of this worker, from 0, and how many there are.
+        shard: number of this worker, from 0, and how many there are; None: those of the run in TRAIN, else all rows.
         on_bad_record: `raise`, or `skip` with a counted warning.
         exact_shuffle: as `BaseTFRecordDataset`.
         position: as `BaseTFRecordDataset`.
@@ -88,6 +89,7 @@ def get_tfrecord(
     """
     decoder = TFExampleDecoder(keys_to_features, items_to_handlers)
     metadata = BaseTFRecordMetadata(dataset_dir, file_pattern, num_samples, redirect_dir)
+    shard, seed = own_shard(shard, seed, shuffle=bool(shuffle))
     reading = Reading(shuffle, shuffle_buffer_size, num_readers, num_epochs, seed, shard, on_bad_record, position)
     records = read_metadata(metadata, reading, cache_dir, remove_cache_on_finish, exact_shuffle)
     items = decoder.list_items()

@@ -22,6 +22,7 @@ from moxserve.tensorflow.datasets.tfrecord_files import RecordSource, cached_cop
 from moxserve.tensorflow.datasets.tfrecord_reader import Reading, check_integer, indexed_records, streamed_records
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.epochs import samples_in_files
+from moxserve.tensorflow.executor.workers.shards import own_shard
 
 __all__ = ["BaseTFRecordDataset", "BaseTFRecordMetadata", "ImageClassificationTFRecordMetadata"]
 
@@ -288,7 +289,7 @@ class BaseTFRecordDataset(RecordDataset):
         private_num_threads: if more than 0, the data set has its own pool of so many threads.
         drop_remainder: leave out a last batch that is smaller.
         seed: of the order; None draws one.
-        shard: number of this worker, from 0, and how many there are.
+        shard: number of this worker, from 0, and how many there are; None: those of the run in TRAIN, else all rows.
         on_bad_record: what happens to a record whose checksum differs: `raise`, or `skip` with a counted warning.
         exact_shuffle: without it the records are not located first: no scan, and the buffer is used.
         position: how many records were read before: where to go on. `mox.run` tells it by itself.
@@ -314,12 +315,13 @@ class BaseTFRecordDataset(RecordDataset):
         drop_remainder: bool = False,
         *,
         seed: int | None = None,
-        shard: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] | None = None,
         on_bad_record: Literal["raise", "skip"] = "raise",
         exact_shuffle: bool = True,
         position: int = 0,
     ) -> None:
         features = feature_spec(feature_keys, feature_values)
+        shard, seed = own_shard(shard, seed, shuffle=bool(shuffle))
         reading = Reading(shuffle, shuffle_buffer_size, num_parallel, num_epochs, seed, shard, on_bad_record, position)
         records = read_metadata(metadata, reading, cache_dir, remove_cache_on_finish, exact_shuffle)
 

@@ -19,6 +19,7 @@ from moxserve.tensorflow.datasets.tfrecord_common import (
 )
 from moxserve.tensorflow.datasets.tfrecord_decode import RecordImages
 from moxserve.tensorflow.datasets.tfrecord_reader import Reading
+from moxserve.tensorflow.executor.workers.shards import own_shard
 
 __all__ = ["ImageClassificationTFRecordDataset", "ProgressiveImagenetDataset"]
 
@@ -56,7 +57,7 @@ class ImageClassificationTFRecordDataset(RecordDataset):
             `tf.image.stateless_random_...` take it.
         label_one_hot: labels as `[num_classes] float32`.
         seed: of the order, and of the random windows; None draws one.
-        shard: number of this worker, from 0, and how many there are.
+        shard: number of this worker, from 0, and how many there are; None: those of the run in TRAIN, else all rows.
         on_bad_image: an image that cannot be decoded is left out with a counted warning that names the record (`skip`)
             or an error (`raise`).
         on_bad_record: a record whose checksum differs is an error (`raise`) or left out with a counted warning.
@@ -92,7 +93,7 @@ class ImageClassificationTFRecordDataset(RecordDataset):
         label_one_hot: bool = False,
         *,
         seed: int | None = None,
-        shard: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] | None = None,
         on_bad_image: OnBadImage = "skip",
         on_bad_record: Literal["raise", "skip"] = "raise",
         exact_shuffle: bool = True,
@@ -104,6 +105,7 @@ class ImageClassificationTFRecordDataset(RecordDataset):
         if (metadata is None) == (meta is None):
             raise UsageError("expected one of metadata and meta")
         self.metadata: BaseTFRecordMetadata = metadata or meta  # type: ignore[assignment]
+        shard, seed = own_shard(shard, seed, shuffle=bool(shuffle))
         reading = Reading(shuffle, shuffle_buffer_size, num_parallel, num_epochs, seed, shard, on_bad_record, position)
         options = RawOptions(
             batch_size=batch_size,

@@ -33,6 +33,7 @@ from moxserve.tensorflow.executor.position import INPUT_COUNTS_STEPS, INPUT_POSI
 from moxserve.tensorflow.executor.rounds import TowerInputs, input_rounds, limit_rounds
 from moxserve.tensorflow.executor.skipped import SkippedRows
 from moxserve.tensorflow.executor.spec import ModeKeys
+from moxserve.tensorflow.executor.workers.shards import input_of
 from moxserve.tensorflow.input_source.base import InputSource
 from moxserve.tensorflow.input_source.queue import QueueInput
 
@@ -168,7 +169,8 @@ def build_inputs(
     """
     check_callable(input_fn, "input_fn", _EXAMPLE)
     known = {key: len(tf1.get_collection(key)) for key in (INPUT_POSITIONS, tf1.GraphKeys.TABLE_INITIALIZERS)}
-    source = _build(input_fn, mode, batch_size if auto_batch else 0, towers)
+    with input_of(training=mode == ModeKeys.TRAIN):
+        source = _build(input_fn, mode, batch_size if auto_batch else 0, towers)
     source.positions = tf1.get_collection(INPUT_POSITIONS)[known[INPUT_POSITIONS] :]
     source.counts_steps = bool(tf1.get_collection(INPUT_COUNTS_STEPS))
     started = tf1.get_collection(tf1.GraphKeys.TABLE_INITIALIZERS)[known[tf1.GraphKeys.TABLE_INITIALIZERS] :]

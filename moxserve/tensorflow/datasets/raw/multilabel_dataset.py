@@ -10,6 +10,7 @@ from moxserve.tensorflow.datasets.raw.multilabel_metadata import MultilabelClass
 from moxserve.tensorflow.datasets.raw.options import OnBadImage, RawOptions
 from moxserve.tensorflow.datasets.raw.pipeline import RawImageDataset
 from moxserve.tensorflow.datasets.raw.source import LabelForm, RawSource
+from moxserve.tensorflow.executor.workers.shards import own_shard
 
 __all__ = ["MultilabelClassificationRawDataset", "MultilabelClassificationRawMetadata"]
 
@@ -86,7 +87,7 @@ class MultilabelClassificationRawDataset(RawImageDataset):
         augmentation_fn: Callable[..., Any] | None = None,
         *,
         seed: int | None = None,
-        shard: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] | None = None,
         position: int = 0,
         on_bad_image: OnBadImage = "skip",
         channels: int = 3,
@@ -95,6 +96,7 @@ class MultilabelClassificationRawDataset(RawImageDataset):
         options = RawOptions.pick(locals())
         metadata.use_separator(label_sep)
         samples = metadata.select(skip_label_not_found)
+        shard, seed = own_shard(shard, seed, shuffle=bool(shuffle))
         order = EpochOrder(len(samples), bool(shuffle), seed, shard)
         label = LabelForm(metadata.num_classes, hot=True)
         super().__init__(RawSource(metadata.base_dir, samples, order, label, options), seed)

@@ -11,6 +11,7 @@ from moxserve.tensorflow.datasets.raw.options import OnBadImage, RawOptions
 from moxserve.tensorflow.datasets.raw.pipeline import RawImageDataset
 from moxserve.tensorflow.datasets.raw.source import LabelForm, RawSource
 from moxserve.tensorflow.datasets.raw.split import split_image_classification_dataset
+from moxserve.tensorflow.executor.workers.shards import own_shard
 
 __all__ = ["ImageClassificationRawDataset", "ImageClassificationRawMetadata", "split_image_classification_dataset"]
 
@@ -70,7 +71,7 @@ class ImageClassificationRawDataset(RawImageDataset):
             int64`, made of the seed, the epoch and the image, as `tf.image.stateless_random_...` take it.
         label_one_hot: `[num_classes] float32` labels instead of indices.
         seed: of the order, and of all that is random; None draws one.
-        shard: number of this worker, from 0, and how many there are.
+        shard: number of this worker, from 0, and how many there are; None: those of the run in TRAIN, else all rows.
         position: how many images this worker has passed, bad ones included: where to go on. `mox.run` tells it by
             itself.
         on_bad_image: `skip`, or `raise` a DataError.
@@ -104,7 +105,7 @@ class ImageClassificationRawDataset(RawImageDataset):
         label_one_hot: bool = False,
         *,
         seed: int | None = None,
-        shard: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] | None = None,
         position: int = 0,
         on_bad_image: OnBadImage = "skip",
         channels: int = 3,
@@ -112,6 +113,7 @@ class ImageClassificationRawDataset(RawImageDataset):
     ) -> None:
         options = RawOptions.pick(locals())
         samples = metadata.samples
+        shard, seed = own_shard(shard, seed, shuffle=bool(shuffle))
         order = EpochOrder(len(samples), bool(shuffle), seed, shard)
         label = LabelForm(metadata.num_classes, bool(label_one_hot))
         super().__init__(RawSource(metadata.base_dir, samples, order, label, options), seed)

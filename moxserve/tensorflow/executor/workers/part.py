@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from moxserve.errors import WorkersLostError, first_line
+from moxserve.errors import WorkersLostError
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.workers.peers import POLL_S, members, unreachable
@@ -113,9 +113,17 @@ class Part:
         missing = ", ".join(map(str, unreachable(others)))
         what = f"{missing} does not answer any more" if missing else "another process of the job failed"
         if rejoins and failed < _ATTEMPTS:
-            tf1.logging.warning("%s (%s): joining again", what, first_line(error))
+            tf1.logging.warning("%s (%s): joining again", what, _brief(error))
             return
         raise WorkersLostError(
-            f"{what}: {first_line(error)}",
+            f"{what}: {_brief(error)}",
             hint="start the job again, all of its processes: it goes on from the last checkpoint",
         ) from error
+
+
+def _brief(error: Any) -> str:
+    """The line of a message about another process that says what happened; the rest names operations and devices."""
+    noise = ("From /job", "[[", "=", "\t", "Additional GRPC", "The above", "Hint", "Original stack")
+    lines = [line.strip() for line in str(error.message).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(noise) and "root error" not in line]
+    return f"{type(error).__name__}: {(told or lines or ['no message'])[0][:200]}"
