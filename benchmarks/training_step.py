@@ -89,14 +89,20 @@ class GraphContenders:
     def _open_bare(self) -> None:
         """Build what `mox.run` builds, and open a session over it."""
         from moxserve.tensorflow.executor.branch import build_branch
+        from moxserve.tensorflow.executor.cluster import Topology
+        from moxserve.tensorflow.executor.devices import devices_of
         from moxserve.tensorflow.executor.inputs import build_inputs
         from moxserve.tensorflow.executor.train_op import TrainOptions, build_train_op
+        from moxserve.tensorflow.executor.workers.base import Workers
 
         with self.tf1.Graph().as_default():
             step = self.tf1.train.get_or_create_global_step()
             source = build_inputs(self.input_fn, "TRAIN", BATCH, auto_batch=False)
-            branch = build_branch(self.model_fn, "TRAIN", [source.tensors], [""])
-            self.train_op = build_train_op(branch, self.optimizer_fn, step, TrainOptions())
+            topology = Topology()
+            devices = devices_of(topology)
+            branch = build_branch(self.model_fn, "TRAIN", [source.tensors], devices.places)
+            workers = Workers(topology, devices)
+            self.train_op = build_train_op(branch, self.optimizer_fn, step, TrainOptions(), workers)
             initial = self.tf1.global_variables_initializer()
             self.session = self.tf1.Session()
         self.session.run(initial)
