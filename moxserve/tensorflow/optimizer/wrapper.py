@@ -58,7 +58,7 @@ class OptimizerWrapper(tf1.train.Optimizer):
         self._scope: str | None = None
         self._own: list[Any] = []
         _check_nesting(self)
-        if self.meets:
+        if self.meets or self.gathers:  # what they save is that workers meet at every step
             _warn_if_synchronous()
 
     @property

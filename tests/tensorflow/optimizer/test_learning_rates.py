@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moxserve.errors import UsageError
+from moxserve.learning_rates import Stage, parse_stages, rate_at
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.optimizer.learning_rate_scheduler import linear_cosine_decay, piecewise_lr, polynomial_decay
-from moxserve.learning_rates import Stage, parse_stages, rate_at
 
 DOCUMENTED = "5:0.1->0.4,10:0.4=>0.8,15:0.8,20:0.08"
 
