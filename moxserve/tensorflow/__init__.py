@@ -4,7 +4,10 @@ Importing it imports TensorFlow and switches the process to graph mode (see `exe
 `run` and its loop, `optimizer` for `get_optimizer_fn`, `datasets` for readers.
 """
 
+from typing import TYPE_CHECKING, NoReturn
+
 from moxserve import file
+from moxserve.errors import did_you_mean
 from moxserve.export.op_libraries import load_op_library
 from moxserve.protocol.examples import make_example, parse_example, read_examples, write_examples
 from moxserve.tensorflow import auto
@@ -119,3 +122,9 @@ __all__ = [
     "var_scope",
     "write_examples",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> NoReturn:
+        """Tell what was meant by a name that is not here: `mox.MokeKeys`."""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; {did_you_mean(name, __all__)}")

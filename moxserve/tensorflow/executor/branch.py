@@ -271,6 +271,12 @@ def _check_spec(spec: Any, mode: str, leads: bool) -> None:
     _check_tensors(spec.output_info, "output_info")
     check_scalars(spec.log_info, "log_info")
     check_scalars({f"[{i}]": loss for i, loss in enumerate(spec.losses)}, "loss")
+    for loss in spec.losses:
+        if not loss.dtype.base_dtype.is_floating:
+            raise ModelSpecError(
+                f"ModelSpec.loss {loss.name!r} is {loss.dtype.base_dtype.name}, which has no gradient",
+                hint="compute it from the model's output, in float32",
+            )
     if leads:  # a branch beside the first serves its hooks, who know what they need
         _check_needed(spec, mode)
     if spec.export_spec is not None and mode == ModeKeys.EXPORT:
@@ -321,10 +327,15 @@ def check_scalars(values: Mapping[str, Any], what: str) -> None:
         what: the field of ModelSpec that they are from.
 
     Raises:
-        ModelSpecError: one is not a scalar tensor of the current graph.
+        ModelSpecError: one is not a scalar tensor of the current graph, or no number.
     """
     _check_tensors(values, what)
     for name, value in values.items():
+        if not (value.dtype.base_dtype.is_floating or value.dtype.base_dtype.is_integer):
+            raise ModelSpecError(
+                f"ModelSpec.{what}[{name!r}] is {value.dtype.base_dtype.name}; expected a number",
+                hint="tf.cast(x, tf.float32) makes one of a bool; output_info takes other values",
+            )
         if value.shape.rank not in (0, None):
             raise ModelSpecError(
                 f"ModelSpec.{what}[{name!r}] has the shape {value.shape}; expected a scalar",

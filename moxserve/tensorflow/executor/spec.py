@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from moxserve.errors import ModelSpecError, UsageError, did_you_mean
 
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["ExportKeys", "ExportSpec", "ModeKeys", "ModelSpec", "RunResult", "SignatureSpec"]
 
 
-class ModeKeys:
+class _Names(type):
+    """A class of constants that knows what was meant by a name that it lacks."""
+
+    def __getattr__(cls, name: str) -> NoReturn:
+        known = [key for key in vars(cls) if key.isupper() and isinstance(vars(cls)[key], str)]
+        raise AttributeError(f"{cls.__name__} has no {name!r}; {did_you_mean(name.upper(), known)}", name=name, obj=cls)
+
+
+class ModeKeys(metaclass=_Names):
     """The modes that `input_fn` and `model_fn` are called with."""
 
     TRAIN = "TRAIN"
@@ -44,7 +53,7 @@ class ModeKeys:
         )
 
 
-class ExportKeys:
+class ExportKeys(metaclass=_Names):
     """The kinds of artifact that `run(export_model=...)` can make.
 
     TF_SERVING is the SavedModel, which is always made; the others are made beside it, in the same version. Which
@@ -101,10 +110,17 @@ def _as_dict(value: Any, what: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise ModelSpecError(f"{what} must be a dict of name: tensor, not {type(value).__name__}")
-    bad = [key for key in value if not isinstance(key, str)]
+    bad = [key for key in value if not isinstance(key, str) or not key.strip() or not key.isprintable()]
     if bad:
-        raise ModelSpecError(f"{what} has the key {bad[0]!r}, which is not a string")
+        raise ModelSpecError(f"{what} has the key {bad[0]!r}; expected a name that can be printed")
     return dict(value)
+
+
+def _refuse(unknown: Mapping[str, Any], kind: type) -> None:
+    """Raise an error about the first argument that a class does not know, if there is one."""
+    for name in unknown:
+        known = [p for p in inspect.signature(kind).parameters if p != "unknown"]
+        raise ModelSpecError(f"mox.{kind.__name__} has no argument {name!r}; {did_you_mean(name, known)}")
 
 
 @dataclass(frozen=True)
@@ -197,7 +213,9 @@ class ExportSpec:
         signatures: Mapping[str, SignatureSpec] | None = None,
         example_spec: Mapping[str, Any] | None = None,
         default_signature: str = "",
+        **unknown: NoReturn,
     ) -> None:
+        _refuse(unknown, ExportSpec)
         inputs = _as_dict(inputs_dict, "ExportSpec.inputs_dict")
         outputs = _as_dict(outputs_dict, "ExportSpec.outputs_dict")
         if not inputs or not outputs:
@@ -254,6 +272,7 @@ class ModelSpec:
         export_spec: an ExportSpec; needed in EXPORT.
         hooks: AggregativeSessionRunHook objects (a plain SessionRunHook is taken as one that aggregates nothing).
         var_scope: another spelling of `var_scopes`; the documents use both.
+        output_dict: another spelling of `output_info`; likewise.
 
     Raises:
         ModelSpecError: a field has the wrong type. What a mode needs is checked where the mode is known.
@@ -268,7 +287,12 @@ class ModelSpec:
         export_spec: ExportSpec | None = None,
         hooks: Sequence[Any] | None = None,
         var_scope: Sequence[Any] | None = None,
+        output_dict: Mapping[str, Any] | None = None,
+        **unknown: NoReturn,
     ) -> None:
+        _refuse(unknown, ModelSpec)
+        if output_dict is not None and output_info is not None:
+            raise ModelSpecError("ModelSpec got both output_dict and output_info; they are the same, give one")
         if var_scope is not None and var_scopes is not None:
             raise ModelSpecError("ModelSpec got both var_scope and var_scopes; they are the same, give one")
         if export_spec is not None and not isinstance(export_spec, ExportSpec):
@@ -279,7 +303,7 @@ class ModelSpec:
         self.losses: list[Any] = [] if loss is None else list(loss) if isinstance(loss, (list, tuple)) else [loss]
         self.var_scopes = self._scopes_per_loss(var_scopes if var_scopes is not None else var_scope, loss)
         self.log_info = _as_dict(log_info, "ModelSpec.log_info")
-        self.output_info = _as_dict(output_info, "ModelSpec.output_info")
+        self.output_info = _as_dict(output_dict if output_info is None else output_info, "ModelSpec.output_info")
         self.export_spec = export_spec
         self.hooks: list[Any] = self._hook_list(hooks)
 
