@@ -59,6 +59,8 @@ from moxserve.tensorflow.optimizer import get_optimizer_fn, get_optimizer_wrappe
 from moxserve.tensorflow.preprocessing import PreprocessingKeys, get_data_augmentation_fn
 from moxserve.tensorflow.pruning import Pruning, prune_model_fn
 from moxserve.tensorflow.quantization import Quantization, quantize_model_fn
+from moxserve.tensorflow.transfer.embeddings import PretrainedEmbedding
+from moxserve.tensorflow.transfer.retrain import RetrainResult, retrain
 
 __all__ = [
     "AggregativeSessionRunHook",
@@ -86,8 +88,10 @@ __all__ = [
     "ParallelReader",
     "PlateauLREarlyStoppingHook",
     "PreprocessingKeys",
+    "PretrainedEmbedding",
     "Pruning",
     "Quantization",
+    "RetrainResult",
     "RunResult",
     "SignatureSpec",
     "TimelineHook",
@@ -116,6 +120,7 @@ __all__ = [
     "prune_model_fn",
     "quantize_model_fn",
     "read_examples",
+    "retrain",
     "run",
     "set_flag",
     "split_image_classification_dataset",

@@ -7,19 +7,43 @@ warm_start         TRAIN: the model's own variables, see `warm_start`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from moxserve.errors import CheckpointError
 from moxserve.tensorflow.executor import checkpoint as checkpoints
-from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import store
 from moxserve.tensorflow.executor.hooks.lr_scale import LR_SCALE
 from moxserve.tensorflow.executor.settings import Settings
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.executor.train_op import split_patterns
 
-__all__ = ["Start"]
+__all__ = ["Start", "give_initial_value"]
+
+# Collection of pairs: a tensor that some variable begins as, and a function that returns its value. Large values stay
+# out of the graph this way, which has room for two gigabytes and is written into every events file.
+_FED = "moxserve/fed_initial_values"
+
+
+def give_initial_value(shape: Sequence[int], dtype: Any, value: Callable[[], Any]) -> Any:
+    """Return a tensor for an initializer whose value is fed when a run initialises its variables.
+
+    Args:
+        shape: of the value.
+        dtype: of the value.
+        value: returns it, when it is needed.
+    """
+    tensor = tf1.placeholder_with_default(tf.zeros(list(shape), dtype), list(shape), "initial_value")
+    tf1.add_to_collection(_FED, (tensor, value))
+    return tensor
+
+
+def _feed_initial_values(session: Any, variables: Sequence[Any]) -> None:
+    for tensor, value in session.graph.get_collection(_FED):
+        begun = [v.initializer for v in variables if v.initializer.inputs[1] is tensor]
+        if begun:
+            session.run(begun, {tensor: value()})
 
 
 class Start:
@@ -85,6 +109,8 @@ class Start:
         Raises:
             CheckpointError: the checkpoint cannot be read or does not fit.
         """
+        if self.resume is None:
+            _feed_initial_values(session, variables)
         if self.prefix is None:
             return
         if not self._training:
@@ -97,9 +123,7 @@ class Start:
             wanted = [variable for variable in model if variable is not global_step]
             rules = warm_start.rules([checkpoints.name_of(variable) for variable in wanted])
         elif self.resume is None:
-            wanted = [
-                variable for variable in variables if variable.op.name != LR_SCALE
-            ]  # not its plateaus
+            wanted = [variable for variable in variables if variable.op.name != LR_SCALE]  # not its plateaus
             rules = checkpoints.RestoreRules(
                 include=split_patterns(store.get("checkpoint_include_patterns")),
                 exclude=split_patterns(store.get("checkpoint_exclude_patterns")),
