@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 
 import moxserve.tensorflow as mox
-from moxserve.errors import CheckpointError, DataError, ExportError, ModelSpecError, UsageError
+from moxserve.errors import CheckpointError, DataError, ExportError, ModelSpecError, UsageError, WorkersLostError
+from moxserve.ports import free_port
+from moxserve.tensorflow.executor.cluster import Topology
+from moxserve.tensorflow.executor.devices import Devices
 from moxserve.tensorflow.executor.env import check_version, tf, tf1
+from moxserve.tensorflow.executor.workers import Workers
 
 Train = Callable[..., mox.RunResult]
 SERVING = mox.ExportKeys.TF_SERVING
@@ -47,14 +51,22 @@ def test_2_2_1_flags_need_not_pass_through_a_strict_parser(train: Train, monkeyp
     assert train(max_number_of_steps=0).local_steps == 2
 
 
-def test_2_3_1_flags_that_do_not_describe_one_cluster_are_refused(train: Train) -> None:
-    # Processes that wait for each other say for whom: see the tests of workers.
+def test_2_3_1_a_process_that_is_waited_for_is_named(train: Train, console: Any) -> None:
+    from moxserve.tensorflow.executor.workers.peers import Peer, wait_for
+
+    # The manual's example: task 1 is started on the machine of task 0.
     mox.set_flag("job_name", "worker")
-    mox.set_flag("worker_hosts", "192.168.1.100:2223,192.168.1.101:2223")
-    mox.set_flag("ps_hosts", "192.168.1.100:2222")
+    mox.set_flag("worker_hosts", "127.0.0.1:2223,192.0.2.1:2223")
+    mox.set_flag("ps_hosts", "127.0.0.1:2222")
+    mox.set_flag("task_index", 1)
+    with pytest.raises(UsageError, match=r"--task_index=1: entry 1 of --worker_hosts is 192\.0\.2\.1:2223"):
+        train()
     mox.set_flag("task_index", 2)
     with pytest.raises(UsageError, match=r"--task_index=2: --worker_hosts names 2 process\(es\), counted from 0"):
         train()
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(WorkersLostError, match=rf"no answer within 0\.1 s .* from .*{address}"):
+        wait_for([Peer("ps", 0, address)], 0.1)
 
 
 def test_2_4_1_files_in_a_store_are_opened_or_their_keys_asked_for(
@@ -266,6 +278,16 @@ def test_5_1_1_an_optimizer_in_the_place_of_a_function_is_told(train: Train) -> 
     with pytest.raises(ModelSpecError, match=r"optimizer_fn is an optimizer \(MomentumOptimizer\)") as caught:
         train(optimizer_fn=tf1.train.MomentumOptimizer(learning_rate=0.01, momentum=0.9))
     assert "put a lambda before it" in str(caught.value.hint)
+
+
+def test_5_2_1_wrappers_that_spare_messages_warn_where_workers_wait_for_each_other(console: Any) -> None:
+    sgd = tf1.train.GradientDescentOptimizer(0.1)
+    for synchronous in (False, True):
+        topology = Topology(job="worker", workers=("a:1", "b:1"), ps=("c:1",), synchronous=synchronous)
+        with tf1.Graph().as_default(), Workers(topology, Devices(topology)).placing():
+            mox.get_optimizer_wrapper_fn("batch_gradients", sgd, num_batches=8, sync_on_apply=True)()
+        expected = "WARNING:tensorflow:Using OptimizerWrapper when sync_replicas is True may cause performance loss."
+        assert console.lines == [expected] * synchronous
 
 
 def test_6_0_1_a_training_that_has_nothing_to_do_says_so(train: Train, tmp_path: Path, console: Any) -> None:
