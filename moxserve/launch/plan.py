@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ __all__ = ["FLAGS_VARIABLE", "UPDATES", "JobOptions", "Plan", "Task", "make_plan
 FLAGS_VARIABLE = "MOXSERVE_FLAGS"
 UPDATES = ("parameter_server", "replicated", "distributed_replicated", "all_reduce")
 _DEVICES = "CUDA_VISIBLE_DEVICES"
+_JOB = "MOXSERVE_JOB"  # see moxserve.tensorflow.executor.job
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class _Planner:
         self._hosts = _spread(options)
         self._addresses = _addresses(options, self._hosts)
         self._gpus = _gpus(options, self._hosts)
+        self._job = uuid.uuid4().hex  # of this start: what another one has trained is not over
 
     def task(self, job: str, index: int) -> Task:
         """Describe one process."""
@@ -149,6 +152,8 @@ class _Planner:
         command, by_arguments = _command(options, flags)
         devices = self._devices(job, index)
         variables = {**devices, **self._tf_config(job, index), "PYTHONUNBUFFERED": "1"}
+        if options.workers + options.ps > 1:
+            variables[_JOB] = self._job
         needed = dict(devices)
         if text:
             earlier = os.environ.get(FLAGS_VARIABLE, "")

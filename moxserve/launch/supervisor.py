@@ -315,10 +315,21 @@ class Supervisor:
         elif self._may_restart(member, member.restarts):
             member.restarts += 1
             pause_s = self._pause(member.restarts)
-            self._console.say(f"{how}; it is started again in {pause_s:g} s{self._left(member.restarts)}")
-            member.due = time.monotonic() + pause_s
+            with_it = self._needed_by(member)
+            what = f"it and {', '.join(other.task.name for other in with_it)} are" if with_it else "it is"
+            self._console.say(f"{how}; {what} started again in {pause_s:g} s{self._left(member.restarts)}")
+            for started in [member, *with_it]:
+                started.due = time.monotonic() + pause_s
         else:
             self._give_up(how, member)
+
+    def _needed_by(self, member: _Member) -> list[_Member]:
+        """Return who has ended well and is needed once more: a worker that starts again joins a whole job, if only to
+        learn that the training is over.
+        """
+        if member.task.job != "worker" or not any(server.done for server in self._of("ps")):
+            return []
+        return [other for other in (*self._of("ps"), *self._of("worker")) if other.done]
 
     def _restart_workers(self, how: str, first: _Member) -> None:
         workers = self._of("worker")

@@ -45,7 +45,8 @@ def evaluate_here(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> Train:
 
 
 def evaluations(folder: Path) -> dict[int, dict[str, float]]:
-    found = json.loads((folder / "eval" / "evaluations.json").read_text())
+    path = folder / "eval" / "evaluations.json"
+    found = json.loads(path.read_text()) if path.exists() else {"evaluations": []}
     return {evaluation["step"]: evaluation["metrics"] for evaluation in found["evaluations"]}
 
 

@@ -6,7 +6,7 @@ between the devices of this process, and `workers` about what happens between pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moxserve.errors import UsageError
@@ -119,6 +119,10 @@ class Topology:
     def distributed(self) -> bool:
         """Whether there are other processes to talk to: several workers, or a parameter server."""
         return len(self.workers) > 1 or bool(self.ps)
+
+    def alone(self) -> Topology:
+        """Return the topology of this process's devices without the other processes."""
+        return replace(self, job="", index=0, workers=(), ps=(), variable_update="parameter_server")
 
     @property
     def global_replicas(self) -> int:

@@ -61,13 +61,18 @@ def evaluate_beside(settings: Settings, functions: Functions, topology: Topology
         InterruptedRunError: a signal came.
     """
     # It belongs to no cluster: its graph is a single process's.
-    alone = replace(topology, job="", index=0, workers=(), ps=(), variable_update="parameter_server")
+    alone = topology.alone()
     if settings.mode != ModeKeys.TRAIN:
         return execute(settings, functions, alone)
     if settings.log_dir is None:
         raise UsageError(
             "flag --job_name=evaluator: run() has no log_dir, where the training would leave its checkpoints",
             hint="give log_dir to run(), or --log_dir on the command line",
+        )
+    if settings.mirror is not None:
+        raise UsageError(
+            f"flag --job_name=evaluator: log_dir is {settings.mirror.url!r}, and only a folder can be watched",
+            hint="train into a file system that both processes see, or evaluate without the flag now and then",
         )
     evaluator = _Evaluator(settings, functions, lambda of, using: execute(of, using, alone), alone.num_devices)
     with SignalGuard() as guard:

@@ -14,7 +14,7 @@ from typing import Any
 
 from moxserve.errors import InterruptedRunError, UsageError
 from moxserve.tensorflow.executor import checkpoint as checkpoints
-from moxserve.tensorflow.executor import lock, reporters
+from moxserve.tensorflow.executor import job, lock, reporters
 from moxserve.tensorflow.executor.branch import Branch, build_branch
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.devices import devices_of
@@ -44,7 +44,6 @@ from moxserve.tensorflow.executor.stepper import Stepper
 from moxserve.tensorflow.executor.tower_values import BranchValues
 from moxserve.tensorflow.executor.train_op import AFTER_START, TrainOptions, build_train_op
 from moxserve.tensorflow.executor.workers import Part, Startup, workers_of
-from moxserve.tensorflow.executor.workers.serving import serve
 from moxserve.types import TensorSpec, dtype_by_name
 
 __all__ = ["run"]
@@ -136,14 +135,16 @@ def run(
         if topology.job == "evaluator":
             return told(evaluate_beside(settings, functions, topology, lambda *run: _Job(*run).execute()))
         with Part.taken(topology, training=settings.mode == ModeKeys.TRAIN) as part:
-            if topology.job == "ps":
-                return told(serve(part, settings.mode))
+            served = job.without_training(settings, part)
+            if served is not None:
+                return told(served)
+            whole, here = job.what_is_left(settings, part)
 
             def execute(of: Settings, using: Functions) -> RunResult:
-                result: RunResult = part.persist(lambda: _Job(of, using, topology).execute())
-                return result
+                number = part.run if of is whole and here.is_chief else 0  # a phase before it is no end
+                return part.persist(lambda: _Job(of, using, here, number).execute())
 
-            return told(run_phases(settings, functions, execute))
+            return told(run_phases(whole, functions, execute))
 
 
 class _Job:
@@ -153,10 +154,12 @@ class _Job:
         settings: resolved arguments.
         functions: the user's.
         topology: devices and workers.
+        number: of this training in the job, for the chief to note its end; 0 for none.
     """
 
-    def __init__(self, settings: Settings, functions: Functions, topology: Topology) -> None:
+    def __init__(self, settings: Settings, functions: Functions, topology: Topology, number: int = 0) -> None:
         self.settings = settings
+        self.number = number
         self.functions = functions
         self.topology = topology
         self.devices = devices_of(topology)
@@ -204,6 +207,8 @@ class _Job:
             with tf1.Session(self.workers.target, graph=graph, config=config) as session:
                 self._initialise(session, startup)
                 ended = self._run_loop(session)
+            if ended[0] != "signal":
+                job.note_end(self.settings, self.number)
             self.workers.finish(graph, ended[0])
             return ended
 
