@@ -16,7 +16,15 @@ from typing import Any
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.env import tf, tf1
 
-__all__ = ["SESSION_COLLECTIONS", "TowerContext", "VariablePlan", "get_collection", "reaches", "var_scope"]
+__all__ = [
+    "SESSION_COLLECTIONS",
+    "TowerContext",
+    "VariablePlan",
+    "get_collection",
+    "model_name",
+    "reaches",
+    "var_scope",
+]
 
 # What the session must initialise or run of every build, also of those that are not the first.
 SESSION_COLLECTIONS = frozenset(
@@ -191,6 +199,11 @@ class TowerContext:
         self.after_update: list[Callable[[], Any]] = []
         self.learning_rate_scale = 1.0
 
+    @property
+    def prefix(self) -> str:
+        """What the names of the tower's own copies begin with; empty where it has none."""
+        return f"{self._scope}/" if self._scope else ""
+
     @classmethod
     def current(cls) -> TowerContext | None:
         """The context that is being built, None outside of `model_fn`."""
@@ -224,7 +237,7 @@ class TowerContext:
         finally:
             self.in_get_variable = False
         if self.first:
-            self._plan.named[name.removeprefix(f"{self._scope}/")] = variable
+            self._plan.named[name.removeprefix(self.prefix)] = variable
         parts = {id(part) for part in _parts(variable)}
         self._by_name |= parts
         self._touched |= parts
@@ -290,6 +303,13 @@ def reaches(tensor: Any, operations: set[Any]) -> bool:
             seen.add(op.name)
             pending.extend(value.op for value in op.inputs)
     return False
+
+
+def model_name(variable: Any) -> str:
+    """Return the name that a variable has in the model: that of the first tower's, for a copy of the running tower."""
+    context = TowerContext.current()
+    name: str = variable.op.name
+    return name if context is None else name.removeprefix(context.prefix)
 
 
 def get_collection(key: str) -> list[Any]:

@@ -57,6 +57,8 @@ class TensorInput(FeedfreeInput):
             tensors, initializers, self.endless = lift_batches(
                 tensors, recorder, self.mode, self._batch_size, count=count, towers=towers
             )
+        elif self._count is not None and self.mode != ModeKeys.TRAIN:
+            self.endless = True  # it ends with its size, unless the tensors end before
         if self.signature and len(self.signature) != len(tensors):
             raise ModelSpecError(
                 f"get_tensor_fn returned {len(tensors)} tensors, and the signature has {len(self.signature)}"

@@ -12,7 +12,7 @@ from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.phases import Phase, phases_of
 from moxserve.tensorflow.executor.spec import ModeKeys, ModelSpec
 from moxserve.tensorflow.executor.train_op import matches
-from moxserve.tensorflow.executor.variables import TowerContext
+from moxserve.tensorflow.executor.variables import TowerContext, model_name
 from moxserve.tensorflow.graph_edit import find_kernels
 from moxserve.tensorflow.pruning.hook import SparsityHook
 from moxserve.tensorflow.pruning.masks import chosen_at, make_masks, prune, share_of_zeros
@@ -61,7 +61,7 @@ class PrunedModelFn:
             ModelSpecError: there are none.
         """
         stored = [variable for kernel in find_kernels(operations) for variable in kernel.variables]
-        every = {variable.op.name: variable for variable in stored if variable.trainable}
+        every = {model_name(variable): variable for variable in stored if variable.trainable}
         kept = [variable for name, variable in every.items() if not matches(name, self.options.exclude)]
         if not kept:
             found = f"exclude leaves out all of {', '.join(every)}" if every else "model_fn has none"

@@ -14,6 +14,7 @@ from typing import Any
 
 from moxserve.tensorflow.executor.env import tf
 from moxserve.tensorflow.executor.train_op import matches
+from moxserve.tensorflow.executor.variables import model_name
 from moxserve.tensorflow.graph_edit import GraphEdit, Kernel, find_kernels
 from moxserve.tensorflow.quantization.batch_norm import BatchNorm, find_batch_norms
 
@@ -69,8 +70,7 @@ class Layer:
     @property
     def name(self) -> str:
         """Name of the kernel's variable."""
-        name: str = self.kernel.variable.op.name
-        return name
+        return model_name(self.kernel.variable)
 
 
 @dataclass
