@@ -54,6 +54,7 @@ from moxserve.tensorflow.executor.checkpoint import load_checkpoint
 from moxserve.tensorflow.executor.observe.timeline import TimelineHook
 from moxserve.tensorflow.executor.warm_start import VocabularyChange, WarmStart
 from moxserve.tensorflow.feature_columns import FeatureColumns, Features, feature_columns
+from moxserve.tensorflow.multi_head import Head, multi_head
 from moxserve.tensorflow.nets import NetworkKeys, default_preprocess_fn, get_model_fn, get_model_meta
 from moxserve.tensorflow.optimizer import get_optimizer_fn, get_optimizer_wrapper_fn
 from moxserve.tensorflow.preprocessing import PreprocessingKeys, get_data_augmentation_fn
@@ -74,6 +75,7 @@ __all__ = [
     "FeatureColumns",
     "Features",
     "FeedSessionRunHook",
+    "Head",
     "ImageClassificationRawDataset",
     "ImageClassificationRawMetadata",
     "ImageClassificationTFRecordDataset",
@@ -115,6 +117,7 @@ __all__ = [
     "load_checkpoint",
     "load_op_library",
     "make_example",
+    "multi_head",
     "over_all_rows",
     "parse_example",
     "prune_model_fn",
