@@ -79,12 +79,12 @@ def talking(form: str, stream: Any = None, **common: Any) -> Iterator[None]:
 
     Args:
         form: one of `FORMS`.
-        stream: text stream of JSON lines; None for standard output.
+        stream: text stream of JSON lines; None for the one that is in use: at first, standard output.
         common: facts to be part of every event.
     """
     global _output
     before = _output
-    _output = _Output(form, stream, common)
+    _output = _Output(form, stream or before.stream, {**before.common, **common})
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ from moxserve.tensorflow.executor.input_spec import grouped
 from moxserve.tensorflow.executor.inputs import ModeInput, build_inputs, explain, start_queues
 from moxserve.tensorflow.executor.inter import build_inter
 from moxserve.tensorflow.executor.loop import Loop
-from moxserve.tensorflow.executor.observe.logs import logged, means_event
+from moxserve.tensorflow.executor.observe.logs import logged, means_event, process_name
 from moxserve.tensorflow.executor.observe.setup import Observers
 from moxserve.tensorflow.executor.participants import NEVER, Clock, InputEnded, Participant
 from moxserve.tensorflow.executor.phases import run_phases
@@ -125,7 +125,7 @@ def run(
     )
     with (
         store.frozen(),
-        logged(store.get("log_format")) as told,
+        logged(store.get("log_format"), process_name(store)) as told,
         kept_here(Settings.resolve(arguments, store)) as settings,
     ):
         # Both functions are checked on the next line, so None never gets further.

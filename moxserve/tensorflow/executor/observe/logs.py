@@ -15,25 +15,28 @@ from typing import Any
 from moxserve import talk
 from moxserve.talk import Event
 from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.flags import FlagStore
 
-__all__ = ["logged", "means_event", "result_facts"]
+__all__ = ["logged", "means_event", "process_name", "result_facts"]
 
 
 @contextmanager
-def logged(form: str | None) -> Iterator[Callable[[Any], Any]]:
+def logged(form: str | None, process: str = "") -> Iterator[Callable[[Any], Any]]:
     """Print in a form within a block; in JSON an error that ends the block is an event, too.
 
     Args:
         form: `text`, `json`, `quiet`; None or empty for what was chosen for the process.
+        process: which one of a job this is, for JSON; empty where it is the only one.
 
     Yields:
         What tells the run's result in JSON, and returns it.
     """
+    common = {"process": process} if process else {}
     if not form or form == talk.form():  # whoever chose it tells of errors
-        with _logging_as(talk.form()):
+        with talk.talking(talk.form(), **common), _logging_as(talk.form()):
             yield _told
         return
-    with talk.talking(form), _logging_as(form):
+    with talk.talking(form, **common), _logging_as(form):
         try:
             yield _told
         except Exception as error:
@@ -84,6 +87,12 @@ class _JsonLines(logging.Handler):
             talk.tell(event.facts)
         else:
             talk.tell({"event": "log", "level": record.levelname.lower(), "message": record.getMessage()})
+
+
+def process_name(store: FlagStore) -> str:
+    """Which process of a job this is: `worker 1`; empty where the flags name no other."""
+    cluster = "," in store.get("worker_hosts") or store.get("ps_hosts")
+    return f"{store.get('job_name')} {store.get('task_index')}" if cluster else ""
 
 
 def means_event(steps: int, global_step: int, values: Mapping[str, float]) -> Event:

@@ -49,7 +49,9 @@ class Observers:
         worker = f"worker{topology.index}" if topology.num_workers > 1 else ""
         profiled = self._steps(store, "profile_steps") if chosen else StepSet()
         self._profiler = StepProfiler(profiled, settings.log_dir, worker, _label(settings.mode))
-        self._progress_s = self._period(store)
+        unheard = store.get("log_first_worker") and not topology.is_chief
+        self._talks = settings.log_every is not None and not unheard
+        self._progress_s = float(store.get("progress_secs")) if self._talks and talk.form() != "quiet" else 0.0
         self._meter: UtilisationMeter | None = None
 
     def _steps(self, store: FlagStore, flag: str) -> StepSet:
@@ -59,13 +61,6 @@ class Observers:
                 f"flag --{flag} needs log_dir, where what is seen is written", hint="give log_dir to run()"
             )
         return steps
-
-    def _period(self, store: FlagStore) -> float:
-        """Seconds between lines about the progress; 0 for none. A run whose lines nobody wants has none of it."""
-        unheard = store.get("log_first_worker") and not self._topology.is_chief
-        if unheard or self._settings.log_every is None or talk.form() == "quiet":
-            return 0.0
-        return float(store.get("progress_secs"))
 
     def participants(self, others: Sequence[Participant], inputs: Sequence[Any], step_rows: int) -> list[Participant]:
         """Who takes part in the loop; made while the graph is open.
@@ -106,7 +101,7 @@ class Observers:
         used = None
         if timing is not None and self._meter is not None:
             used = self._meter.result(timing.steps, timing.wall_s, timing.cpu_s, clock.waited_s)
-        if used is not None and self._settings.log_every is not None:
+        if used is not None and self._talks:
             tf1.logging.info("%s", used.event())
         return {"traces": (*self._timeline.paths, *self._profiler.paths), "utilisation": used}
 
