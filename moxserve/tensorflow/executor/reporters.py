@@ -182,7 +182,7 @@ class CheckpointWriter(Participant):
         self._session: Any = None
         self._clock: Clock | None = None
         self._last_time = 0.0
-        self._saved_step = -1
+        self._saved_step = self._seen_step = -1
         self.prefix: str | None = None
         self.before_save: Callable[[int], None] = lambda global_step: None
 
@@ -197,9 +197,13 @@ class CheckpointWriter(Participant):
     def train_start(self, clock: Clock) -> None:
         """Start the stopwatch."""
         self._clock, self._last_time = clock, time.monotonic()
+        self._seen_step = clock.global_step
 
     def next_step(self, clock: Clock) -> int:
         """The step that makes the global step a multiple of the period."""
+        period = self._every.steps
+        if period and clock.global_step // period > self._seen_step // period:
+            return clock.run_step  # other workers' steps have carried the count past a multiple
         before_first = clock.global_step - clock.run_step
         return self._every.next_step(clock.run_step, phase=-(before_first + 1))
 
@@ -216,6 +220,7 @@ class CheckpointWriter(Participant):
             self.before_save(global_step)
             self.prefix = self._checkpointer.save(self._session, global_step)
             self._saved_step = global_step
+        self._seen_step = global_step
         self._last_time = time.monotonic()
 
     def finish(self, ok: bool) -> None:
