@@ -25,6 +25,7 @@ __all__ = ["leave", "serve"]
 _CAPACITY = 4096
 _GRACE_S = 0.5
 _PATIENCE_S = 60.0
+_LOOK_S = 3.0
 # Which run each worker has ended, as far as this process was told.
 _ended: dict[int, int] = {}
 
@@ -116,15 +117,17 @@ class _Watch:
         self._timeout_s = topology.start_timeout_s
         self._reminder = Reminder(self._timeout_s)
         self._seen: set[int] = set()
+        self._next_look = 0.0
 
     def look(self, missing: list[int]) -> None:
-        """Now and then, look which of the workers that have not ended accept connections.
+        """Every few seconds, look which of the workers that have not ended accept connections.
 
         Raises:
             WorkersLostError: one has not been seen in time.
         """
-        if not self._reminder.due() and not self._reminder.over:
+        if time.monotonic() < self._next_look:
             return
+        self._next_look = time.monotonic() + _LOOK_S
         gone = unreachable([self._workers[i] for i in missing])
         self._seen.update(set(missing) - {peer.index for peer in gone})
         never = [peer for peer in gone if peer.index not in self._seen]
@@ -133,6 +136,8 @@ class _Watch:
                 f"no sign within {self._timeout_s} s (flag --session_timeout) of {', '.join(map(str, never))}",
                 hint="start these processes, with the same --ps_hosts and --worker_hosts",
             )
+        if not gone or not self._reminder.due():
+            return
         for peer in gone:
             known = peer.index in self._seen
             text = "does not answer any more: start it again, or end this job" if known else "is it started?"
