@@ -1,6 +1,6 @@
-"""002, section 4.1, pitfall 4-1-1: exporting a network of MoXing's, with the size of its images or without it.
+"""002, section 4.1, pitfall 4-1-1: exporting a network of MoXing's without the size of its images.
 
-A smaller network than `resnet_v1_50`, smaller images and fewer classes; the size is given with --sized.
+A smaller network than `resnet_v1_50`, smaller images and fewer classes.
 """
 
 import sys
@@ -12,7 +12,6 @@ from moxserve.tensorflow.contrib import slim
 
 tf.flags.DEFINE_string('data_url', '/export1/flowers/raw/split/train', '')
 tf.flags.DEFINE_string('train_url', '/tmp/delete_me/0417_0', '')
-tf.flags.DEFINE_boolean('sized', False, '')
 flags = tf.flags.FLAGS
 flags(sys.argv)
 
@@ -31,17 +30,11 @@ def input_fn(mode, **kwargs):
 
 def model_fn(inputs, mode, **kwargs):
   images, labels = inputs
-  model_meta = mox.get_model_meta('resnet_v1_20')
-  size = {'image_height': model_meta.default_image_size,
-          'image_width': model_meta.default_image_size} if flags.sized else {}
   logits, endpoints = mox.get_model_fn(
     name='resnet_v1_20',
     run_mode=mode,
     num_classes=2,
-    weight_decay=0.0001,
-    data_format='NCHW' if flags.sized else 'NHWC',
-    batch_norm_fused=True,
-    **size)(images)
+    weight_decay=0.0001)(images)
 
   loss = tf.losses.softmax_cross_entropy(
     logits=logits, onehot_labels=slim.one_hot_encoding(labels, 2))
