@@ -7,6 +7,7 @@ warm_start         TRAIN: the model's own variables, see `warm_start`
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,9 +23,9 @@ from moxserve.tensorflow.executor.train_op import split_patterns
 
 __all__ = ["Start", "give_initial_value"]
 
-# Collection of pairs: a tensor that some variable begins as, and a function that returns its value. Large values stay
-# out of the graph this way, which has room for two gigabytes and is written into every events file.
-_FED = "moxserve/fed_initial_values"
+# By graph, tensors that some variables begin as, each with a function that returns its value. Large values stay out of
+# the graph this way, which has room for two gigabytes and is written into every events file.
+_fed: weakref.WeakKeyDictionary[Any, list[tuple[Any, Callable[[], Any]]]] = weakref.WeakKeyDictionary()
 
 
 def give_initial_value(shape: Sequence[int], dtype: Any, value: Callable[[], Any]) -> Any:
@@ -36,12 +37,12 @@ def give_initial_value(shape: Sequence[int], dtype: Any, value: Callable[[], Any
         value: returns it, when it is needed.
     """
     tensor = tf1.placeholder_with_default(tf.zeros(list(shape), dtype), list(shape), "initial_value")
-    tf1.add_to_collection(_FED, (tensor, value))
+    _fed.setdefault(tensor.graph, []).append((tensor, value))
     return tensor
 
 
 def _feed_initial_values(session: Any, variables: Sequence[Any]) -> None:
-    for tensor, value in session.graph.get_collection(_FED):
+    for tensor, value in _fed.get(session.graph, ()):
         begun = [v.initializer for v in variables if v.initializer.inputs[1] is tensor]
         if begun:
             session.run(begun, {tensor: value()})
