@@ -239,8 +239,7 @@ class HookParticipant(Participant):
 
     Args:
         hook: the user's hook.
-        agree: given for a hook of several workers that stops all of them or none: tells after each of its steps whether
-            one of them wants to stop.
+        agree: takes whether the hook asked after a step to stop, and tells whether this process stops; None: it does.
         counts_globally: the hook is asked with global steps, which are the same on all workers that step together.
     """
 
@@ -295,8 +294,8 @@ class HookParticipant(Participant):
         others_asked, context.stop_requested = context.stop_requested, False
         with suppress(InterStopped), self._telling("after_run"):
             self.hook.after_run(context, values)
-        if self._agree is not None:
-            context.stop_requested = self._agree(context.stop_requested)
+        if self._agree is not None and context.stop_requested:
+            context.stop_requested = self._agree(True)
         context.stop_requested |= others_asked
 
     def finish(self, ok: bool) -> None:

@@ -108,7 +108,6 @@ class Stepper:
         self._run_options = run_options
         self._graph = session.graph
         self._target: str = step_op.name
-        self._step_op = step_op
         self._original_args = tf1.train.SessionRunArgs(fetches=step_op)
         self._plans: dict[int, tuple[Any, FetchPlan]] = {}
         self.quiet = self.fetcher.callable((), (), (self._target,))
@@ -121,10 +120,7 @@ class Stepper:
         """
         context = StepContext(self.session, self.clock, self._original_args)
         asked = [(participant, participant.step_args(context)) for participant in active]
-        if any(args is not None and args.options is not None for _, args in asked):
-            answers = self._run_with_options(asked)
-        else:
-            answers = self._run_compiled(asked)
+        answers = self._run(asked)
         self.clock.count()
         for (participant, _), values in zip(asked, answers, strict=True):
             participant.step_values(context, values)
@@ -141,7 +137,7 @@ class Stepper:
             known = self._plans[id(fetches)] = (fetches, compile_fetches(self._graph, fetches))
         return known[1]
 
-    def _run_compiled(self, asked: Sequence[tuple[Participant, Any]]) -> list[Any]:
+    def _run(self, asked: Sequence[tuple[Participant, Any]]) -> list[Any]:
         merge = _Merge(self._target)
         plans = [None if args is None else self._plan(args.fetches) for _, args in asked]
         for (_, args), plan in zip(asked, plans, strict=True):
@@ -152,28 +148,28 @@ class Stepper:
                 merge.feed(*compile_feed(self._graph, key, value))
         # The runtime refuses to fetch what is fed; whoever asks for it gets what was fed.
         names = [name for name in merge.names if name not in merge.feeds]
-        fetched = self.fetcher.callable(names, list(merge.feeds), merge.targets)(*merge.feeds.values())
+        options, metadata, fetcher, more = self._options(asked), None, self.fetcher, {}
+        if options is not None:
+            fetcher, metadata = Fetcher(self.session, options), tf1.RunMetadata()
+            more = {"run_metadata": metadata}
+        fetched = fetcher.callable(names, list(merge.feeds), merge.targets)(*merge.feeds.values(), **more)
         known = {**dict(zip(names, fetched, strict=True)), **merge.feeds}
-        return [_values(None if plan is None else plan.rebuild([known[n] for n in plan.names])) for plan in plans]
+        return [
+            _values(None if plan is None else plan.rebuild([known[n] for n in plan.names]), options, metadata)
+            for plan in plans
+        ]
 
-    def _run_with_options(self, asked: Sequence[tuple[Participant, Any]]) -> list[Any]:
-        """Run a step in which a hook gave RunOptions (a profiler, say): through `session.run`, options merged."""
-        merge = _Merge(self._target)
+    def _options(self, asked: Sequence[tuple[Participant, Any]]) -> Any:
+        """The RunOptions of all together, where a hook gives some (a profiler, say); None for a step as any other."""
+        given = [args.options for _, args in asked if args is not None and args.options is not None]
+        if not given:
+            return None
         options = tf1.RunOptions()
         if self._run_options is not None:
             options.CopyFrom(self._run_options)
-        for _, args in asked:
-            for key, value in ((args and args.feed_dict) or {}).items():
-                merge.feed(*compile_feed(self._graph, key, value))
-            if args is not None and args.options is not None:
-                _merge_options(options, args.options)
-        metadata = tf1.RunMetadata()
-        fetches = [self._step_op, [[] if args is None or args.fetches is None else args.fetches for _, args in asked]]
-        _, results = self.session.run(fetches, feed_dict=merge.feeds, options=options, run_metadata=metadata)
-        return [
-            _values(None if args is None or args.fetches is None else result, options, metadata)
-            for (_, args), result in zip(asked, results, strict=True)
-        ]
+        for more in given:
+            _merge_options(options, more)
+        return options
 
 
 def _values(results: Any, options: Any = None, run_metadata: Any = None) -> Any:

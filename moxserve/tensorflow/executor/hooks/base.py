@@ -64,11 +64,6 @@ class HookRun:
         alone = self.steps_apart and not topology.chief_counts
         return topology.num_devices if alone else topology.global_replicas
 
-    @property
-    def owns_variables(self) -> bool:
-        """Whether each worker has copies of the variables, instead of all of them sharing those of the ps."""
-        return not self.workers.topology.ps
-
 
 class AggregativeSessionRunHook(tf1.train.SessionRunHook):
     """A SessionRunHook that answers three questions, so that it can run on several devices and workers.

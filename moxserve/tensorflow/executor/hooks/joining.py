@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from moxserve.tensorflow.executor.env import tf1
@@ -53,24 +53,18 @@ class RunHooks:
 
 
 def _join(hook: Any, run: HookRun) -> HookParticipant:
-    agree = None
-    if isinstance(hook, AggregativeSessionRunHook):
-        hook.join_run(run)
-        agree = _agreement(hook, run) if hook.support_sync_workers() else None
-    return HookParticipant(hook, agree, counts_globally=run.shares_decisions and agree is not None)
+    if not isinstance(hook, AggregativeSessionRunHook):
+        return HookParticipant(hook)
+    hook.join_run(run)
+    together = hook.support_sync_workers()
+    # Each worker may evaluate another part of the data: what follows from that, the chief decides.
+    heeded = run.decides or not hook.run_inter_mode()
+    agree = run.workers.agree if together and heeded else None
+    return HookParticipant(hook, agree if heeded else _never, counts_globally=run.shares_decisions and together)
 
 
-def _agreement(hook: AggregativeSessionRunHook, run: HookRun) -> Callable[[bool], bool] | None:
-    """How a wish to stop becomes one of all workers: asked by all at the same step, or told to those who step apart.
-
-    After an evaluation it is the chief's wish alone: each worker may see another part of the data.
-    """
-    counts = run.decides or not hook.run_inter_mode()
-    if run.shares_decisions:
-        return lambda stop: run.workers.agree(stop and counts)
-    if run.steps_apart:
-        return lambda stop: stop and counts and run.workers.agree(True)
-    return None
+def _never(stop: bool) -> bool:
+    return False
 
 
 def _give_saver(hook: Any, run: HookRun) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.env import tf1
+
+if TYPE_CHECKING:
+    from moxserve.tensorflow.executor.hooks.base import HookRun
 
 __all__ = ["LEARNING_RATES", "LR_SCALE", "LearningRateScale"]
 
@@ -50,3 +53,10 @@ class LearningRateScale:
         lowered = max([scale * factor, *limits])
         session.run(self._assign, {self._value: lowered})
         return float(lowered), [float(rate * lowered) for rate in rates]
+
+    def follow(self, session: Any, run: HookRun) -> None:
+        """Take the multiplier of the chief, where each worker has its own; all workers do this at the same step."""
+        own = float(session.run(self._read))
+        told = run.workers.from_chief(session, own)
+        if told != own:
+            session.run(self._assign, {self._value: told})

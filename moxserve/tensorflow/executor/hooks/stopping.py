@@ -135,22 +135,33 @@ class PlateauLREarlyStoppingHook(MonitorHook):
         self._min_lr = self._fraction(min_lr, "min_lr")
         self._plateaus = self._cooling = 0
         self._scale: LearningRateScale | None = None
-        self._has_lowered = False
 
     def begin(self) -> None:
         """Find the multiplier, while the graph is open."""
         self._scale = LearningRateScale()
 
-    def after_run(self, run_context: Any, run_values: Any) -> None:
-        """Evaluate and decide; on other workers than the chief do what that one has decided."""
-        self._has_lowered = False
-        super().after_run(run_context, run_values)
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        """Check that all workers will take the chief's decisions at the same steps.
+
+        Raises:
+            ModelSpecError: this one would not be there when the chief tells.
+        """
         host = self._host
-        if host is None or not host.shares_decisions:
-            return
-        # What the chief lowered before it says so is everybody's where parameter servers hold the variables.
-        if host.workers.agree(self._has_lowered) and not host.decides and host.owns_variables:
-            self._lower(run_context.session)
+        chiefs = host.workers.from_chief(session, self._period) if host is not None else self._period
+        if chiefs != self._period:
+            raise ModelSpecError(
+                f"PlateauLREarlyStoppingHook evaluates every {self._period} steps on this worker, and every {chiefs:g} "
+                "on the chief",
+                hint="give all workers the same arguments; samples_in_train are those of all workers together",
+            )
+
+    def after_run(self, run_context: Any, run_values: Any) -> None:
+        """Evaluate and decide; on other workers than the chief take what that one has decided."""
+        try:
+            super().after_run(run_context, run_values)
+        finally:  # also when the evaluation is broken off: the others wait
+            if self._host is not None and self._scale is not None and self._host.shares_decisions:
+                self._scale.follow(run_context.session, self._host)
 
     def evaluated(self, values: Mapping[str, float], run_context: Any) -> None:
         """Judge the value; at a plateau lower the learning rate or end the run."""
@@ -173,7 +184,6 @@ class PlateauLREarlyStoppingHook(MonitorHook):
             return
         judge.waited, self._cooling = 0, self._cooldown
         tf1.logging.info("%s: %s", plateau, self._lower(run_context.session))
-        self._has_lowered = True
 
     def _lower(self, session: Any) -> str:
         if self._scale is None:

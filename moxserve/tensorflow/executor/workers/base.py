@@ -139,6 +139,14 @@ class Workers:
         """
         return stop
 
+    def from_chief(self, session: Any, value: float) -> float:
+        """The chief's value, for something that each process has for itself and that must be the same everywhere.
+
+        Asked by all processes that step together, at the same step; they wait for the chief. Where all share what is on
+        the parameter servers there is nothing to be told, and each gets what it gave.
+        """
+        return value
+
     def ending(self, reason: str, signum: int) -> tuple[str, int]:
         """Why the run ended, and the signal that ended it: those of this process, or what the others said."""
         return reason, signum if reason == "signal" else 0
