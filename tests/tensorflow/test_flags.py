@@ -57,7 +57,14 @@ DOCUMENTED = [
     "log_dir",
     "checkpoint_path",
 ]
-OURS = ["checkpoint_moving_averages"]
+OURS = [
+    "checkpoint_moving_averages",
+    "log_format",
+    "profile_steps",
+    "progress_secs",
+    "timeline_steps",
+    "trace_all_workers",
+]
 SAMPLES = {bool: "true", int: "3", float: "2.5", str: "text"}
 
 
