@@ -7,18 +7,21 @@ file. `load_run` does the same for the directory of an earlier run, from the `co
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from moxserve import file
 from moxserve.config.dump import config_hash, to_data, to_yaml
 from moxserve.config.models import EvaluateStage
 from moxserve.config.pipeline import LoadedPipeline, PipelineConfig, load_pipeline
 from moxserve.errors import CheckpointError, ConfigError, LimitExceededError
 from moxserve.file import atomic_write
+from moxserve.file.filesystem import is_remote, join
 from moxserve.pipeline.slots import InputBundle, InputPlugin, ModelPlugin, OptimizerPlugin, RunJob, RunPlugin, RunReport
 from moxserve.pipeline.stage import Talk, silent, stage
 from moxserve.types import TensorSpec, dtype_of
@@ -242,6 +245,11 @@ def load_run(run_dir: str | os.PathLike[str]) -> PreparedRun:
         ConfigError: what it holds is not valid any more (its data moved, a plugin changed).
     """
     folder = os.fspath(run_dir)
+    if is_remote(folder):
+        raise CheckpointError(
+            f"{folder!r} is in a store; expected a folder of this machine",
+            hint="copy it here first: mox.file.copy_parallel",
+        )
     path = os.path.join(folder, RESOLVED)
     if not os.path.isfile(path):
         what = "holds no" if os.path.isdir(folder) else "does not exist; expected a directory with a"
@@ -287,7 +295,19 @@ def _without(exclude: Sequence[str]) -> str:
 
 
 def _has_checkpoint(log_dir: str) -> bool:
-    return os.path.isfile(os.path.join(log_dir, "checkpoint"))
+    return file.exists(join(log_dir, "checkpoint"))
+
+
+@contextlib.contextmanager
+def _here(log_dir: str) -> Iterator[str]:
+    """Give the local folder that stands for a log_dir in a store; of a local one the folder itself."""
+    if not is_remote(log_dir):
+        yield log_dir
+        return
+    from moxserve.tensorflow.executor.remote import mirrored
+
+    with mirrored(log_dir) as folder:
+        yield folder
 
 
 def _next_version(base: str) -> int:
@@ -351,7 +371,13 @@ class _Stages:
         self._seconds: dict[str, float] = {}
 
     def run(self) -> PipelineResult:
-        prepared = self._timed("prepare", lambda: prepare(self._loaded, talk=self._talk))
+        log_dir = _plugins(self._config)[3].log_dir
+        with _here(log_dir) as folder:
+            result = self._run_in(folder)
+        return replace(result, log_dir=log_dir)
+
+    def _run_in(self, folder: str) -> PipelineResult:
+        prepared = self._timed("prepare", lambda: prepare(self._loaded, folder, talk=self._talk))
         role = _follower()
         if role is not None:
             return self._follow(prepared, role)
@@ -395,11 +421,11 @@ class _Stages:
         self._seconds[name] = time.monotonic() - start
         return result
 
-    def _keep_config(self, run: RunPlugin) -> None:
+    def _keep_config(self, run: RunPlugin, folder: str) -> None:
         """Leave what was resolved beside the checkpoints. A run that trains nothing does not touch another's."""
-        target = os.path.join(run.log_dir, RESOLVED)
+        target = os.path.join(folder, RESOLVED)
         if run.trains or not os.path.exists(target):
-            os.makedirs(run.log_dir, exist_ok=True)
+            os.makedirs(folder, exist_ok=True)
             # The plugins must be found again wherever the run directory is read from.
             folders = [folder for folder in self._loaded.folders if os.path.isdir(folder)]
             text = to_yaml(to_data(self._config, absolute=True, folders=folders)).replace("${", "$${")
@@ -410,7 +436,7 @@ class _Stages:
 
     def _run(self, prepared: PreparedRun) -> RunReport:
         run = _plugins(self._config)[3]
-        self._keep_config(run)
+        self._keep_config(run, prepared.log_dir)
         return run.run(RunJob(prepared.data, prepared.model_fn, prepared.optimizer_fn, prepared.log_dir))
 
     def _checkpoint(self, report: RunReport) -> str:

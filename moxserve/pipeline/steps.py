@@ -13,6 +13,7 @@ import numpy as np
 
 from moxserve.errors import CheckpointError, DataError
 from moxserve.file import atomic_open
+from moxserve.file.filesystem import is_remote
 from moxserve.pipeline.slots import InputBundle
 
 __all__ = ["evaluate", "find_checkpoint", "predict"]
@@ -21,13 +22,16 @@ _ROWS_A_WRITE = 10
 
 
 def find_checkpoint(path: str) -> str:
-    """Return the prefix of a checkpoint: the path itself, or the newest in that folder.
+    """Return the prefix of a checkpoint: the path itself, or the newest in that folder. What a URL leads to is found by
+    who fetches it.
 
     Raises:
         CheckpointError: there is none.
     """
     from moxserve.tensorflow.executor.checkpoint import find_checkpoint as find
 
+    if is_remote(path):
+        return path
     prefix: str | None = find(path)
     if prefix is None:
         raise CheckpointError(f"no checkpoint at {path!r}", hint="give a folder that a training run wrote, or a prefix")

@@ -32,7 +32,7 @@ from moxserve.tensorflow.executor.participants import NEVER, Clock, Participant,
 if TYPE_CHECKING:
     from moxserve.tensorflow.executor.settings import Settings
 
-__all__ = ["LogDirSender", "Mirror", "fetched_checkpoint", "kept_here"]
+__all__ = ["LogDirSender", "Mirror", "fetched_checkpoint", "kept_here", "mirrored"]
 
 _STATE = "checkpoint"
 _BEST = "best/"
@@ -116,7 +116,7 @@ class Mirror:
     def url_of(self, path: str) -> str:
         """Return the URL of what is in the folder; any other path as it is."""
         inside = os.path.relpath(path, self.folder)
-        return path if inside.startswith("..") else join(self.url, inside)
+        return path if inside.startswith("..") else join(self.url, "" if inside == "." else inside)
 
     @property
     def state_identity(self) -> tuple[int, int] | None:
@@ -176,6 +176,35 @@ class LogDirSender(Participant):
         self._busy.acquire()
 
 
+# The mirrors of this process by their local folders: several runs may go into one, of a pipeline for example.
+_mirrors: dict[str, Mirror] = {}
+
+
+@contextlib.contextmanager
+def mirrored(url: str) -> Iterator[str]:
+    """Give a local folder that stands for a `log_dir` in a store, for all runs that are made while the block lasts.
+
+    Raises:
+        DataError: the store cannot be read.
+        CheckpointError: the store does not take what was left at the end.
+    """
+    with file.scratch_directory() as scratch:
+        mirror = Mirror(url, os.path.join(scratch, "log_dir"))
+        mirror.fetch()
+        tf1.logging.info("log_dir %s is kept in %s while the run lasts", url, mirror.folder)
+        _mirrors[mirror.folder] = mirror
+        try:
+            yield mirror.folder
+        except BaseException:
+            # A checkpoint of before the error is good; the error itself is what is told.
+            with contextlib.suppress(MoxserveError, OSError):
+                _send_all(mirror)
+            raise
+        finally:
+            del _mirrors[mirror.folder]
+        _send_all(mirror)
+
+
 @contextlib.contextmanager
 def kept_here(settings: Settings) -> Iterator[Settings]:
     """Let a local folder stand for a `log_dir` or `checkpoint_path` that is in a store, while a run lasts.
@@ -190,33 +219,20 @@ def kept_here(settings: Settings) -> Iterator[Settings]:
         DataError: the store cannot be read.
         CheckpointError: there is nothing at `checkpoint_path`; or the store does not take what the run left at its end.
     """
-    url, start = settings.log_dir, settings.checkpoint_path
-    if not is_remote(url or "") and not is_remote(start or ""):
-        yield settings
-        return
-    with file.scratch_directory() as folder:
-        if url is not None and is_remote(url):
-            mirror = Mirror(url, os.path.join(folder, "log_dir"))
-            mirror.fetch()
-            tf1.logging.info("log_dir %s is kept in %s while the run lasts", url, mirror.folder)
-            settings = replace(settings, log_dir=mirror.folder, mirror=mirror)
+    start = settings.checkpoint_path
+    with contextlib.ExitStack() as stack:
+        if settings.log_dir is not None and is_remote(settings.log_dir):
+            folder = stack.enter_context(mirrored(settings.log_dir))
+            settings = replace(settings, log_dir=folder, was_remote=True)
+        settings = replace(settings, mirror=_mirrors.get(settings.log_dir or ""))
         if start is not None and is_remote(start) and latest_checkpoint(settings.log_dir) is None:
-            settings = replace(
-                settings, checkpoint_path=fetched_checkpoint(start, os.path.join(folder, "checkpoint_path"))
-            )
-        try:
-            yield settings
-        except BaseException:
-            # A checkpoint of before the error is good; the error itself is what is told.
-            with contextlib.suppress(MoxserveError, OSError):
-                _send_all(settings.mirror)
-            raise
-        _send_all(settings.mirror)
+            scratch = stack.enter_context(file.scratch_directory())
+            local = fetched_checkpoint(start, os.path.join(scratch, "checkpoint_path"))
+            settings = replace(settings, checkpoint_path=local)
+        yield settings
 
 
-def _send_all(mirror: Mirror | None) -> None:
-    if mirror is None:
-        return
+def _send_all(mirror: Mirror) -> None:
     with mirror.snapshot() as frozen:
         try:
             mirror.send(frozen)

@@ -99,6 +99,7 @@ class Settings:
         export: kinds of artifact; empty for none.
         warm_start: what is taken from another model when `log_dir` has no checkpoint, None for nothing.
         mirror: of `log_dir`, where that stands for a directory of a store; see `remote`.
+        was_remote: whether `log_dir` was given as a URL.
     """
 
     mode: str
@@ -115,15 +116,16 @@ class Settings:
     export: tuple[str, ...]
     warm_start: WarmStart | None = None
     mirror: Mirror | None = None
+    was_remote: bool = False
 
     @property
     def base_dir(self) -> str | None:
         """The base folder of exported versions: `log_dir` as it was given."""
-        return self.log_dir if self.mirror is None else self.mirror.url
+        return self.shown(self.log_dir)
 
     def shown(self, path: str | None) -> str | None:
         """Return a path in `log_dir` as it is known outside of the run."""
-        return path if path is None or self.mirror is None else self.mirror.url_of(path)
+        return self.mirror.url_of(path) if path is not None and self.mirror is not None and self.was_remote else path
 
     @classmethod
     def resolve(cls, given: RunArguments, store: FlagStore) -> Settings:

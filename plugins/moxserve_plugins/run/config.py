@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from moxserve.config.models import ExistingFile, OutputPath, StrictModel
 from moxserve.pipeline.slots import RunJob, RunPlugin, RunReport
+from moxserve_plugins.run.evaluation import Evaluation
 
 __all__ = [
     "FLAGS",
@@ -106,6 +107,9 @@ class Train(_Logged):
     trainable_exclude_patterns: list[str] = Field(
         default=[], description="Keep variables whose names contain one of these patterns as they are."
     )
+    evaluation: Evaluation | None = Field(
+        default=None, description="Evaluations in the middle of the training, and what follows from them."
+    )
     compute_dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
         default=None,
         description="What the model computes in while it trains; variables and exports are float32. Absent: float32.",
@@ -141,15 +145,17 @@ class Train(_Logged):
         from moxserve_plugins.run.build import train
 
         result = train(self, job)
-        return RunReport(checkpoint=result.checkpoint, train=result)
+        return RunReport(checkpoint=result.best or result.checkpoint, train=result)
 
     def describe(self) -> str:
         """Say what would be done."""
-        return f"train to step {self.max_number_of_steps}, checkpoints in {self.log_dir}"
+        stops = self.evaluation is not None and (self.evaluation.early_stopping or self.evaluation.plateau)
+        until = f"at most to step {self.max_number_of_steps}" if stops else f"to step {self.max_number_of_steps}"
+        return f"train {until}, checkpoints in {self.log_dir}"
 
 
 class TrainAndEvaluate(Train):
-    """Train, then evaluate the last checkpoint on the whole evaluation data."""
+    """Train, then evaluate the last checkpoint, or the best that is kept, on the whole evaluation data."""
 
     def run(self, job: RunJob) -> RunReport:
         """Train and evaluate; see RunPlugin."""
@@ -160,8 +166,9 @@ class TrainAndEvaluate(Train):
         result = train(self, job)
         if not job.leads:
             return RunReport(checkpoint=result.checkpoint, train=result)
-        metrics = evaluate(job.data, job.model_fn, result.checkpoint, self.log_dir)
-        return RunReport(checkpoint=result.checkpoint, train=result, metrics=metrics, rows=job.data.num_samples["EVAL"])
+        checkpoint = result.best or result.checkpoint
+        metrics = evaluate(job.data, job.model_fn, checkpoint, job.log_dir)
+        return RunReport(checkpoint=checkpoint, train=result, metrics=metrics, rows=job.data.num_samples["EVAL"])
 
     def describe(self) -> str:
         """Say what would be done."""
@@ -180,7 +187,7 @@ class Evaluate(_Logged):
         from moxserve.pipeline.steps import evaluate, find_checkpoint
 
         checkpoint = find_checkpoint(self.checkpoint_path)
-        metrics = evaluate(job.data, job.model_fn, checkpoint, self.log_dir)
+        metrics = evaluate(job.data, job.model_fn, checkpoint, job.log_dir)
         return RunReport(checkpoint=checkpoint, metrics=metrics, rows=job.data.num_samples["EVAL"])
 
     def describe(self) -> str:
@@ -201,7 +208,7 @@ class Predict(_Logged):
         from moxserve.pipeline.steps import find_checkpoint, predict
 
         checkpoint = find_checkpoint(self.checkpoint_path)
-        rows = predict(job.data, job.model_fn, checkpoint, self.output, self.log_dir)
+        rows = predict(job.data, job.model_fn, checkpoint, self.output, job.log_dir)
         return RunReport(checkpoint=checkpoint, rows=rows)
 
     def describe(self) -> str:
