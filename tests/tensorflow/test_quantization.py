@@ -14,6 +14,7 @@ import pytest
 import moxserve.tensorflow as mox
 from moxserve.errors import CheckpointError, ModelSpecError, UsageError
 from moxserve.tensorflow.executor.branch import build_branch, build_export_branch
+from moxserve.tensorflow.executor.devices import Place
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.quantization import ranges, rewrite
 
@@ -476,7 +477,7 @@ def test_an_optimizer_without_a_learning_rate_is_told_of(images: Images, tmp_pat
 def test_towers_of_one_graph_are_all_rounded(images: Images) -> None:
     with tf1.Graph().as_default():
         inputs = [[tf.constant(images.x[:4]), tf.constant(images.y[:4])] for _ in range(2)]
-        branch = build_branch(mox.quantize_model_fn(classifier(layers_fused)), "TRAIN", inputs, ["", ""])
+        branch = build_branch(mox.quantize_model_fn(classifier(layers_fused)), "TRAIN", inputs, [Place(), Place(1)])
         first, second = (tower.spec.output_info["out"] for tower in branch.towers)
         with tf1.Session() as session:
             session.run(tf1.global_variables_initializer())

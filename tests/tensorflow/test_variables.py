@@ -12,6 +12,7 @@ import pytest
 import moxserve.tensorflow as mox
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.branch import build_branch, build_export_branch
+from moxserve.tensorflow.executor.devices import Place
 from moxserve.tensorflow.executor.env import tf, tf1
 
 Train = Callable[..., mox.RunResult]
@@ -57,9 +58,9 @@ def keras_and_get_variable(inputs: list[Any], mode: str) -> mox.ModelSpec:
 def test_a_second_build_shares_every_variable_whoever_made_it() -> None:
     with tf1.Graph().as_default():
         x = tf.constant(np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32))
-        first = build_branch(keras_and_get_variable, "TRAIN", [[x]], [""])
+        first = build_branch(keras_and_get_variable, "TRAIN", [[x]], [Place()])
         names = [v.op.name for v in tf1.global_variables()]
-        second = build_branch(keras_and_get_variable, "EVAL", [[x]], [""], after=first)
+        second = build_branch(keras_and_get_variable, "EVAL", [[x]], [Place()], after=first)
         assert [v.op.name for v in tf1.global_variables()] == names
         assert "dense/kernel" in names
         assert "plain" in names
@@ -70,7 +71,7 @@ def test_a_second_build_shares_every_variable_whoever_made_it() -> None:
 def test_towers_of_one_branch_share_variables_and_have_their_own_collections() -> None:
     with tf1.Graph().as_default():
         x = tf.ones([6, 5])
-        branch = build_branch(keras_and_get_variable, "TRAIN", [[x], [x]], ["/cpu:0", "/cpu:0"])
+        branch = build_branch(keras_and_get_variable, "TRAIN", [[x], [x]], [Place(), Place(1)])
         assert len(branch.towers) == 2
         assert len(tf1.trainable_variables()) == 10
         assert branch.towers[1].updates == []
@@ -86,11 +87,11 @@ def test_a_build_that_makes_other_variables_is_explained() -> None:
 
     with tf1.Graph().as_default():
         x = tf.ones([6, 5])
-        first = build_branch(model_fn, "TRAIN", [[x]], [""])
+        first = build_branch(model_fn, "TRAIN", [[x]], [Place()])
         with pytest.raises(
             ModelSpecError, match=r"of shape .*5, 5.* in EVAL, where the first build made 'dense/kernel:0'"
         ):
-            build_branch(model_fn, "EVAL", [[x]], [""], after=first)
+            build_branch(model_fn, "EVAL", [[x]], [Place()], after=first)
 
 
 def test_build_export_branch_uses_the_same_rules() -> None:

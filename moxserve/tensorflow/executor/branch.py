@@ -204,7 +204,6 @@ def _build_tower(
     if index:
         tower.trainable = branch.towers[0].trainable
         tower.copies = branch.plan.copies_of(index)
-        context.leave_first_tower()
     return tower
 
 

@@ -26,23 +26,11 @@ from moxserve.tensorflow.executor.settings import Functions, Settings
 from moxserve.tensorflow.executor.shared import Group, HookEvaluation, plain
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.executor.stepper import Stepper
+from moxserve.tensorflow.executor.tower_collections import SESSION_COLLECTIONS
 from moxserve.tensorflow.executor.tower_values import TowerValues, tower_values
 
 __all__ = ["InterBranch", "build_inter"]
 
-# What the session must still initialise or run of the second branch; everything else is TRAIN's alone.
-_SHARED_COLLECTIONS = frozenset(
-    {
-        tf1.GraphKeys.GLOBAL_VARIABLES,
-        tf1.GraphKeys.LOCAL_VARIABLES,
-        tf1.GraphKeys.MODEL_VARIABLES,
-        tf1.GraphKeys.TRAINABLE_VARIABLES,
-        tf1.GraphKeys.TABLE_INITIALIZERS,
-        tf1.GraphKeys.QUEUE_RUNNERS,
-        tf1.GraphKeys.RESOURCES,
-        tf1.GraphKeys.LOCAL_RESOURCES,
-    }
-)
 _CHANGES = ("Assign", "ResourceApply", "ResourceScatter", "ResourceSparseApply", "ResourceStridedSliceAssign")
 _CURE = "run(inter_mode=mox.ModeKeys.EVAL)"
 
@@ -128,7 +116,7 @@ def _contained(mode: str) -> Iterator[None]:
             hint="make the same variables in every mode",
         )
     for key in graph.get_all_collection_keys():
-        if key not in _SHARED_COLLECTIONS:
+        if key not in SESSION_COLLECTIONS:
             del graph.get_collection_ref(key)[before.get(key, 0) :]
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.tower_collections import SAVED_KEYS, CollectionView
 
 __all__ = [
-    "SESSION_COLLECTIONS",
     "TowerContext",
     "VariablePlan",
     "get_collection",
@@ -26,25 +26,7 @@ __all__ = [
     "var_scope",
 ]
 
-# What the session must initialise or run of every build, also of those that are not the first.
-SESSION_COLLECTIONS = frozenset(
-    {
-        tf1.GraphKeys.GLOBAL_VARIABLES,
-        tf1.GraphKeys.LOCAL_VARIABLES,
-        tf1.GraphKeys.MODEL_VARIABLES,
-        tf1.GraphKeys.TRAINABLE_VARIABLES,
-        tf1.GraphKeys.TABLE_INITIALIZERS,
-        tf1.GraphKeys.QUEUE_RUNNERS,
-        tf1.GraphKeys.RESOURCES,
-        tf1.GraphKeys.LOCAL_RESOURCES,
-    }
-)
-_SAVED_KEYS = (
-    tf1.GraphKeys.GLOBAL_VARIABLES,
-    tf1.GraphKeys.TRAINABLE_VARIABLES,
-    tf1.GraphKeys.MODEL_VARIABLES,
-)
-_VARIABLE_KEYS = (*_SAVED_KEYS, tf1.GraphKeys.LOCAL_VARIABLES)
+_VARIABLE_KEYS = (*SAVED_KEYS, tf1.GraphKeys.LOCAL_VARIABLES)
 
 
 class VariablePlan:
@@ -59,6 +41,7 @@ class VariablePlan:
         self.penalties: list[Any] = []  # REGULARIZATION_LOSSES of the first build that are functions of variables alone
         self.optional: list[Any] = []  # what a training may start without, because it was not there before
         self.replicas: dict[int, VariablePlan] = {}  # by tower: the copies of those that have their own
+        self.collections = CollectionView()
         self._next: int | None = None  # None while the first build records
 
     @contextmanager
@@ -86,7 +69,10 @@ class VariablePlan:
 
     def replica(self, index: int) -> VariablePlan:
         """The variables of a tower that has copies of its own."""
-        return self.replicas.setdefault(index, VariablePlan())
+        if index not in self.replicas:
+            self.replicas[index] = VariablePlan()
+            self.replicas[index].collections = self.collections.of_replica()
+        return self.replicas[index]
 
     def copies_of(self, index: int) -> dict[int, Any]:
         """The copies that a tower has, by the identity of the variable that each is a copy of; empty for a tower that
@@ -189,9 +175,8 @@ class TowerContext:
         self._scope = scope
         self.training = training  # what layers take for granted that are not told
         self.first = first  # the first build of the graph creates variables, later ones reuse them
-        graph = tf1.get_default_graph()
-        self._start = {key: len(graph.get_collection_ref(key)) for key in graph.get_all_collection_keys()}
-        self._operations = len(graph.get_operations())
+        self._start: dict[str, int] = {}
+        self._operations = len(tf1.get_default_graph().get_operations())
         self._touched: set[int] = set()
         self._by_name: set[int] = set()
         self.in_get_variable = False
@@ -217,8 +202,18 @@ class TowerContext:
         stack.append(self)
         scope = self._scope or tf1.get_variable_scope()
         reuse = None if self.first else True
+        # Reused variables bring no penalty with them; those of the first build are functions of the same variables.
+        penalties = [] if self.first else self._plan.penalties
         try:
-            with tf1.variable_scope(scope, reuse=reuse, custom_getter=self._getter, auxiliary_name_scope=False):
+            with (
+                self._plan.collections.entered(bool(self._scope), penalties),
+                tf1.variable_scope(scope, reuse=reuse, custom_getter=self._getter, auxiliary_name_scope=False),
+            ):
+                graph = tf1.get_default_graph()
+                self._start = {key: len(graph.get_collection_ref(key)) for key in graph.get_all_collection_keys()}
+                self._start[tf1.GraphKeys.REGULARIZATION_LOSSES] = len(
+                    tf1.get_collection(tf1.GraphKeys.REGULARIZATION_LOSSES)
+                ) - len(penalties)
                 yield self
         finally:
             stack.pop()
@@ -263,19 +258,6 @@ class TowerContext:
         penalties = self.collection(tf1.GraphKeys.REGULARIZATION_LOSSES)
         self._plan.penalties = [penalty for penalty in penalties if not reaches(penalty, taken)]
 
-    def leave_first_tower(self) -> None:
-        """Take out of the graph's collections what only concerns this build: a tower that is not the first one."""
-        graph = tf1.get_default_graph()
-        for key in graph.get_all_collection_keys():
-            if key not in SESSION_COLLECTIONS:
-                del graph.get_collection_ref(key)[self._start.get(key, 0) :]
-        if not self._scope:
-            return
-        made = {id(part) for v in (*self._plan.variables, *self._plan.named.values()) for part in _parts(v)}
-        for key in _SAVED_KEYS:
-            items = graph.get_collection_ref(key)
-            items[:] = [item for item in items if id(item) not in made]
-
     def new_operations(self) -> list[Any]:
         """The operations that were added to the graph since this build began."""
         return tf1.get_default_graph().get_operations()[self._operations :]
@@ -284,9 +266,6 @@ class TowerContext:
         """What this build added to a collection; for variables, those that it created or touched."""
         items = tf1.get_collection(key)
         start = self._start.get(key, 0)
-        if key == tf1.GraphKeys.REGULARIZATION_LOSSES and not self.first:
-            # Reused variables bring no penalty with them; those of the first build are functions of the same variables.
-            return [*self._plan.penalties, *items[start:]]
         if key not in _VARIABLE_KEYS:
             return items[start:]
         return [item for position, item in enumerate(items) if position >= start or id(item) in self._touched]
