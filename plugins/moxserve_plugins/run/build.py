@@ -23,6 +23,10 @@ def train(config: Train, job: RunJob) -> RunResult:
     import moxserve.tensorflow as mox
 
     job.data.steps("TRAIN")
+    model_fn, inter_mode = job.model_fn, None
+    if config.evaluation is not None:
+        job.data.steps("EVAL")
+        model_fn, inter_mode = config.evaluation.around(model_fn, job.data), mox.ModeKeys.EVAL
     # mox.run tells "not given" from None; a schedule that is not asked for is left to its defaults.
     schedule: dict[str, Any] = {
         name: value
@@ -33,9 +37,10 @@ def train(config: Train, job: RunJob) -> RunResult:
         graph.seed = config.seed  # the run's own graph takes it over
         result: RunResult = mox.run(
             input_fn=job.data.input_fn,
-            model_fn=job.model_fn,
+            model_fn=model_fn,
             optimizer_fn=job.optimizer_fn,
             run_mode=mox.ModeKeys.TRAIN,
+            inter_mode=inter_mode,
             batch_size=job.data.batch_size,
             auto_batch=job.data.auto_batch,
             log_dir=job.log_dir,
