@@ -71,6 +71,8 @@ class Precision:
             )
             return
         tf1.logging.info("Computing in %s where it is safe; variables and losses are float32", self.dtype)
+        if self.dtype == "float16" and not tf.config.list_physical_devices("GPU"):
+            tf1.logging.warning("CPUs compute much of float16 slowly; --compute_dtype=bfloat16 is made for them")
         if unscaled:
             tf1.logging.warning(
                 "float16 without a loss scale: gradients below 6e-8 become 0; "
