@@ -79,6 +79,27 @@ def test_a_seed_makes_the_weights_that_a_training_ends_with(softmax: Write):
 
 
 @pytest.mark.slow
+def test_flags_of_a_training_are_keys_of_its_run(softmax: Write, monkeypatch: pytest.MonkeyPatch):
+    import moxserve.tensorflow as mox
+
+    seen: list[dict[str, Any]] = []
+    ran = mox.run
+    names = ("compute_dtype", "loss_scale")
+
+    def run(**kwargs: Any) -> mox.RunResult:
+        seen.append({name: mox.get_flag(name) for name in names})
+        return ran(**kwargs)
+
+    monkeypatch.setattr(mox, "run", run)
+    sets = ["run.compute_dtype=bfloat16", "run.loss_scale=16", "run.max_number_of_steps=3"]
+    assert run_pipeline(softmax(), sets).report.train.global_step == 3
+    assert seen == [{"compute_dtype": "bfloat16", "loss_scale": 16.0}]
+    assert [mox.get_flag(name) for name in names] == ["float32", 1.0]  # of this training only
+    with pytest.raises(ConfigError, match=r"compute_dtype: .*'float32', 'float16' or 'bfloat16'"):
+        run_pipeline(softmax(), ["run.compute_dtype=half"])
+
+
+@pytest.mark.slow
 def test_resume_and_already_trained(softmax: Write):
     path = softmax()
     run_pipeline(path)
