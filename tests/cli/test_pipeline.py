@@ -171,6 +171,8 @@ PIPELINE                          RUN                 MODEL          DESCRIPTION
 pipelines/custom_model.yaml       train_and_evaluate  function       A model_fn of your own
 pipelines/digits.yaml             train_and_evaluate  lenet          LeNet on real handwritten digits, exported \
 for serving
+pipelines/digits_best.yaml        train_and_evaluate  lenet          LeNet on real handwritten digits, trained \
+until it gets no better
 pipelines/digits_pruned.yaml      train_and_evaluate  lenet          LeNet of which 80 % is pruned while it is trained
 pipelines/digits_qat.yaml         train_and_evaluate  lenet          LeNet trained for int8, exported with the ranges \
 that it learned
