@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from moxserve_plugins.image_folder.config import ImageFolder
 from moxserve_plugins.network.config import Network, NetworkName
+from moxserve_plugins.retrain.config import Retrain
 from moxserve_plugins.run.config import Train
 from pydantic import ValidationError
 
@@ -147,3 +148,42 @@ def test_another_last_layer_on_a_network_that_learned_other_classes(folder: Path
     assert len(weights) == 21 + 2 * 21
     assert all((before[key] == after[key]).all() for key in weights)
     assert mox.get_flag("trainable_include_patterns") == mox.get_flag("checkpoint_exclude_patterns") == ""
+
+
+@pytest.mark.slow
+def test_a_last_layer_is_retrained_and_a_warm_start_is_taken_from_a_pipelines_keys(folder: Path, tmp_path: Path):
+    """The plugin `retrain`, and `warm_start` and `deterministic` of `train`."""
+    import moxserve.tensorflow as mox
+    from moxserve.tensorflow.executor.env import tf1
+
+    sgd = mox.get_optimizer_fn("sgd", learning_rate=0.01)
+
+    def job(classes: list[str], log_dir: str) -> RunJob:
+        data = ImageFolder(train_dir=str(folder), eval_dir=str(folder), batch_size=4, classes=classes, seed=1).build()
+        return RunJob(data, Network(name="lenet").build(data), sgd, log_dir)
+
+    def values(prefix: str | None) -> dict[str, np.ndarray]:
+        reader = tf1.train.NewCheckpointReader(prefix)
+        return {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
+
+    first = Train(log_dir=str(tmp_path / "first"), max_number_of_steps=2, seed=1, deterministic=True)
+    before = values(first.run(job(["brick", "grass"], first.log_dir)).checkpoint)
+    again = Retrain(log_dir=str(tmp_path / "again"), checkpoint_path=first.log_dir, max_number_of_steps=3, seed=1)
+    report = again.run(job(["gravel", "coins", "brick"], again.log_dir))
+    after = values(report.checkpoint)
+    assert (report.rows, set(report.metrics)) == (12, {"loss", "accuracy"})
+    assert after["LeNet/fc4/weights"].shape == (1024, 3)
+    np.testing.assert_array_equal(after["LeNet/fc3/weights"], before["LeNet/fc3/weights"])
+    assert len(list((tmp_path / "again/bottlenecks").glob("*/*.npz"))) == 1
+    assert "the last layer" in again.describe()
+    warm = Train(
+        log_dir=str(tmp_path / "warm"), max_number_of_steps=1,
+        warm_start={"checkpoint": first.log_dir, "exclude": ["fc4"], "renamed": {"LeNet/conv1/": "LeNet/conv1/"}},
+        trainable_include_patterns=["fc4"],
+    )  # fmt: skip
+    started = values(warm.run(job(["gravel", "coins", "brick"], warm.log_dir)).checkpoint)
+    assert started["global_step"] == 1
+    np.testing.assert_array_equal(started["LeNet/conv1/weights"], before["LeNet/conv1/weights"])
+    assert mox.get_flag("deterministic") is False
+    with pytest.raises(ValidationError, match="not both"):
+        Train(log_dir="a", max_number_of_steps=1, warm_start={"checkpoint": "b"}, checkpoint_path="b")

@@ -121,6 +121,7 @@ def test_include_and_exclude_patterns(train: Train, tmp_path: Path, variable: An
     assert (result.start_step, result.global_step) == (0, 1)
     np.testing.assert_array_equal(variable(result.checkpoint, "w"), variable(first.checkpoint, "w"))
     assert "not restored: global_step (left out by" in console.text
+    assert "the pattern 'nothing_like_it' matches none of the model's 2 variables" in console.text
     # Never applied when a run is resumed from its own folder.
     assert train(log_dir=str(tmp_path / "b"), max_number_of_steps=2).start_step == 1
     mox.set_flag("checkpoint_exclude_patterns", "")

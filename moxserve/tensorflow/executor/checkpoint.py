@@ -28,7 +28,7 @@ from moxserve.tensorflow.executor.located import (
 )
 from moxserve.tensorflow.executor.matching import CheckpointReport, Match, RestoreRules, listed, match, name_of
 from moxserve.tensorflow.executor.staging import Staging
-from moxserve.tensorflow.executor.train_op import split_patterns
+from moxserve.tensorflow.executor.train_op import matches, split_patterns
 
 __all__ = [
     "Checkpointer",
@@ -119,6 +119,10 @@ def _restore(session: Any, prefix: str, variables: Sequence[Any], rules: Restore
             "not restored: %s (left out by the patterns)",
             listed(report.excluded),
         )
+    names = [name_of(variable) for variable in variables]
+    for pattern in (*rules.include, *rules.exclude):
+        if not any(matches(name, (pattern,)) for name in names) and pattern != "global_step":
+            tf1.logging.warning("the pattern %r matches none of the model's %d variables", pattern, len(names))
     for problem in report.problems:
         tf1.logging.warning("not restored from %s: %s", prefix, problem)
     if report.advice:
