@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.devices import Devices, GradsAndVars
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.participants import Participant
+from moxserve.tensorflow.executor.stepper import Fetcher
 from moxserve.tensorflow.executor.workers.base import Startup, Workers
 from moxserve.tensorflow.executor.workers.bundles import Bundle, farewell, leaving, split, told
 from moxserve.tensorflow.executor.workers.lockstep import Lockstep, Member
@@ -33,8 +32,8 @@ __all__ = ["AllReduceWorkers"]
 
 # Names of what meets, the same in all processes: which group, which collective of it, and which of the session's graphs
 # it is in. Any numbers do, if no other collective in the graph has them.
-_GROUP, _FIRST_INSTANCE = 7100, 7101
-_STEP_GRAPH, _START_GRAPH, _END_GRAPH = 71, 72, 73
+_GROUP, _FIRST_INSTANCE, _INSTANCES_OF_RUN = 7100, 7101, 10_000
+_STEP_GRAPH, _START_GRAPH, _END_GRAPH, _TOLD_GRAPH = 71, 72, 73, 74
 _BROADCAST = {tf.bool, tf.int32, tf.int64, tf.float16, tf.float32, tf.float64}
 _LEADER = "/job:worker/replica:0/task:0"
 _GRACE_S = 1.0
@@ -53,14 +52,22 @@ class AllReduceWorkers(Lockstep, Workers):
         super().__init__(topology, devices)
         name = f"moxserve/run{part.run}/attempt{part.attempt}"
         self._placement = Placement(topology, name, name, on_ps=False)
-        self.run_options = _options(_STEP_GRAPH)
+        self._run = part.run
+        self.run_options = self._options(_STEP_GRAPH)
         config = topology.session_config()
         self._add_collectives(config)
         self.target = server_of(topology, config, jobs=("worker",)).target
-        self._instances = 0
+        # A server remembers the shape of each collective that it made: each run has its own.
+        self._instances = _FIRST_INSTANCE + part.run * _INSTANCES_OF_RUN
         self._bundles: list[Bundle] = []
         self._totals: list[Any] = []
         self._updates: list[Any] = []
+
+    def _options(self, graph: int) -> Any:
+        """RunOptions for one of the graphs of a session that have collectives; each run has its own."""
+        options = tf1.RunOptions()
+        options.experimental.collective_graph_key = graph + 100 * self._run
+        return options
 
     def _add_collectives(self, config: Any) -> None:
         self.devices.configure(config)
@@ -105,7 +112,7 @@ class AllReduceWorkers(Lockstep, Workers):
 
     def _next_instance(self) -> int:
         self._instances += 1
-        return _FIRST_INSTANCE + self._instances
+        return self._instances
 
     def own_variable(self, name: str, shape: Any, dtype: Any, initializer: Any) -> Any:
         """Make a variable of this worker; no checkpoint has it."""
@@ -118,6 +125,8 @@ class AllReduceWorkers(Lockstep, Workers):
         """One that keeps this worker in step."""
         self._from_chief = [self._broadcast(dtype, group) for dtype, group in _by_dtype(tf1.global_variables()).items()]
         self._barrier = self._collective(tf.zeros([1]))
+        self._telling = tf1.placeholder(tf.float64, [1])
+        self._told = self._collective(self._telling)
         return [Member(self)]
 
     def _broadcast(self, dtype: Any, variables: list[Any]) -> Any:
@@ -155,9 +164,18 @@ class AllReduceWorkers(Lockstep, Workers):
             session.run(operation)
         if self.topology.is_chief:
             startup.restore(session)
-        session.run(self._from_chief, options=_options(_START_GRAPH))
+        session.run(self._from_chief, options=self._options(_START_GRAPH))
         if startup.spread:
             session.run(startup.spread)
+
+    def from_chief(self, session: Any, value: float) -> float:
+        """Wait for the chief's value; not where somebody has left, who would not be there to ask."""
+        if self.left:
+            return value
+        told = session.run(
+            self._told, {self._telling: [value if self.topology.is_chief else 0.0]}, options=self._options(_TOLD_GRAPH)
+        )
+        return float(told[0])
 
     def steps_to_make(self, goal: int, global_step: int) -> int:
         """All count the same."""
@@ -167,7 +185,9 @@ class AllReduceWorkers(Lockstep, Workers):
     def say_farewell(self, session: Any, reason: int) -> tuple[int, int]:
         """Meet the others without gradients, and apply what they have."""
         feed = farewell(self._bundles, (), reason)
-        totals: list[np.ndarray] = session.run(self._totals, feed, options=self.run_options)
+        # A callable, as every other step: one by `session.run` would count as a step that the others do not make.
+        fetched, fed = ([tensor.name for tensor in tensors] for tensors in (self._totals, feed))
+        totals = Fetcher(session, self.run_options).callable(fetched, fed)(*feed.values())
         contributors, left = told(totals[self._totals.index(self._header)])
         if not contributors:
             return int(session.run(tf1.train.get_global_step(session.graph))), left
@@ -177,7 +197,7 @@ class AllReduceWorkers(Lockstep, Workers):
     def finish(self, graph: Any, reason: str) -> None:
         """Wait for each other, until the chief has saved."""
         with tf1.Session(self.target, graph=graph, config=self._config) as own:
-            own.run(self._barrier.op, options=_options(_END_GRAPH))
+            own.run(self._barrier.op, options=self._options(_END_GRAPH))
         time.sleep(_GRACE_S if self.topology.is_chief else 0)  # the others' part of the barrier may still be on its way
 
 
@@ -186,9 +206,3 @@ def _by_dtype(variables: list[Any]) -> dict[Any, list[Any]]:
     for variable in variables:
         groups.setdefault(variable.dtype.base_dtype, []).append(variable)
     return groups
-
-
-def _options(graph: int) -> Any:
-    options = tf1.RunOptions()
-    options.experimental.collective_graph_key = graph
-    return options

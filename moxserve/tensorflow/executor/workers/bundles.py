@@ -26,6 +26,7 @@ __all__ = [
     "contributors_of",
     "farewell",
     "leaving",
+    "silence",
     "split",
     "told",
 ]
@@ -123,13 +124,16 @@ def _sparse(gradient: Any, variable: Any) -> Sparse:
     return Sparse(variable, values, tf1.placeholder_with_default(tf.cast(gradient.indices, tf.int64), [None]))
 
 
+def silence(bundle: Bundle, reason: int) -> np.ndarray:
+    """The vector of a worker that has no gradients, and leaves for a reason (0: it does not say so)."""
+    vector = np.zeros(bundle.size, bundle.dtype.as_numpy_dtype)
+    vector[-len(_BITS) :] = [bool(reason & bit) for bit in _BITS]
+    return vector
+
+
 def farewell(bundles: Sequence[Bundle], sparse: Sequence[Sparse], reason: int) -> dict[Any, np.ndarray]:
     """What a worker feeds that has no gradients any more, and says why it leaves."""
-    feed: dict[Any, np.ndarray] = {}
-    for bundle in bundles:
-        vector = np.zeros(bundle.size, bundle.dtype.as_numpy_dtype)
-        vector[-len(_BITS) :] = [bool(reason & bit) for bit in _BITS]
-        feed[bundle.vector] = vector
+    feed: dict[Any, np.ndarray] = {bundle.vector: silence(bundle, reason) for bundle in bundles}
     for item in sparse:
         feed[item.values] = np.zeros([0, *item.variable.shape.as_list()[1:]], item.values.dtype.as_numpy_dtype)
         feed[item.indices] = np.zeros([0], np.int64)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from moxserve.errors import WorkersLostError
+from moxserve.errors import MoxserveError, WorkersLostError
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.workers.peers import POLL_S, members, unreachable
@@ -92,23 +92,23 @@ class Part:
         """
         if not self.run:
             return attempt()
-        failed, start_step = 0, None
+        failed = 0
         while True:
             self.attempt += 1
             began = time.monotonic()
             try:
-                result = attempt()
-                return result if start_step is None else replace(result, start_step=start_step)
-            except tf.errors.OpError as error:
-                if not is_lost(error):
+                return attempt()
+            except (tf.errors.OpError, MoxserveError) as error:
+                lost = _lost_in(error)
+                if lost is None:
                     raise
                 failed = 1 if time.monotonic() - began > _STEADY_S else failed + 1
-                self._go_on_or_raise(error, failed)
+                self._go_on_or_raise(lost, failed)
             time.sleep(POLL_S)
 
     def _go_on_or_raise(self, error: Exception, failed: int) -> None:
         """Say who is gone; raise where no other attempt is worth it."""
-        rejoins = self.topology.variable_update != "all_reduce"
+        rejoins = not self.topology.without_servers
         others = [p for p in members(self.topology, "ps", "worker") if p.job == "ps" or not rejoins]
         missing = ", ".join(map(str, unreachable(others)))
         what = f"{missing} does not answer any more" if missing else "another process of the job failed"
@@ -121,9 +121,30 @@ class Part:
         ) from error
 
 
+def _lost_in(error: BaseException | None) -> Exception | None:
+    """The error that says another process is gone: itself, or what it was raised from, as when a checkpoint cannot be
+    written because the parameter server is gone that has the variables.
+    """
+    while error is not None:
+        if isinstance(error, tf.errors.OpError) and is_lost(error):
+            return error
+        error = error.__cause__
+    return None
+
+
 def _brief(error: Any) -> str:
     """The line of a message about another process that says what happened; the rest names operations and devices."""
-    noise = ("From /job", "[[", "=", "\t", "Additional GRPC", "The above", "Hint", "Original stack")
+    noise = (
+        "UNAVAILABLE: From /job",
+        "From /job",
+        "[[",
+        "=",
+        "\t",
+        "Additional GRPC",
+        "The above",
+        "Hint",
+        "Original stack",
+    )
     lines = [line.strip() for line in str(error.message).splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(noise) and "root error" not in line]
     return f"{type(error).__name__}: {(told or lines or ['no message'])[0][:200]}"

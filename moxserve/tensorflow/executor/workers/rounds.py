@@ -7,7 +7,10 @@ Rounds    counts the rounds, and hands out tokens
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.devices import GradsAndVars
@@ -71,18 +74,23 @@ class Meeting:
 
     def push(self, step: Any) -> list[Any]:
         """Give this worker's gradients, for the round `step`."""
-        pushed = self.pushed
-        for bundle, server, accumulators in zip(self.bundles, self._servers, self._dense, strict=True):
-            with tf1.device(self._placement.servers[server]):
-                pushed.append(
-                    tf.raw_ops.ResourceAccumulatorApplyGradient(
-                        handle=accumulators[self._own], local_step=step, gradient=bundle.vector
-                    )
-                )
+        self.pushed += self.push_vectors([bundle.vector for bundle in self.bundles], step)
         for item, server, slices in zip(self.sparse, self._sparse_servers, self._slices, strict=True):
             with tf1.device(self._placement.servers[server]):
                 shape = item.variable.shape.as_list()
-                pushed.append(slices[self._own].apply_grad(item.indices, item.values, shape, local_step=step))
+                self.pushed.append(slices[self._own].apply_grad(item.indices, item.values, shape, local_step=step))
+        return self.pushed
+
+    def push_vectors(self, vectors: Sequence[Any], step: Any) -> list[Any]:
+        """Give vectors, one a bundle, for the round `step`."""
+        pushed = []
+        for vector, server, accumulators in zip(vectors, self._servers, self._dense, strict=True):
+            with tf1.device(self._placement.servers[server]):
+                pushed.append(
+                    tf.raw_ops.ResourceAccumulatorApplyGradient(
+                        handle=accumulators[self._own], local_step=step, gradient=vector
+                    )
+                )
         return pushed
 
     def means(self) -> GradsAndVars:
@@ -132,6 +140,11 @@ class Meeting:
                     self._filled.append(accumulator.num_accumulated())
                     self._emptied.append(accumulator.take_indexed_slices_grad(1).values.op)
 
+    def pushed_by(self, session: Any) -> np.ndarray:
+        """Which workers have given dense gradients that nobody has taken: `[workers] bool`."""
+        filled = np.reshape(session.run(self._filled[: len(self.bundles) * self._workers]), [-1, self._workers])
+        return np.asarray(filled.all(axis=0))
+
     def drain(self, session: Any, step: int) -> None:
         """Drop what the accumulators hold, and let them take nothing that is pushed for a round before `step`."""
         session.run(self._set, {self._step: step - 1})
@@ -150,6 +163,7 @@ class Rounds:
     Args:
         placement: where things are.
         topology: of the job.
+        name: the same in all workers, and no other's.
 
     Attributes:
         number: of the current round, a variable on the first parameter server.
@@ -157,20 +171,20 @@ class Rounds:
         news: `[2] int64`: global step after the step, and reasons to leave.
     """
 
-    def __init__(self, placement: Placement, topology: Topology) -> None:
+    def __init__(self, placement: Placement, topology: Topology, name: str) -> None:
         self._own, self._placement = topology.index, placement
         with placement.shared():
             self.number = tf1.get_variable(
-                "moxserve/round", [], tf.int64, tf1.zeros_initializer(), trainable=False, use_resource=True,
+                f"moxserve/{name}/round", [], tf.int64, tf1.zeros_initializer(), trainable=False, use_resource=True,
                 collections=[SHARED_VARIABLES],
             )  # fmt: skip
             self._queues = [
-                tf1.FIFOQueue(1024, [tf.int64] * 3, [()] * 3, shared_name=f"moxserve/tokens/{worker}")
+                tf1.FIFOQueue(1024, [tf.int64] * 3, [()] * 3, shared_name=f"moxserve/{name}/tokens/{worker}")
                 for worker in range(topology.num_workers)
             ]
         with placement.own():
             self.local = tf1.get_variable(
-                "moxserve/local_round", [], tf.int64, tf1.zeros_initializer(), trainable=False, use_resource=True,
+                f"moxserve/{name}/local", [], tf.int64, tf1.zeros_initializer(), trainable=False, use_resource=True,
                 collections=[tf1.GraphKeys.LOCAL_VARIABLES],
             )  # fmt: skip
         self.news: Any = None
@@ -203,6 +217,16 @@ class Rounds:
         with tf1.device(self._placement.servers[0]):
             number, global_step, left = self._queues[self._own].dequeue()
         return self.local.assign(number, read_value=False), tf.stack([global_step, left])
+
+    def waiting(self) -> tuple[Any, list[Any]]:
+        """How many tokens this worker has not taken, and one of them."""
+        with tf1.device(self._placement.servers[0]):
+            return self._queues[self._own].size(), self._queues[self._own].dequeue()
+
+    def hand(self, session: Any, workers: Iterable[int], number: int) -> None:
+        """Hand tokens to some of the workers, all but the chief."""
+        feed = dict(zip(self._token, (number, 0, 0), strict=True))
+        session.run([self._numbered, *(self._handed[worker - 1] for worker in workers if worker)], feed)
 
     def restart(self, session: Any, number: int, global_step: int) -> None:
         """Begin with a round that nobody knows; who waits for a token of an earlier chief gets one."""

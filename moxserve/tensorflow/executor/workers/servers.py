@@ -46,9 +46,11 @@ class SharedState:
             self.phase = _variable("phase", [])
             self.done = _variable("done", [workers])
             self.steps = _variable("steps", [workers])
-            self.variables = [self.phase, self.done, self.steps]
+            self.ending = _variable("ending", [])
+            self.variables = [self.phase, self.done, self.steps, self.ending]
             self.value = tf1.placeholder(tf.int64, None)
             self.set_phase = self.phase.assign(tf.reshape(self.value, []), read_value=False)
+            self.set_ending = self.ending.assign(tf.reshape(self.value, []), read_value=False)
             self.set_done = self.done.assign(tf.reshape(self.value, [workers]), read_value=False)
             self.set_steps = self.steps.assign(tf.reshape(self.value, [workers]), read_value=False)
             index = tf1.placeholder_with_default(0, [])
@@ -70,7 +72,12 @@ class ParameterServerWorkers(Workers):
         topology: of the job.
         devices: of this process.
         part: which run and attempt this is.
+
+    Attributes:
+        pause_s: between looks at what the others do.
     """
+
+    pause_s: float = POLL_S / 5
 
     def __init__(self, topology: Topology, devices: Devices, part: Part) -> None:
         super().__init__(topology, devices)
@@ -141,7 +148,8 @@ class ParameterServerWorkers(Workers):
             startup.restore(session)
             step = int(session.run(startup.global_step))
             self._set(session, self.state.set_steps, self._shares(step))
-        self._set(session, self.state.set_done, [0] * self.topology.num_workers)
+            self._set(session, self.state.set_done, [0] * self.topology.num_workers)
+            self._set(session, self.state.set_ending, 0)
         self._led(session, int(session.run(startup.global_step)))
         self._set(session, self.state.set_phase, _READY)
 
@@ -176,7 +184,7 @@ class ParameterServerWorkers(Workers):
         if reminder.due():
             advice = "it is at work" if chief.answers() else "it does not answer: is it started?"
             tf1.logging.info("waiting for %s %s (%d s): %s", chief, what, reminder.waited_s, advice)
-        time.sleep(POLL_S)
+        time.sleep(self.pause_s)
 
     # -- the end
 
@@ -197,7 +205,7 @@ class ParameterServerWorkers(Workers):
                     f"; {', '.join(map(str, gone))} does not answer: start it again" if gone else "",
                 )
             self._idle(session)
-            time.sleep(POLL_S / 5)
+            time.sleep(self.pause_s)
 
     def _idle(self, session: Any) -> None:
         """Something to do while others still train."""
@@ -217,6 +225,7 @@ class ParameterServerWorkers(Workers):
                 reminder = Reminder()
                 while int(own.run(self.state.phase)) != _SAVED:
                     self._wait(reminder, "to write the last checkpoint")
+                    self._mark_done(own)  # again: a chief that had to begin anew may have cleared it
                     self._idle(own)
         leave(self.topology, self._part.run, self._config)
 

@@ -57,7 +57,7 @@ class SynchronousWorkers(Lockstep, ParameterServerWorkers):
         # What may be fed instead of the gradients must not wait for them: only the bundles themselves do.
         with tf1.control_dependencies(None):
             if not self._meetings:
-                self._rounds = Rounds(self.placement, self.topology)
+                self._rounds = Rounds(self.placement, self.topology, "steps")
                 self.state.variables.append(self._rounds.number)
             meeting = Meeting(f"loss{len(self._meetings)}", bundles, sparse, self.placement, self.topology)
             self._meetings.append(meeting)
