@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moxserve.errors import ModelSpecError, did_you_mean
+from moxserve.talk import Event
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.epochs import samples_in_epoch
 from moxserve.tensorflow.executor.hooks.base import AggregativeSessionRunHook, HookRun
@@ -135,7 +136,9 @@ class LogEvaluationMetricHook(AggregativeSessionRunHook):
     def report(self, values: Mapping[str, float], run_context: Any) -> None:
         """Print the line of an evaluation."""
         means = " ".join(f"{name}: {value:.3f}" for name, value in values.items())
-        tf1.logging.info("%s step: %d %s", self.prefix, run_context.clock.run_step - 1, means)
+        step = run_context.clock.run_step - 1
+        facts = {"event": "validation", "step": step, "global_step": run_context.clock.global_step - 1}
+        tf1.logging.info("%s", Event(f"{self.prefix} step: {step} {means}", {**facts, "values": dict(values)}))
 
     def evaluated(self, values: Mapping[str, float], run_context: Any) -> None:
         """Do something about the means; nothing here.
