@@ -110,6 +110,47 @@ def test_a_model_trains_as_keras_would_train_it(model: Model, tmp_path: Path, va
 
 
 @pytest.mark.slow
+def test_an_evaluation_in_the_middle_of_training_drops_nothing(console: Any, tmp_path: Path) -> None:
+    watch = Watch(functional)
+    model_fn = watch.model_fn
+
+    def hooked(inputs: list[Any], mode: str) -> mox.ModelSpec:
+        spec = model_fn(inputs, mode)
+        hook = mox.LogEvaluationMetricHook(
+            monitor_info=dict(spec.log_info), batch_size=16, samples_in_train=64, samples_in_eval=64, prefix="[EVAL]"
+        )
+        spec.hooks.append(hook)
+        return spec
+
+    watch.model_fn = hooked  # type: ignore[method-assign]
+    mox.set_flag("num_gpus", 2)
+    optimizer = mox.get_optimizer_fn("sgd", learning_rate=0.1)
+    watch.run(steps=2, inter_mode=mox.ModeKeys.EVAL, log_dir=str(tmp_path), optimizer_fn=optimizer)
+    [line] = [line for line in console.lines if "[EVAL]" in line]
+    evaluated = watch.run("EVAL", steps=0, log_dir=str(tmp_path))
+    for name, value in evaluated.metrics.items():
+        assert f"{name}: {value:.3f}" in line
+
+
+@pytest.mark.slow
+def test_a_policy_of_mixed_precision_is_keras_business(tmp_path: Path, variable: Callable[..., Any]) -> None:
+    weights = np.arange(3, dtype="f").reshape(3, 1)
+
+    def model(x: Any) -> Any:
+        dense = tf.keras.layers.Dense(1, name="d", dtype="mixed_float16")
+        dense.build([None, 3])
+        dense.set_weights([weights, np.zeros(1)])
+        output = dense(x)
+        assert output.dtype == tf.float16
+        return tf.cast(output, tf.float32)
+
+    result = Watch(model).run(log_dir=str(tmp_path))
+    kept = variable(result.checkpoint, "kernel")  # `build` opens no scope
+    assert kept.dtype == np.float32
+    assert kept == pytest.approx(weights)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["parameter_server", "replicated"])
 def test_towers_share_a_keras_model_and_its_penalties(
     update: str, tmp_path: Path, variable: Callable[..., Any]

@@ -210,6 +210,8 @@ def _teach_backend(module: Any) -> None:
 
 def _start_from(variable: Any, value: Any) -> None:
     """Exchange the initial value of a variable. The value stays out of the graph, which has little room."""
+    inner = getattr(variable, "_variable", None)  # of a variable that a layer of mixed precision casts
+    variable = inner if isinstance(inner, tf.Variable) else variable
     array = variable.dtype.base_dtype.as_numpy_dtype(value)
     initial = python_function(lambda: array, [], variable.dtype.base_dtype, stateful=False)
     initial.set_shape(variable.shape)
