@@ -109,6 +109,25 @@ def test_several_devices_train_as_one_does_with_the_large_batch(optimizer: str, 
         assert_same(run(4, update, optimizer), expected)
 
 
+@pytest.mark.slow
+def test_optimizer_wrappers_see_the_mean_over_the_devices(run: Run) -> None:
+    def wrapped() -> Any:
+        inner = mox.get_optimizer_fn("momentum", **OPTIMIZERS["momentum"])()
+        return mox.get_optimizer_wrapper_fn("batch_gradients", inner, num_batches=4)()
+
+    mox.set_flag("gradient_clip", 0.5)
+    expected = run(1, optimizer_fn=wrapped)
+    assert_same(run(2, "replicated", optimizer_fn=wrapped), expected)
+
+
+def test_easgd_beside_other_copies_is_refused(run: Run) -> None:
+    def wrapped() -> Any:
+        return mox.get_optimizer_wrapper_fn("easgd", mox.get_optimizer_fn("sgd", learning_rate=0.1)())()
+
+    with pytest.raises(UsageError, match="easgd keeps copies of the variables, and so does --variable_update=repl"):
+        run(2, "replicated", optimizer_fn=wrapped)
+
+
 # -- models
 
 

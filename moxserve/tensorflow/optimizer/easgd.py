@@ -119,9 +119,17 @@ class Easgd(OptimizerWrapper):
 
 def _check_workers() -> None:
     workers = current_workers()
-    if workers is None or not workers.topology.distributed:
+    if workers is None:
         return
     topology = workers.topology
+    if topology.num_devices > 1 and topology.variable_update != "parameter_server":
+        raise UsageError(
+            f"easgd keeps copies of the variables, and so does --variable_update={topology.variable_update} on "
+            f"{topology.num_devices} devices",
+            hint="leave --variable_update out",
+        )
+    if not topology.distributed:
+        return
     if topology.synchronous or topology.variable_update == "distributed_replicated":
         raise UsageError(
             "easgd is for workers that step apart, and these step together"
