@@ -144,14 +144,13 @@ class PlateauLREarlyStoppingHook(MonitorHook):
         """Check that all workers will take the chief's decisions at the same steps.
 
         Raises:
-            ModelSpecError: this one would not be there when the chief tells.
+            ModelSpecError: some would not be there when the chief tells.
         """
         host = self._host
-        chiefs = host.workers.from_chief(session, self._period) if host is not None else self._period
-        if chiefs != self._period:
+        if host is not None and not host.workers.all_same(session, self._period):
             raise ModelSpecError(
-                f"PlateauLREarlyStoppingHook evaluates every {self._period} steps on this worker, and every {chiefs:g} "
-                "on the chief",
+                f"PlateauLREarlyStoppingHook evaluates every {self._period} steps on worker "
+                f"{host.workers.topology.index}, and at other steps on other workers",
                 hint="give all workers the same arguments; samples_in_train are those of all workers together",
             )
 

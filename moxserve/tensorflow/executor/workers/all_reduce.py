@@ -172,10 +172,16 @@ class AllReduceWorkers(Lockstep, Workers):
         """Wait for the chief's value; not where somebody has left, who would not be there to ask."""
         if self.left:
             return value
-        told = session.run(
-            self._told, {self._telling: [value if self.topology.is_chief else 0.0]}, options=self._options(_TOLD_GRAPH)
-        )
-        return float(told[0])
+        return self._sum(session, value if self.topology.is_chief else 0.0)
+
+    def all_same(self, session: Any, value: int) -> bool:
+        """Compare the mean square with the square of the mean; every worker comes to the same result."""
+        total, squares = self._sum(session, float(value)), self._sum(session, float(value) ** 2)
+        return squares * self.topology.num_workers == total**2
+
+    def _sum(self, session: Any, value: float) -> float:
+        """Add up a number of each worker; all of them ask at the same step."""
+        return float(session.run(self._told, {self._telling: [value]}, options=self._options(_TOLD_GRAPH))[0])
 
     def steps_to_make(self, goal: int, global_step: int) -> int:
         """All count the same."""

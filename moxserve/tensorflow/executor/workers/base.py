@@ -147,6 +147,10 @@ class Workers:
         """
         return value
 
+    def all_same(self, session: Any, value: int) -> bool:
+        """Whether all processes that will ask for the chief's value at the same steps give the same number here."""
+        return True
+
     def ending(self, reason: str, signum: int) -> tuple[str, int]:
         """Why the run ended, and the signal that ended it: those of this process, or what the others said."""
         return reason, signum if reason == "signal" else 0
