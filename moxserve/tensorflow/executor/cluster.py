@@ -111,6 +111,11 @@ class Topology:
         return self.job in ("", "worker") and self.index == 0
 
     @property
+    def is_follower(self) -> bool:
+        """Whether another worker does what a job does once: exports, curves of an evaluation."""
+        return self.job == "worker" and self.index > 0
+
+    @property
     def num_workers(self) -> int:
         """How many processes train together."""
         return max(1, len(self.workers))

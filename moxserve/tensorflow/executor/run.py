@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from moxserve.errors import InterruptedRunError, UsageError
@@ -158,7 +159,7 @@ class _Job:
     """
 
     def __init__(self, settings: Settings, functions: Functions, topology: Topology, number: int = 0) -> None:
-        self.settings = settings
+        self.settings = replace(settings, export=()) if topology.is_follower else settings
         self.number = number
         self.functions = functions
         self.topology = topology
@@ -434,7 +435,7 @@ class _Job:
         values = means.means
         tf1.logging.info("%s", means_event(self.clock.run_step, self.clock.global_step, values))
         folder = self.settings.log_dir
-        if folder is not None and self.clock.run_step:
+        if folder is not None and self.clock.run_step and not self.topology.is_follower:
             # Apart from the curves of the training run whose folder this is; TensorBoard shows the two side by side.
             folder = os.path.join(folder, "eval") if self.start.resume is not None else folder
             reporters.write_scalars(folder, values, self.clock.global_step)
