@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 import moxserve.tensorflow as mox
-from moxserve.errors import InterruptedRunError
+from moxserve.errors import InterruptedRunError, UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.flags import store
 
 X = np.random.default_rng(0).normal(size=(57, 6)).astype(np.float32)
 Y = np.random.default_rng(1).integers(0, 3, 57)
@@ -25,16 +26,11 @@ Weights = dict[str, np.ndarray]
 
 
 def samples(mode: str) -> Any:
-    """Shuffled rows for ever, each disturbed at random outside of the dataset."""
-    x, y = tf1.data.Dataset.from_tensor_slices((X, Y)).shuffle(20).repeat().make_one_shot_iterator().get_next()
-    return x + tf.random.uniform([6]), y
-
-
-def disturbed(mode: str) -> Any:
-    """The same, but disturbed in the dataset, in parallel."""
+    """Shuffled rows for ever, each disturbed at random in the dataset, in parallel, and outside of it."""
     dataset = tf1.data.Dataset.from_tensor_slices((X, Y)).shuffle(20).repeat()
     dataset = dataset.map(lambda x, y: (x + tf.random.normal([6], seed=5), y), num_parallel_calls=4)
-    return dataset.make_one_shot_iterator().get_next()
+    x, y = dataset.make_one_shot_iterator().get_next()
+    return x + tf.random.uniform([6]), y
 
 
 def batches(mode: str) -> Any:
@@ -77,19 +73,25 @@ def differences(one: Weights, other: Weights) -> list[str]:
     return [name for name in one if one[name].tobytes() != other[name].tobytes()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("input_fn", [samples, disturbed, batches])
-def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, input_fn: Any) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """What 20 steps in one go end with."""
     mox.set_flag("deterministic", True)
-    whole = weights(train(tmp_path / "whole", 20, input_fn))
-    train(tmp_path / "parts", 7, input_fn)
-    train(tmp_path / "parts", 12, input_fn, log_every_n_steps=0)
-    assert differences(whole, weights(train(tmp_path / "parts", 20, input_fn, save_summary_steps=3))) == []
+    try:
+        return weights(train(tmp_path_factory.mktemp("whole"), 20))
+    finally:
+        store.clear()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("in_dataset", [True, False])
-def test_images_without_any_seed_are_augmented_as_they_would_have_been(tmp_path: Path, in_dataset: bool) -> None:
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, whole: Weights) -> None:
+    mox.set_flag("deterministic", True)
+    train(tmp_path, 7, log_every_n_steps=0)
+    assert differences(whole, weights(train(tmp_path, 20, save_summary_steps=3))) == []
+
+
+@pytest.mark.slow
+def test_images_without_any_seed_are_augmented_as_they_would_have_been(tmp_path: Path) -> None:
     mox.set_flag("deterministic", True)
     for number in range(9):
         path = tmp_path / f"raw/{number % 3}/{number}.png"
@@ -99,9 +101,9 @@ def test_images_without_any_seed_are_augmented_as_they_would_have_been(tmp_path:
     augment = mox.get_data_augmentation_fn("cifarnet", "TRAIN", output_height=8, output_width=8)
 
     def images(mode: str) -> Any:
-        dataset = mox.ImageClassificationRawDataset(metadata, augmentation_fn=augment if in_dataset else None)
+        dataset = mox.ImageClassificationRawDataset(metadata, augmentation_fn=augment)
         image, label = dataset.get(["image", "label"])
-        return tf.reshape(image if in_dataset else augment(image), [192]), label
+        return tf.reshape(image + augment(image), [192]), label
 
     whole = weights(train(tmp_path / "whole", 6, images))
     train(tmp_path / "parts", 3, images)
@@ -109,13 +111,12 @@ def test_images_without_any_seed_are_augmented_as_they_would_have_been(tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("input_fn", [samples, batches])
-def test_towers_draw_apart_and_go_on_where_they_were(tmp_path: Path, input_fn: Any) -> None:
+def test_towers_draw_apart_and_go_on_where_they_were(tmp_path: Path) -> None:
     mox.set_flag("deterministic", True)
     mox.set_flag("num_gpus", 2)
-    whole = weights(train(tmp_path / "whole", 12, input_fn))
-    train(tmp_path / "parts", 5, input_fn)
-    assert differences(whole, weights(train(tmp_path / "parts", 12, input_fn))) == []
+    whole = weights(train(tmp_path / "whole", 8, batches))
+    train(tmp_path / "parts", 5, batches)
+    assert differences(whole, weights(train(tmp_path / "parts", 8, batches))) == []
 
 
 def test_without_the_flag_dropout_begins_anew(tmp_path: Path) -> None:
@@ -158,9 +159,8 @@ def test_the_seed_counts_and_steps_draw_anew(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["kill", "terminate", "error"])
-def test_a_training_that_was_broken_off_ends_with_the_same_weights(tmp_path: Path, how: str) -> None:
+def test_a_training_that_was_broken_off_ends_with_the_same_weights(tmp_path: Path, how: str, whole: Weights) -> None:
     mox.set_flag("deterministic", True)
-    whole = weights(train(tmp_path / "whole", 20))
     broken = tmp_path / "broken"
     if how == "kill":
         kill_after(broken, 10)
@@ -206,6 +206,16 @@ def kill_after(log_dir: Path, step: int) -> None:
         process.kill()
         process.wait()
     assert tf1.train.latest_checkpoint(str(log_dir)) == str(log_dir / f"model.ckpt-{step}")
+
+
+def test_queues_are_refused(tmp_path: Path) -> None:
+    mox.set_flag("deterministic", True)
+
+    def queued(mode: str) -> Any:
+        return tf1.train.batch([tf.random.normal([6]), tf.constant(1, tf.int64)], 4)
+
+    with pytest.raises(UsageError, match="uses queues of"):
+        train(tmp_path, 1, queued)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from moxserve.dataflow import seeds
+from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.position import INPUT_COUNTS_STEPS, INPUT_POSITIONS
 
@@ -149,6 +150,9 @@ class Repeatable:
         Args:
             by_row: whether `input_fn` describes one row.
             global_step: the step counter.
+
+        Raises:
+            UsageError: it uses queues, whose threads fill them in no fixed order.
         """
         if not self._replaces:
             yield
@@ -158,6 +162,11 @@ class Repeatable:
         try:
             with self._replacing(draws.number):
                 yield
+            if tf1.get_collection(tf1.GraphKeys.QUEUE_RUNNERS):
+                raise UsageError(
+                    "flag --deterministic: input_fn uses queues of tf.train, which threads fill in no fixed order",
+                    hint="make the input with tf.data, or leave --deterministic out",
+                )
         finally:
             _building.draws = None
 
