@@ -166,6 +166,14 @@ def test_a_queue_that_holds_less_than_a_round(trained: Path) -> None:
         go(input_fn, mox.ModeKeys.EVAL, 3, trained)
 
 
+@pytest.mark.parametrize("source", [lambda ds: ds, FeedInput, lambda ds: StagingInput(QueueInput(ds))])
+def test_flows_that_are_read_again_and_again(source: Any, tmp_path: Path) -> None:
+    train: dict[str, Any] = {"input_fn": lambda mode: source(flow()), "mode": mox.ModeKeys.TRAIN}
+    one = go(devices=1, folder=tmp_path / "1", batch_size=8, max_number_of_steps=10, **train)
+    four = go(devices=4, folder=tmp_path / "4", batch_size=2, max_number_of_steps=10, **train)
+    np.testing.assert_allclose(weights(four), weights(one), atol=1e-6)
+
+
 def test_constants_are_the_same_for_all_devices(trained: Path) -> None:
     outputs: list[dict[str, Any]] = []
     go(
