@@ -93,7 +93,7 @@ def _build(functions: Functions, settings: Settings, devices: Devices, train: Br
     except BaseException:
         source.close()
         raise
-    writes = settings.log_dir is not None and settings.summary_every is not None
+    writes = settings.log_dir is not None and settings.summary_every is not None and devices.topology.is_chief
     folder = os.path.join(str(settings.log_dir), mode.lower()) if writes else None
     return InterBranch(branch, source, folder)
 

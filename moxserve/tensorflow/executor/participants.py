@@ -282,21 +282,31 @@ class HookParticipant(Participant):
     def step_args(self, context: StepContext) -> Any:
         """Call `hook.before_run`."""
         self._asked = None
-        with suppress(InterStopped), self._telling("before_run"):
+        try:  # no context manager: this may be every step
             self._asked = self.hook.before_run(context)
             return self._asked if self._towers is None else self._towers.expand(self._asked)
-        return None
+        except InterStopped:
+            return None
+        except Exception as error:
+            self._tell(error, "before_run")
+            raise
 
     def step_values(self, context: StepContext, values: Any) -> None:
         """Call `hook.after_run`; a signal in an evaluation ends the hook's work, and the loop sees the signal next."""
         if self._towers is not None:
             values = self._towers.reduce(values, self._asked)
-        others_asked, context.stop_requested = context.stop_requested, False
-        with suppress(InterStopped), self._telling("after_run"):
+        others_asked = context.stop_requested
+        if self._agree is not None:
+            context.stop_requested = False
+        try:
             self.hook.after_run(context, values)
-        if self._agree is not None and context.stop_requested:
-            context.stop_requested = self._agree(True)
-        context.stop_requested |= others_asked
+        except InterStopped:
+            pass
+        except Exception as error:
+            self._tell(error, "after_run")
+            raise
+        if self._agree is not None:
+            context.stop_requested = others_asked or (context.stop_requested and self._agree(True))
 
     def finish(self, ok: bool) -> None:
         """Call `hook.end`, as MonitoredSession does: not after an error."""
@@ -306,22 +316,19 @@ class HookParticipant(Participant):
 
     @contextmanager
     def _telling(self, method: str) -> Iterator[None]:
-        """Say of an error which hook it is from, and at which step; the error itself goes on."""
         try:
             yield
-        except _PASSING:
-            raise
         except Exception as error:
-            if is_end_of_input(error):
-                raise
-            clock = self._clock
-            when = "" if clock is None else f" at step {clock.run_step} (global step {clock.global_step})"
-            where = f"hook {type(self.hook).__name__} failed in {method}(){when}"
-            logging.getLogger("tensorflow").error("%s: %s: %s", where, type(error).__name__, first_line(error))
-            if hasattr(error, "add_note"):  # Python 3.11
-                error.add_note(where)
+            self._tell(error, method)
             raise
 
-
-# How a hook ends the run without a failure.
-_PASSING = (InterStopped, InputEnded, RunStopped)
+    def _tell(self, error: Exception, method: str) -> None:
+        """Say of an error which hook it is from, and at which step; not of a clean end."""
+        if isinstance(error, (InterStopped, InputEnded, RunStopped)) or is_end_of_input(error):
+            return
+        clock = self._clock
+        when = "" if clock is None else f" at step {clock.run_step} (global step {clock.global_step})"
+        where = f"hook {type(self.hook).__name__} failed in {method}(){when}"
+        logging.getLogger("tensorflow").error("%s: %s: %s", where, type(error).__name__, first_line(error))
+        if hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(where)
