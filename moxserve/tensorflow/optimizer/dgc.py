@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from moxserve.errors import UsageError, did_you_mean
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.workers import current_workers
 from moxserve.tensorflow.optimizer.dynamic_momentum import DyMomentumOptimizer
 from moxserve.tensorflow.optimizer.wrapper import OptimizerWrapper, Pairs, apart, chain, count_step, dense, replicas
 
@@ -88,43 +90,105 @@ class DeepGradientCompression(OptimizerWrapper):
         if self._clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm / math.sqrt(replicas()))
         kept = 1.0 - self.sparsity(global_step)
-        sent: Pairs = []
-        cleared: list[Any] = []
-        for gradient, (_, variable) in zip(gradients, pairs, strict=True):
-            part, clear = self._compress(gradient, variable, kept)
-            sent.append((part, variable))
-            cleared += clear
-        with tf1.control_dependencies([part for part, _ in sent]):
-            applied = self._apply_together(sent) if apart() else self._optimizer.apply_gradients(sent)
-        return count_step(global_step, [applied, *cleared])
+        parts = [self._compress(g, v, kept) for g, (_, v) in zip(gradients, pairs, strict=True)]
+        applied = (
+            self._send(parts) if apart() else self._optimizer.apply_gradients([(p.dense(), p.variable) for p in parts])
+        )
+        return count_step(global_step, [applied, *(clear for part in parts for clear in part.cleared)])
 
-    def _compress(self, gradient: Any, variable: Any, kept: Any) -> tuple[Any, list[Any]]:
-        """Add a gradient to what waits; give what is sent, and the operations that take it off."""
+    def _compress(self, gradient: Any, variable: Any, kept: Any) -> _Part:
+        """Add a gradient to what waits; give what is sent."""
         name, dtype = variable.op.name, variable.dtype.base_dtype
         u = self._state(f"{name}/momentum", variable.shape, dtype)
         v = self._state(f"{name}/waiting", variable.shape, dtype)
         factor = tf.cast(self._momentum, dtype)
         momentum = factor * (u.read_value() + gradient) if self._nesterov else factor * u.read_value() + gradient
         waiting = v.read_value() + momentum + (gradient if self._nesterov else 0.0)
-        mask = self._largest(waiting, kept)
+        places = self._largest(waiting, kept)
+        values = tf.gather(tf.reshape(waiting, [-1]), places)
+        marked = tf.scatter_nd(places[:, tf.newaxis], tf.ones_like(places), [waiting.shape.num_elements()])
+        mask = tf.reshape(marked > 0, waiting.shape)
         zero = tf.zeros_like(waiting)
-        sent = tf.where(mask, waiting, zero)
         left = tf.where(mask, zero, momentum) if self._masking else momentum
-        return sent, [
-            u.assign(left, read_value=False),
-            v.assign(tf.where(mask, zero, waiting), read_value=False),
-        ]
+        with tf1.control_dependencies([values]):
+            cleared = [
+                u.assign(left, read_value=False),
+                v.assign(tf.where(mask, zero, waiting), read_value=False),
+            ]
+        return _Part(variable, places, values, cleared)
 
     def _largest(self, waiting: Any, kept: Any) -> Any:
-        """Mark the elements that are sent."""
+        """Find the elements that are sent: their places in the flat variable, `[k] int32`."""
         size = waiting.shape.num_elements()
         if size < self._min_size:
-            return tf.ones_like(waiting, tf.bool)
+            return tf.range(size)
         # Rounding of 1 - 0.75 must not make 3 elements out of 2.
         count = tf.clip_by_value(tf.cast(tf.math.ceil(kept * size - 1e-6), tf.int32), 1, size)
-        _, places = tf.math.top_k(tf.reshape(tf.abs(waiting), [-1]), count, sorted=False)
-        marked = tf.scatter_nd(places[:, tf.newaxis], tf.ones_like(places), [size])
-        return tf.reshape(marked > 0, waiting.shape)
+        return tf.math.top_k(tf.reshape(tf.abs(waiting), [-1]), count, sorted=False)[1]
+
+    def _send(self, parts: list[_Part]) -> Any:
+        """Add what is sent to sums beside the variables, which all workers share, and have their mean applied.
+
+        Only the elements that are sent, and their places, go from a worker to the parameter servers.
+        """
+        senders = self._global("senders", [], tf.float32)
+        added: list[Any] = []
+        sums: Pairs = []
+        for part in parts:
+            size, dtype = part.variable.shape.num_elements(), part.variable.dtype.base_dtype
+            total = self._global(f"{part.variable.op.name}/sent", [size], dtype)
+            added.append(total.scatter_nd_add(part.places[:, tf.newaxis], part.values).op)
+            sums.append((total, part.variable))
+        with tf1.control_dependencies(added):
+            counted = senders.assign_add(1.0, read_value=False)
+        with tf1.control_dependencies([counted]):
+            here = tf.identity(tf.constant(1.0))
+        workers = current_workers()
+        gathered = _Gathered(self._optimizer, sums, senders)
+        return gathered.apply_gradients([]) if workers is None else workers.apply_together(gathered, [(here, senders)])
+
+
+@dataclass
+class _Part:
+    """What is sent of a variable's gradient.
+
+    Attributes:
+        variable: whose.
+        places: in the flat variable, `[k] int32`.
+        values: `[k]`.
+        cleared: operations that take it off what waits.
+    """
+
+    variable: Any
+    places: Any
+    values: Any
+    cleared: list[Any]
+
+    def dense(self) -> Any:
+        """As a tensor of the variable's shape."""
+        size = self.variable.shape.num_elements()
+        return tf.reshape(tf.scatter_nd(self.places[:, tf.newaxis], self.values, [size]), self.variable.shape)
+
+
+class _Gathered(tf1.train.Optimizer):
+    """Applies the mean of what has been added to some sums, whatever gradients it is given, and clears them."""
+
+    def __init__(self, optimizer: Any, sums: Pairs, senders: Any) -> None:
+        super().__init__(use_locking=False, name="dgc")
+        self._optimizer, self._sums, self._senders = optimizer, sums, senders
+
+    def apply_gradients(self, grads_and_vars: Any, global_step: Any = None, name: str | None = None) -> Any:
+        """Make the operation; see `tf.compat.v1.train.Optimizer`."""
+        given = [gradient for gradient, _ in grads_and_vars]
+        with tf1.control_dependencies(given):  # everybody's are there
+            count = self._senders.read_value()
+            means = [
+                (tf.reshape(total.read_value() / tf.cast(count, total.dtype), variable.shape), variable)
+                for total, variable in self._sums
+            ]
+        with tf1.control_dependencies([self._optimizer.apply_gradients(means, global_step=global_step)]):
+            cleared = [total.assign(tf.zeros(total.shape, total.dtype), read_value=False) for total, _ in self._sums]
+            return tf.group(*cleared, self._senders.assign(0.0, read_value=False), name=name)
 
 
 def _sparsities(given: float | str | Sequence[float]) -> tuple[float, ...]:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from moxserve.errors import UsageError
-from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.learning_rates import parse_stages
+from moxserve.tensorflow.executor.env import tf, tf1
 
 __all__ = ["linear_cosine_decay", "piecewise_lr", "polynomial_decay"]
 

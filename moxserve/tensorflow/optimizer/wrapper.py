@@ -56,7 +56,7 @@ class OptimizerWrapper(tf1.train.Optimizer):
             raise UsageError(f"optimizer wrapper {self.kind!r} got {problem}")
         self._optimizer = optimizer
         self._scope: str | None = None
-        self._own: list[Any] = []
+        self._named: dict[str, Any] = {}  # an update may be built more than once
         _check_nesting(self)
         if self.meets or self.gathers:  # what they save is that workers meet at every step
             _warn_if_synchronous()
@@ -114,12 +114,12 @@ class OptimizerWrapper(tf1.train.Optimizer):
 
     def variables(self) -> list[Any]:
         """List the variables of the optimizer inside and of this wrapper."""
-        return [*self._optimizer.variables(), *self._own]
+        return [*self._optimizer.variables(), *self.own_variables]
 
     @property
     def own_variables(self) -> list[Any]:
         """The variables of this wrapper alone; a training may go on from a checkpoint without them."""
-        return list(self._own)
+        return list(self._named.values())
 
     # -- state
 
@@ -137,19 +137,20 @@ class OptimizerWrapper(tf1.train.Optimizer):
         workers = current_workers()
         if workers is None or not apart():
             return self._global(name, shape, dtype, initial)
-        with tf.init_scope():
-            made = workers.own_variable(self._full(name), shape, dtype, _initializer(initial, dtype))
-        self._own.append(made)
-        return made
+        if name not in self._named:
+            with tf.init_scope():
+                made = workers.own_variable(self._full(name), shape, dtype, _initializer(initial, dtype))
+            self._named[name] = made
+        return self._named[name]
 
     def _global(self, name: str, shape: Any, dtype: Any, initial: float | bool = 0) -> Any:
         """Make a variable that is saved with the model's; arguments as of `_state`."""
-        with tf.init_scope():
-            made = tf1.get_variable(
-                self._full(name), shape, dtype, _initializer(initial, dtype), trainable=False, use_resource=True
-            )
-        self._own.append(made)
-        return made
+        if name not in self._named:
+            with tf.init_scope():
+                self._named[name] = tf1.get_variable(
+                    self._full(name), shape, dtype, _initializer(initial, dtype), trainable=False, use_resource=True
+                )
+        return self._named[name]
 
     def _full(self, name: str) -> str:
         if self._scope is None:
