@@ -62,6 +62,13 @@ def test_chosen_steps_are_traced(train: Train, console: Any, tmp_path: Path) -> 
     assert steps == [f"INFO:tensorflow:step: {n}(global step: {n})" for n in (0, 2, 4, 6)]
 
 
+def test_a_row_for_each_tower(train: Train, tmp_path: Path) -> None:
+    mox.set_flag("num_gpus", 2)
+    mox.set_flag("timeline_steps", "2")
+    (path,) = train(log_dir=str(tmp_path)).traces
+    assert {"CPU:0", "CPU:1"} <= {cost.name for cost in costs(events_of(read_trace(path)), "device")}
+
+
 def test_steps_are_those_of_the_console(train: Train, linear: Any, tmp_path: Path) -> None:
     train(log_dir=str(tmp_path), max_number_of_steps=4)
     mox.set_flag("timeline_steps", "2,6")
