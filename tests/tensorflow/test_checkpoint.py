@@ -17,7 +17,6 @@ from moxserve.errors import CheckpointError, UsageError
 from moxserve.tensorflow.executor import lock
 from moxserve.tensorflow.executor.checkpoint import Checkpointer, latest_checkpoint, restore
 from moxserve.tensorflow.executor.env import tf, tf1
-from moxserve.tensorflow.executor.staging import Staging
 
 Train = Callable[..., mox.RunResult]
 MOMENTUM = mox.get_optimizer_fn("momentum", learning_rate=0.1)
@@ -202,21 +201,6 @@ def test_the_last_five_stay(session: Any, tmp_path: Path) -> None:
     assert [Path(p).name for p in state.all_model_checkpoint_paths] == [f"model.ckpt-{n}" for n in range(4, 9)]
     assert latest_checkpoint(tmp_path) == str(tmp_path / "model.ckpt-8")
     assert tf1.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-8")  # TensorFlow agrees
-
-
-def test_a_stage_is_told_what_is_complete_in_the_order_in_which_it_counts(session: Any, tmp_path: Path) -> None:
-    told: list[tuple[list[str], list[str]]] = []
-
-    class Told(Staging):
-        def saved(self, names: Any, removed: Any) -> None:
-            assert all((tmp_path / name).exists() for name in names)
-            told.append((list(names), list(removed)))
-
-    writer = save(session, tmp_path, 1, keep=1)
-    writer.staging = Told(str(tmp_path))
-    writer.save(session, 2)
-    names = ["model.ckpt-2.index", "model.ckpt-2.data-00000-of-00001", "checkpoint"]
-    assert told == [(names, ["model.ckpt-1"])]
 
 
 def test_a_later_run_counts_the_earlier_ones_checkpoints(session: Any, tmp_path: Path) -> None:

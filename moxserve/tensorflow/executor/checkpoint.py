@@ -27,7 +27,6 @@ from moxserve.tensorflow.executor.located import (
     step_in_name,
 )
 from moxserve.tensorflow.executor.matching import CheckpointReport, Match, RestoreRules, listed, match, name_of
-from moxserve.tensorflow.executor.staging import Staging
 from moxserve.tensorflow.executor.train_op import matches, split_patterns
 
 __all__ = [
@@ -188,9 +187,6 @@ class Checkpointer:
         rank: orders prefixes: those with the lowest rank go first, the one with the highest is the current one. None:
             the order in which they were written.
         saver: of another Checkpointer of the same graph, whose operations do for both.
-
-    Attributes:
-        staging: told of each checkpoint that is complete.
     """
 
     def __init__(
@@ -200,7 +196,6 @@ class Checkpointer:
         self.folder = folder
         self._keep = keep
         self._rank = rank
-        self.staging = Staging(folder)
         self.saver = saver or tf1.train.Saver(max_to_keep=None, save_relative_paths=True)
         named = [p for p in named_in_state(folder) if is_complete(p)]
         self._kept = self._ranked(_forgotten(folder, named) + named)
@@ -236,8 +231,6 @@ class Checkpointer:
             raise CheckpointError(f"cannot write checkpoint {prefix!r}: {first_line(error)}") from error
         for old in dropped:
             _remove(old)
-        files = (f"{prefix}.index", *glob.glob(f"{glob.escape(prefix)}.data-*-of-*"))
-        self.staging.saved([*map(os.path.basename, files), _STATE], list(map(os.path.basename, dropped)))
         return prefix
 
     def _write_state(self) -> None:

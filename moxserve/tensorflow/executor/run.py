@@ -177,7 +177,6 @@ class _Job:
         with contextlib.ExitStack() as stack:
             folder = self._checkpoint_dir
             held = None if folder is None else stack.enter_context(lock.held(folder))
-            stack.callback(self.start.staging.close)
             self._opened = stack
             reason, signum = self._run()
             if held is not None and not signum:
@@ -271,7 +270,6 @@ class _Job:
             if settings.summary_every is not None:
                 listed.append(reporters.SummaryWriter(folder, settings.summary_every, self.values.shown))
             checkpointer = checkpoints.Checkpointer(folder)
-            checkpointer.staging = self.start.staging
             self.writer = reporters.CheckpointWriter(checkpointer, settings.save_every)
             listed.append(self.writer)
         listed += self.observers.participants(listed, self.branch.inputs, self._step_rows)

@@ -18,7 +18,6 @@ from moxserve.tensorflow.executor.flags import store
 from moxserve.tensorflow.executor.hooks.lr_scale import LR_SCALE
 from moxserve.tensorflow.executor.settings import Settings
 from moxserve.tensorflow.executor.spec import ModeKeys
-from moxserve.tensorflow.executor.staging import staging_of
 from moxserve.tensorflow.executor.train_op import split_patterns
 
 __all__ = ["Start", "give_initial_value"]
@@ -55,7 +54,6 @@ class Start:
         settings: of the run.
 
     Attributes:
-        staging: where the `log_dir` really is.
         resume: checkpoint of `log_dir`; None if it has none.
         prefix: what is restored; None for nothing.
         warm: whether it is a warm start.
@@ -67,8 +65,6 @@ class Start:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._training = settings.mode == ModeKeys.TRAIN
-        self.staging = staging_of(settings.log_dir)
-        self.staging.open()
         self.resume = checkpoints.latest_checkpoint(settings.log_dir)
         self.warm = self.resume is None and settings.warm_start is not None
         self.prefix = self._warm_prefix() if self.warm else self.resume
