@@ -13,6 +13,7 @@ import pytest
 import moxserve.tensorflow as mox
 from moxserve.errors import CheckpointError, ModelSpecError
 from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.phases import Phase
 
 Train = Callable[..., mox.RunResult]
 ROWS = 50  # one step takes all, so that it does not matter where the input goes on
@@ -208,3 +209,28 @@ def test_an_optimizer_without_a_learning_rate_is_refused(go: Any) -> None:
 
     with pytest.raises(ModelSpecError, match=r"needs an optimizer with one; Own has none"):
         go([0.5], optimizer_fn=Own)
+
+
+def test_each_phase_of_a_training_is_judged_by_itself(train: Train, linear: Any, tmp_path: Path) -> None:
+    sizes = {"batch_size": ROWS, "samples_in_train": ROWS, "samples_in_eval": ROWS}
+
+    def model_fn(inputs: list[Any], mode: str) -> mox.ModelSpec:
+        spec = linear.model_fn(inputs, mode)
+        info = {"accuracy": spec.losses[0] * 0}  # nothing is ever better than the first
+        spec.hooks.append(mox.EarlyStoppingHook(info, "accuracy", patience=2, **sizes))
+        spec.hooks.append(mox.BestCheckpointHook(info, "accuracy", **sizes))
+        return spec
+
+    class Phased:
+        """The same model before and after."""
+
+        def phases(self) -> list[Phase]:
+            return [Phase(model_fn, 10, "second")]
+
+        def __call__(self, inputs: list[Any], mode: str) -> mox.ModelSpec:
+            return model_fn(inputs, mode)
+
+    result = train(model_fn=Phased(), batch_size=ROWS, inter_mode="EVAL", log_dir=str(tmp_path), max_number_of_steps=20)
+    assert (result.start_step, result.global_step, result.stop_reason) == (0, 6, "request_stop")
+    assert result.best == str(tmp_path / "best/model.ckpt-4")
+    assert tf1.train.latest_checkpoint(str(tmp_path / "best-before-second")).endswith("model.ckpt-1")

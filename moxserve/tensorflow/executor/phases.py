@@ -7,13 +7,17 @@ of the one before, in `log_dir`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor import checkpoint as checkpoints
+from moxserve.tensorflow.executor.best import BEST_FOLDER
 from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.hooks.states import HOOK_STATES
 from moxserve.tensorflow.executor.settings import Functions, Settings
 from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
 
@@ -77,11 +81,21 @@ def run_phases(
         done.append(
             execute(replace(settings, max_steps=phase.until, export=()), replace(functions, model_fn=phase.model_fn))
         )
+        _set_aside(str(settings.log_dir), phase)
         tf1.logging.info("%s begins at step %d", phase.successor, done[-1].global_step)
     last = execute(settings, functions)
     if not done:
         return last
     return replace(last, start_step=done[0].start_step, local_steps=sum(r.local_steps for r in (*done, last)))
+
+
+def _set_aside(log_dir: str, phase: Phase) -> None:
+    """Let the hooks of what comes after a phase begin anew: they judge another model."""
+    with suppress(FileNotFoundError):
+        os.remove(os.path.join(log_dir, HOOK_STATES))
+    best, kept = os.path.join(log_dir, BEST_FOLDER), os.path.join(log_dir, f"{BEST_FOLDER}-before-{phase.successor}")
+    if os.path.isdir(best) and not os.path.exists(kept):
+        os.rename(best, kept)
 
 
 def _check(phase: Phase, settings: Settings) -> None:

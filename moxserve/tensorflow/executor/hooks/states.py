@@ -17,9 +17,9 @@ from moxserve.file import atomic_write
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.hooks.base import AggregativeSessionRunHook
 
-__all__ = ["HookStates"]
+__all__ = ["HOOK_STATES", "HookStates"]
 
-_FILE = "hooks.json"
+HOOK_STATES = "hooks.json"
 _VERSION = 1
 _KEPT = 16  # entries; more than there are checkpoints in a log_dir
 
@@ -33,7 +33,7 @@ class HookStates:
     """
 
     def __init__(self, folder: str | None, hooks: Sequence[Any]) -> None:
-        self._path = os.path.join(folder or "", _FILE)
+        self._path = os.path.join(folder or "", HOOK_STATES)
         self._keeps = folder is not None
         self._hooks: dict[str, AggregativeSessionRunHook] = {}
         self._entries: list[dict[str, Any]] = []
