@@ -89,12 +89,13 @@ def logits_of(model: str, h: Any) -> Any:
     return layers.dense(layers.dense(layers.flatten(h), 256, relu), CLASSES[model])
 
 
-def plain_graph(model: str) -> tuple[Any, Any]:
+def plain_graph(model: str, input_device: str = "") -> tuple[Any, Any]:
     """Build loss and global step."""
     import tensorflow as tf
 
-    rows = tf.data.Dataset.from_tensor_slices(data(model)).repeat().batch(BATCH, drop_remainder=True).prefetch(2)
-    images, labels = tf.compat.v1.data.make_one_shot_iterator(rows).get_next()
+    with tf.compat.v1.device(input_device):
+        rows = tf.data.Dataset.from_tensor_slices(data(model)).repeat().batch(BATCH, drop_remainder=True).prefetch(2)
+        images, labels = tf.compat.v1.data.make_one_shot_iterator(rows).get_next()
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits_of(model, images))
     return tf.reduce_mean(losses), tf.compat.v1.train.get_or_create_global_step()
 
@@ -135,8 +136,7 @@ def with_sessions(model: str, steps: int) -> None:
     config.device_filters.extend(["/job:ps", f"/job:worker/task:{index}"])
     place = tf1.train.replica_device_setter(cluster=cluster, worker_device=f"/job:worker/task:{index}")
     with tf1.device(place):
-        with tf1.device(f"/job:worker/task:{index}/cpu:0"):
-            loss, count = plain_graph(model)
+        loss, count = plain_graph(model, f"/job:worker/task:{index}/cpu:0")
         workers = len(cluster["worker"])
         optimizer: Any = tf1.train.SyncReplicasOptimizer(
             tf1.train.MomentumOptimizer(0.01, 0.9), replicas_to_aggregate=workers, total_num_replicas=workers
