@@ -31,7 +31,8 @@ class Training:
 
     Attributes:
         folder: the log_dir.
-        optimizer: sgd, momentum or adam; or `gathered`, sgd that the workers meet for at every second step.
+        optimizer: sgd, momentum or adam; or `gathered`, sgd that the workers meet for at every second step; or
+            `compressed`, sgd whose gradients go elementwise.
         mode: TRAIN or EVAL.
         synchronous: --sync_replicas.
         towers: --num_gpus.
@@ -82,6 +83,9 @@ class Training:
                 "batch_gradients", tf.train.GradientDescentOptimizer(0.1), num_batches=2, sync_on_apply=True
             )
             return wrapper()
+        if self.optimizer == "compressed":
+            sgd = tf.train.GradientDescentOptimizer(0.1)
+            return mox.get_optimizer_wrapper_fn("dgc", sgd, sparsity=0.0, momentum=0.0)()
         made = {
             "sgd": lambda: tf.train.GradientDescentOptimizer(0.1),
             "momentum": lambda: tf.train.MomentumOptimizer(0.1, 0.9),

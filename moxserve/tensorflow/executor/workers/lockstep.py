@@ -8,13 +8,18 @@ make that step with theirs, learn of it and leave, too. So nobody is left waitin
 from __future__ import annotations
 
 import signal
+import threading
 from typing import Any
 
+from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.participants import Clock, Participant, StepContext
 from moxserve.tensorflow.executor.workers.bundles import END_OF_INPUT, REASONS, REQUEST_STOP, SIGNAL
+from moxserve.tensorflow.executor.workers.peers import Reminder, members, unreachable
 
 __all__ = ["Lockstep", "Member"]
+
+_LOOK_S = 1.0
 
 
 class Lockstep:
@@ -61,6 +66,7 @@ class Member(Participant):
         self._clock: Clock | None = None
         self._session: Any = None
         self._asked = False
+        self._watch = _Watch(workers.topology)
 
     def session_ready(self, session: Any, coordinator: Any) -> None:
         """Remember the session."""
@@ -69,6 +75,7 @@ class Member(Participant):
     def train_start(self, clock: Clock) -> None:
         """The loop begins."""
         self._clock = clock
+        self._watch.start()
 
     def step_args(self, context: StepContext) -> Any:
         """Ask for the news, along with the step."""
@@ -76,6 +83,7 @@ class Member(Participant):
 
     def step_values(self, context: StepContext, values: Any) -> None:
         """Set the clock; leave if somebody does, or the goal is reached."""
+        self._watch.step()
         self._heard(context.clock, *map(int, values.results))
         if self._over(context.clock):
             context.request_stop()
@@ -94,9 +102,49 @@ class Member(Participant):
 
     def finish(self, ok: bool) -> None:
         """Tell the others why this worker leaves, where they do not know it yet; before anybody saves."""
+        self._watch.end()
         clock = self._clock
         if not ok or clock is None or self._over(clock):
             return
         reason = SIGNAL if clock.stopped() else REQUEST_STOP if self._asked else END_OF_INPUT
         self._heard(clock, *self._workers.say_farewell(self._session, reason))
         self._workers.left |= reason
+
+
+class _Watch:
+    """Says for whom a step waits, when it takes long because a process does not answer.
+
+    Args:
+        topology: of the job.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        everybody = members(topology, "worker", *(() if topology.without_servers else ("ps",)))
+        self._others = [peer for peer in everybody if (peer.job, peer.index) != (topology.job, topology.index)]
+        self._step = self._seen = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="moxserve-workers", daemon=True)
+
+    def start(self) -> None:
+        """The loop begins."""
+        self._thread.start()
+
+    def step(self) -> None:
+        """A step is done."""
+        self._step += 1
+
+    def end(self) -> None:
+        """The loop is over."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        reminder = Reminder()
+        while not self._ended.wait(_LOOK_S):
+            if self._step != self._seen:
+                self._seen, reminder = self._step, Reminder()
+            elif reminder.due() and (gone := unreachable(self._others)):
+                tf1.logging.warning(
+                    "no step for %d s: %s does not answer; start it again",
+                    reminder.waited_s,
+                    ", ".join(map(str, gone)),
+                )

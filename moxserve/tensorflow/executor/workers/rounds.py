@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from moxserve.tensorflow.executor.workers.bundles import Bundle, Sparse, contrib
 from moxserve.tensorflow.executor.workers.placement import SHARED_VARIABLES, Placement
 
 __all__ = ["Meeting", "Rounds", "new_number"]
+
+_EMPTY_MS = 5000
 
 
 class Meeting:
@@ -230,16 +233,25 @@ class Rounds:
 
     def restart(self, session: Any, number: int, global_step: int) -> None:
         """Begin with a round that nobody knows; who waits for a token of an earlier chief gets one."""
-        session.run(self._emptied)
+        for emptied in self._emptied:
+            _empty(session, emptied)
         feed = dict(zip(self._token, (number, global_step, 0), strict=True))
         session.run([self._numbered, self._local_set], feed)
         session.run(self._handed, feed)
 
     def join(self, session: Any) -> None:
         """Take up the round that the others are in."""
-        session.run(self._emptied[self._own])  # before the number is read: a token that comes later is of that round
+        _empty(session, self._emptied[self._own])  # before the number is read: what comes later is a token of that round
+            session, self._emptied[self._own]
+        )  # before the number is read: a token that comes later is of that round
         number = int(session.run(self._number_read))
         session.run(self._local_set, {self._token[0]: number})
+
+
+def _empty(session: Any, operation: Any) -> None:
+    """Take what is in a queue; somebody else may take it first, for which nobody waits."""
+    with suppress(tf.errors.DeadlineExceededError):
+        session.run(operation, options=tf1.RunOptions(timeout_in_ms=_EMPTY_MS))
 
 
 def new_number() -> int:
