@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import select
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,57 +41,24 @@ def flowers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Scripts:
-    """Runs scripts of this folder in processes that have TensorFlow imported already."""
-
-    def __init__(self) -> None:
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "TF_USE_LEGACY_KERAS": "1"}
-        self._server = subprocess.Popen(
-            [sys.executable, str(HERE / "forks.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-        self._answer()
-
-    def _answer(self) -> dict[str, object]:
-        assert self._server.stdout is not None
-        if not select.select([self._server.stdout], [], [], LIMIT_S)[0]:
-            raise TimeoutError(f"no answer in {LIMIT_S} s")
-        answer: dict[str, object] = json.loads(self._server.stdout.readline())
-        return answer
-
-    def run(self, name: str, folder: Path, *arguments: str) -> tuple[int, str]:
-        """Run a script of `scripts/`; returns its status and what it printed."""
-        assert self._server.stdin is not None
-        output = folder / f"{name}.out"
-        request = {
-            "script": str(HERE / "scripts" / name),
-            "arguments": arguments,
-            "folder": str(folder),
-            "output": str(output),
-        }
-        print(json.dumps(request), file=self._server.stdin, flush=True)
-        status = self._answer()["status"]
-        assert isinstance(status, int)
-        return status, output.read_text(errors="replace")
-
-    def close(self) -> None:
-        """End the process, and a script that it may be running."""
-        os.killpg(self._server.pid, signal.SIGKILL)
-        self._server.wait()
-
-
-@pytest.fixture(scope="module")
-def start_script() -> Iterator[Callable[..., tuple[int, str]]]:
+@pytest.fixture(scope="session")
+def start_script() -> Callable[..., tuple[int, str]]:
     """Run a script in a folder: `(name, folder, *arguments)` gives its status, and what it printed."""
-    opened = Scripts()
-    try:
-        yield opened.run
-    finally:
-        opened.close()
+
+    def start(name: str, folder: Path, *arguments: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, str(HERE / "scripts" / name), *arguments],
+            cwd=folder,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=LIMIT_S,
+        )
+        return done.returncode, done.stdout
+
+    return start
 
 
 @pytest.fixture
