@@ -241,9 +241,8 @@ class Rounds:
 
     def join(self, session: Any) -> None:
         """Take up the round that the others are in."""
-        _empty(session, self._emptied[self._own])  # before the number is read: what comes later is a token of that round
-            session, self._emptied[self._own]
-        )  # before the number is read: a token that comes later is of that round
+        # Before the number is read: a token that comes later is of that round.
+        _empty(session, self._emptied[self._own])
         number = int(session.run(self._number_read))
         session.run(self._local_set, {self._token[0]: number})
 
