@@ -21,7 +21,7 @@ from moxserve.tensorflow.executor.hooks import runs_inter_mode
 from moxserve.tensorflow.executor.inputs import ModeInput, build_inputs
 from moxserve.tensorflow.executor.loop import Loop
 from moxserve.tensorflow.executor.participants import NEVER, Clock, InterStopped, Participant
-from moxserve.tensorflow.executor.reporters import EvalMeans, add_scalars
+from moxserve.tensorflow.executor.reporters import EvalMeans, add_scalars, own_suffix
 from moxserve.tensorflow.executor.settings import Functions, Settings
 from moxserve.tensorflow.executor.shared import Group, HookEvaluation, plain
 from moxserve.tensorflow.executor.spec import ModeKeys
@@ -272,7 +272,7 @@ class InterBranch(Participant):
         if self._folder is None:
             return
         if self._writer is None:  # named apart from a run of EVAL, which writes here and may do so in the same second
-            self._writer = tf1.summary.FileWriter(self._folder, filename_suffix=".inter")
+            self._writer = tf1.summary.FileWriter(self._folder, filename_suffix=f".inter{own_suffix()}")
         add_scalars(self._writer, means, self.clock.global_step)
 
     def _means(self, values: Sequence[TowerValues], n_steps: int) -> dict[str, float]:

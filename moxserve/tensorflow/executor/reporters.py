@@ -31,6 +31,7 @@ __all__ = [
     "SummaryWriter",
     "add_scalars",
     "log_line",
+    "own_suffix",
     "write_scalars",
 ]
 
@@ -117,7 +118,7 @@ class SummaryWriter(Participant):
 
     def session_ready(self, session: Any, coordinator: Any) -> None:
         """Open the event file and write the graph."""
-        self._writer = tf1.summary.FileWriter(self._folder, graph=session.graph)
+        self._writer = tf1.summary.FileWriter(self._folder, graph=session.graph, filename_suffix=own_suffix())
 
     def next_step(self, clock: Clock) -> int:
         """The next summary's step."""
@@ -154,12 +155,17 @@ def add_scalars(writer: Any, values: Mapping[str, float], global_step: int) -> N
 _files = itertools.count()
 
 
+def own_suffix() -> str:
+    """Return an end for an event file's name: TensorFlow's own is the same for all of a second, and the last file of
+    that name would be all that is left.
+    """
+    return f".{os.getpid()}.{next(_files)}"
+
+
 def write_scalars(folder: str, values: Mapping[str, float], global_step: int) -> None:
     """Write plain numbers as an event file of their own."""
-    # TensorFlow's own name for the file is the same for all of a second, and the last one would be all that is left.
-    suffix = f".{os.getpid()}.{next(_files)}"
     with tf1.Graph().as_default():  # FileWriter refuses a default graph that somebody left in eager mode
-        writer = tf1.summary.FileWriter(folder, filename_suffix=suffix)
+        writer = tf1.summary.FileWriter(folder, filename_suffix=own_suffix())
     add_scalars(writer, values, global_step)
     writer.close()
 
