@@ -52,8 +52,8 @@ def parse_argv(argv: Sequence[str], table: Mapping[str, Flag], *, strict: bool =
         word = words[position]
         position += 1
         match = _OPTION.match(word)
-        name, value = match.groups() if match is not None else (None, None)
-        if name is not None and value is None and _negated(name, table):
+        name, value = match.groups() if match is not None else ("", None)
+        if value is None and _negated(name, table):
             found[name[2:]] = "false"
         elif name in table:
             following = words[position] if position < len(words) else None

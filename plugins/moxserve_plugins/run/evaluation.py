@@ -109,7 +109,7 @@ class EvaluatedModelFn:
         import moxserve.tensorflow as mox
 
         wanted, data = self._evaluation, self._data
-        sizes = {
+        sizes: dict[str, Any] = {
             "batch_size": data.batch_size,
             "samples_in_train": data.num_samples["TRAIN"],
             # All rows, also where the batches of an evaluation are smaller; the input ends by itself.
