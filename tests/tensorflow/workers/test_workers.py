@@ -84,7 +84,9 @@ def test_synchronous_workers_learn_what_one_device_learns(served: Any, tmp_path:
 def test_asynchronous_workers_each_make_their_steps(served: Any) -> None:
     job, plan = served
     results = [job.results(name)[4] for name in ("worker0", "worker1")]
-    assert [(r["local_steps"], r["global_step"]) for r in results] == [(20, 40), (20, 40)]
+    assert [r["local_steps"] for r in results] == [20, 20]
+    assert results[0]["global_step"] == 40
+    assert 20 <= results[1]["global_step"] <= 40  # as it was when this worker had made its steps
     assert int(reader(plan[4].folder).get_tensor("global_step")) == 40
     # After the training each evaluates the last checkpoint by itself.
     means = [job.results(name)[5]["metrics"]["loss"] for name in ("worker0", "worker1")]
