@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +101,19 @@ def build_train_op(branch: Branch, optimizer_fn: Any, global_step: Any, options:
     Raises:
         ModelSpecError: an optimizer or a variable scope does not fit.
     """
-    factories = _factories(optimizer_fn, len(branch.spec.losses))
-    optimizers = [_with_options(_make_optimizer(factory), options) for factory in factories]
-    _prepare_learning_rates(optimizers, branch)
+    given = [_make_optimizer(factory) for factory in _factories(optimizer_fn, len(branch.spec.losses))]
+    _check_own(given)
+    with ExitStack() as undo:  # what is given may be given again, to the next run
+        optimizers = [_with_options(optimizer, options, undo) for optimizer in given]
+        _prepare_learning_rates(optimizers, branch, undo)
+        return _train_op(branch, optimizers, global_step, options, workers)
+
+
+def _train_op(
+    branch: Branch, optimizers: Sequence[Any], global_step: Any, options: TrainOptions, workers: Workers
+) -> Any:
+    """Build the operation with optimizers that are ready; arguments as of `build_train_op`."""
+    _tell_unmatched(branch.towers[0].trainable, options)
     gradients = [
         workers.devices.reduce([_gradients(tower, position, optimizer, options) for tower in branch.towers])
         for position, optimizer in enumerate(optimizers)
@@ -166,7 +177,28 @@ def _wrappers(optimizer: Any) -> list[OptimizerWrapper]:
     return [one for one in chain(optimizer) if isinstance(one, OptimizerWrapper)]
 
 
-def _with_options(optimizer: Any, options: TrainOptions) -> Any:
+def _check_own(optimizers: Sequence[Any]) -> None:
+    """Check that no wrapper is that of another loss or run: they have sums and counts of gradients.
+
+    Raises:
+        ModelSpecError: one is.
+    """
+    known: set[int] = set()
+    graph = tf1.get_default_graph()
+    for optimizer in optimizers:
+        for one in _wrappers(optimizer):
+            foreign = any(variable.graph is not graph for variable in one.own_variables)
+            if foreign or id(one) in known:
+                when = "as in an earlier run" if foreign else "twice"
+                raise ModelSpecError(
+                    f"optimizer_fn returned the same wrapper {one.kind!r} {when}; each loss, and each run, needs one of "
+                    "its own",
+                    hint="call mox.get_optimizer_wrapper_fn(...)() inside of optimizer_fn",
+                )
+            known.add(id(one))
+
+
+def _with_options(optimizer: Any, options: TrainOptions, undo: ExitStack) -> Any:
     """Put what the flags ask for around an optimizer, inside of wrappers that average what an update is made of."""
 
     def around(inner: Any) -> Any:
@@ -179,16 +211,17 @@ def _with_options(optimizer: Any, options: TrainOptions) -> Any:
     averaging = [one for one in _wrappers(optimizer) if one.averages]
     if not averaging:
         return around(optimizer)
+    undo.callback(setattr, averaging[-1], "_optimizer", averaging[-1].inner)
     averaging[-1].insert(around)
     return optimizer
 
 
-def _prepare_learning_rates(optimizers: Sequence[Any], branch: Branch) -> None:
+def _prepare_learning_rates(optimizers: Sequence[Any], branch: Branch, undo: ExitStack) -> None:
     """Multiply the optimizers' learning rates with what the model and its hooks ask for, before they have built
     anything, and let summaries show those that change.
 
     Raises:
-        ModelSpecError: an optimizer keeps none where the optimizers of `tf.train` do.
+        ModelSpecError: an optimizer keeps none where the optimizers of `tf.train` do, or one of another graph.
     """
     factor: Any = branch.towers[0].learning_rate_scale
     wanted = any(getattr(hook, "scales_learning_rate", False) for hook in branch.spec.hooks)
@@ -196,6 +229,7 @@ def _prepare_learning_rates(optimizers: Sequence[Any], branch: Branch) -> None:
         variable = tf1.get_variable(LR_SCALE, [], tf.float32, tf1.ones_initializer(), trainable=False)
         branch.plan.optional.append(variable)
         scale = variable.read_value()
+    done: set[int] = set()
     for optimizer in optimizers:
         where = _learning_rate(optimizer)
         if where is None:
@@ -207,7 +241,12 @@ def _prepare_learning_rates(optimizers: Sequence[Any], branch: Branch) -> None:
                 )
             continue
         owner, name = where
+        if id(owner) in done:  # one for several losses
+            continue
+        done.add(id(owner))
         rate = getattr(owner, name)
+        _check_graph(rate, owner)
+        undo.callback(setattr, owner, name, rate)
         if factor != 1.0:
             rate = _times(rate, factor)
         if wanted:
@@ -216,6 +255,14 @@ def _prepare_learning_rates(optimizers: Sequence[Any], branch: Branch) -> None:
             rate = rate * scale
         setattr(owner, name, rate)
         _summarise(rate)
+
+
+def _check_graph(rate: Any, optimizer: Any) -> None:
+    if tf1.is_tensor(rate) and getattr(rate, "graph", None) not in (None, tf1.get_default_graph()):
+        raise ModelSpecError(
+            f"the learning rate of {type(optimizer).__name__} is {rate.name!r}, a tensor of another graph",
+            hint="make it inside of optimizer_fn, which is called in the graph of each run",
+        )
 
 
 def _learning_rate(optimizer: Any) -> tuple[Any, str] | None:
@@ -282,6 +329,17 @@ def _select(trainable: Sequence[Any], scopes: Sequence[str] | None, options: Tra
             hint="the model has " + ", ".join(v.op.name for v in trainable[:8]),
         )
     return selected
+
+
+def _tell_unmatched(trainable: Sequence[Any], options: TrainOptions) -> None:
+    """Warn of patterns that match nothing: a layer that somebody wanted to keep is trained, say."""
+    for flag, patterns in (("include", options.include), ("exclude", options.exclude)):
+        for pattern in patterns:
+            if not any(matches(variable.op.name, (pattern,)) for variable in trainable):
+                tf1.logging.warning(
+                    "flag --trainable_%s_patterns: %r matches none of the model's %d trainable variables, such as %s",
+                    flag, pattern, len(trainable), ", ".join(variable.op.name for variable in trainable[:3]),
+                )  # fmt: skip
 
 
 def _in_scope(variable: Any, scope: str) -> bool:

@@ -13,7 +13,16 @@ from moxserve.errors import UsageError, did_you_mean
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.workers import current_workers
 from moxserve.tensorflow.optimizer.dynamic_momentum import DyMomentumOptimizer
-from moxserve.tensorflow.optimizer.wrapper import OptimizerWrapper, Pairs, apart, chain, count_step, dense, replicas
+from moxserve.tensorflow.optimizer.wrapper import (
+    OptimizerWrapper,
+    Pairs,
+    apart,
+    chain,
+    copied,
+    count_step,
+    dense,
+    replicas,
+)
 
 __all__ = ["DeepGradientCompression"]
 
@@ -76,7 +85,8 @@ class DeepGradientCompression(OptimizerWrapper):
         if clip_norm < 0 or min_size < 1:
             raise UsageError(f"dgc: clip_norm={clip_norm!r}, min_size={min_size!r}: expected limits above 0")
         self._epoch = float(steps_per_epoch or 1)
-        self._momentum, self._nesterov = _take_momentum(optimizer, momentum, momentum_type)
+        self._optimizer = copied(optimizer)  # what is given keeps its momentum: it may be given again
+        self._momentum, self._nesterov = _take_momentum(self._optimizer, momentum, momentum_type)
         self._masking, self._clip_norm, self._min_size = momentum_factor_masking, clip_norm, min_size
 
     def sparsity(self, global_step: Any = None) -> Any:

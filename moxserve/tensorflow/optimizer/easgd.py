@@ -84,7 +84,8 @@ class Easgd(OptimizerWrapper):
         return [(gradient, variable) for (gradient, _), variable in zip(pairs, variables, strict=True)]
 
     def _apply(self, pairs: Pairs, global_step: Any) -> Any:
-        tf1.add_to_collection(AFTER_START, self._start())
+        with tf.init_scope():  # a wrapper around this one may make the update in a branch of a condition
+            tf1.add_to_collection(AFTER_START, self._start())
         count = self._state("count", [], tf.int64)
         # Not before the gradients are known: they are those of the weights before the move.
         with tf1.control_dependencies([part for gradient, _ in pairs for part in tensors(gradient)]):

@@ -75,7 +75,7 @@ class LossScale(OptimizerWrapper):
             (lambda: loss() * tf.cast(scale, loss().dtype)) if callable(loss) else loss * tf.cast(scale, loss.dtype)
         )
         pairs = self._optimizer.compute_gradients(scaled, *args, **kwargs)
-        return [(None if g is None else map_values(g, lambda x: x / tf.cast(scale, x.dtype)), v) for g, v in pairs]
+        return [(None if g is None else map_values(g, lambda x: _unscaled(x, scale)), v) for g, v in pairs]
 
     def _apply(self, pairs: Pairs, global_step: Any) -> Any:
         if not self._dynamic:
@@ -102,3 +102,9 @@ class LossScale(OptimizerWrapper):
         changed = self.scale.assign(tf.clip_by_value(value, self._minimum, _LARGEST), read_value=False)
         with tf1.control_dependencies([changed]):
             return tf.constant(True)
+
+
+def _unscaled(values: Any, scale: Any) -> Any:
+    """Divide by the scale, which may be larger than what a half-precision dtype can hold."""
+    wide = tf.float64 if values.dtype == tf.float64 else tf.float32
+    return tf.cast(tf.cast(values, wide) / tf.cast(scale, wide), values.dtype)

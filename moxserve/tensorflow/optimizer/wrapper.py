@@ -10,6 +10,7 @@ what each keeps for itself comes from `Workers.own_variable`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from moxserve.errors import UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.workers import current_workers
 
-__all__ = ["OptimizerWrapper", "chain", "count_step", "dense", "map_values", "summed", "tensors", "unfit"]
+__all__ = ["OptimizerWrapper", "chain", "copied", "count_step", "dense", "map_values", "summed", "tensors", "unfit"]
 
 # Collection of operations that a run makes when the variables have their values, before the first step.
 AFTER_START = "mox/after_start"
@@ -182,6 +183,14 @@ def chain(optimizer: Any) -> Iterator[Any]:
     while optimizer is not None:
         yield optimizer
         optimizer = optimizer.inner if isinstance(optimizer, OptimizerWrapper) else None
+
+
+def copied(optimizer: Any) -> Any:
+    """Copy an optimizer and those inside of it, for who changes settings of what belongs to somebody else."""
+    made = copy.copy(optimizer)
+    if isinstance(made, OptimizerWrapper):
+        made._optimizer = copied(made._optimizer)
+    return made
 
 
 def unfit(optimizer: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import moxserve.tensorflow as mox
-from moxserve.errors import UsageError
+from moxserve.errors import ModelSpecError, UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 
 Train = Callable[..., mox.RunResult]
@@ -261,6 +261,61 @@ def test_easgd_ties_the_weights_to_the_centre(train: Train, variable: Any, tmp_p
     # The loss that is shown is that of the weights before the last step; an evaluation's is that of the centre.
     evaluated = train(model_fn=bowl, run_mode=mox.ModeKeys.EVAL, checkpoint_path=str(tmp_path), max_number_of_steps=1)
     assert evaluated.metrics["loss"] == pytest.approx(0.5 * np.sum(CURVATURE * (centre - 1) ** 2), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outer", [("loss_scale", {"dynamic": True}), ("batch_gradients", {"num_batches": 1})])
+def test_easgd_goes_inside_of_what_decides_on_updates(outer: Any, trained: Weights) -> None:
+    elastic = ("easgd", {"period": 2, "alpha": 0.25})
+    np.testing.assert_allclose(trained(wrapped(outer, elastic), 6, 10), trained(wrapped(elastic), 6, 10), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_optimizer_serves_several_runs(train: Train, linear: Any, trained: Weights) -> None:
+    """What a run sets on an optimizer, it takes back; a wrapper is of one run."""
+
+    def model_fn(inputs: list[Any], mode: str) -> mox.ModelSpec:
+        spec = linear.model_fn(inputs, mode)
+        spec.hooks = [mox.PlateauLREarlyStoppingHook(spec.log_info, "loss", 10, 50, 50)]
+        return spec
+
+    momentum = tf1.train.MomentumOptimizer(0.02, 0.9)
+    expected = trained(wrapped(), 4, 10)
+    for _ in range(2):
+        inter = {"model_fn": model_fn, "inter_mode": mox.ModeKeys.EVAL}
+        np.testing.assert_allclose(trained(lambda: momentum, 4, 10, **inter), expected, rtol=1e-6)
+    first, second = (trained(mox.get_optimizer_wrapper_fn("dgc", momentum, sparsity=0.0), 4, 10) for _ in range(2))
+    np.testing.assert_array_equal(first, second)  # dgc has taken the momentum of a copy
+    np.testing.assert_allclose(trained(lambda: momentum, 4, 10), expected, rtol=1e-6)
+    gathering = wrapped(("batch_gradients", {"num_batches": 2}))()
+    train(optimizer_fn=lambda: gathering)
+    with pytest.raises(ModelSpecError, match="same wrapper 'batch_gradients' as in an earlier run"):
+        train(optimizer_fn=lambda: gathering)
+
+
+def test_what_is_of_another_graph_or_loss_is_refused(train: Train) -> None:
+    with tf1.Graph().as_default():
+        rate = tf.constant(0.1, name="rate")
+    with pytest.raises(ModelSpecError, match="learning rate of GradientDescentOptimizer is 'rate:0', a tensor of anot"):
+        train(optimizer_fn=mox.get_optimizer_fn("sgd", learning_rate=rate))
+
+    def two_losses(inputs: list[Any], mode: str) -> mox.ModelSpec:
+        a, b = tf1.get_variable("a", initializer=2.0), tf1.get_variable("b", initializer=2.0)
+        return mox.ModelSpec(loss=[a * a, b * b], var_scopes=[["a"], ["b"]])
+
+    gathering = wrapped(("batch_gradients", {"num_batches": 2}))()
+    with pytest.raises(ModelSpecError, match="same wrapper 'batch_gradients' twice; each loss"):
+        train(model_fn=two_losses, optimizer_fn=lambda: gathering)
+
+
+def test_a_scale_may_be_larger_than_half_precision_holds() -> None:
+    with tf1.Graph().as_default(), tf1.Session() as session:
+        w = tf1.get_variable("w", [], tf.float16, tf1.ones_initializer())
+        scaled = wrapped(("loss_scale", {"scale": 2.0**20}))()
+        ((gradient, _),) = scaled.compute_gradients(tf.cast(w, tf.float32) * 2.0**-10, var_list=[w])
+        session.run(w.initializer)
+        assert gradient.dtype == tf.float16
+        assert session.run(gradient) == 2.0**-10
 
 
 @pytest.mark.slow
