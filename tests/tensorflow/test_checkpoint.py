@@ -261,6 +261,7 @@ def test_leavings_of_dead_writers_are_swept_others_are_not(session: Any, tmp_pat
     save(session, tmp_path, 1)
     garbage = ["model.ckpt-2.data-00000-of-00001.tempstate123", "model.ckpt-2.index.tempstate77"]
     keep = ["model.ckpt-1.index", "notes.tempstate1", "1"]
+    garbage += ["model.ckpt-3.data-00000-of-00002", "model.ckpt-4.index"]  # of uploads and removals broken off
     for name in garbage + keep[1:2]:
         (tmp_path / name).write_text("x")
     (tmp_path / "model.ckpt-2_temp").mkdir()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ import pytest
 
 import moxserve.tensorflow as mox
 from moxserve import file
-from moxserve.errors import CheckpointError
+from moxserve.errors import CheckpointError, InterruptedRunError, UsageError
 from moxserve.tensorflow.executor import remote
 from moxserve.tensorflow.executor.remote import Mirror
 
@@ -66,8 +68,8 @@ def test_it_goes_on_from_the_bucket_alone(train: Train, store: Any, variable: An
 def test_it_starts_from_a_checkpoint_in_a_bucket(train: Train, store: Any, tmp_path: Path) -> None:
     url = f"{store.base}/run"
     train(log_dir=url, max_number_of_steps=3)
-    for path in (url, f"{url}/model.ckpt-3"):
-        result = train(log_dir=str(tmp_path / path[-3:]), checkpoint_path=path, max_number_of_steps=4)
+    for path in (url, f"{url}/model.ckpt-3", f"{url}/model.ckpt-3.index"):
+        result = train(log_dir=str(tmp_path / path[-5:]), checkpoint_path=path, max_number_of_steps=4)
         assert result.start_step == 3
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         train(checkpoint_path=f"{url}/model.ckpt-7", max_number_of_steps=4)
@@ -97,6 +99,82 @@ def test_old_checkpoints_go_and_the_state_file_comes_last(store: Any, tmp_path: 
     with mirror.snapshot() as frozen:
         mirror.send(frozen)
     assert store.calls == []
+
+
+def test_the_state_file_of_a_folder_comes_after_its_checkpoints_and_what_was_sent_counts(
+    store: Any, tmp_path: Path
+) -> None:
+    mirror = Mirror(f"{store.base}/run", str(tmp_path / "here" / "run"))
+    Path(mirror.folder, "best").mkdir()
+    for name in ("best/checkpoint", "best/model.ckpt-1.index", "checkpoint", "model.ckpt-1.index"):
+        Path(mirror.folder, name).write_text(name)
+    refused = [("403 Forbidden", [("Content-Type", "application/xml")], b"<Error><Code>AccessDenied</Code></Error>")]
+    store.before = lambda method, path, query: (
+        refused[0] if refused and method == "PUT" and path.endswith("run/checkpoint") else None
+    )
+    with mirror.snapshot() as frozen, pytest.raises(PermissionError):
+        mirror.send(frozen)
+    put = [path.partition("/run/")[2] for method, path in store.calls if method == "PUT"]
+    assert sorted(put[:2]) == ["best/model.ckpt-1.index", "model.ckpt-1.index"]
+    assert put[2:] == ["best/checkpoint", "checkpoint"]
+    refused.clear()
+    store.calls.clear()
+    with mirror.snapshot() as frozen:
+        mirror.send(frozen)
+    assert [path.partition("/run/")[2] for method, path in store.calls if method == "PUT"] == ["checkpoint"]
+
+
+@pytest.mark.slow
+def test_what_does_not_train_fetches_the_newest_checkpoint_alone(train: Train, store: Any, tmp_path: Path) -> None:
+    url = f"{store.base}/run"
+    train(log_dir=url, max_number_of_steps=4, save_model_steps=2, export_model=mox.ExportKeys.TF_SERVING)
+    for start in ({"log_dir": url}, {"checkpoint_path": url}):
+        store.calls.clear()
+        train(run_mode=mox.ModeKeys.EVAL, max_number_of_steps=1, **start)
+        got = {path.partition("/run/")[2] for method, path in store.calls if method == "GET" and "/run/" in path}
+        assert got == {"checkpoint", "model.ckpt-4.index", "model.ckpt-4.data-00000-of-00001"}
+    for name in names(url):
+        if not name.startswith("1/"):
+            file.remove(f"{url}/{name}")
+    warm = train(log_dir=str(tmp_path / "warm"), warm_start=url, max_number_of_steps=1)  # the exported version
+    assert warm.start_step == 0
+
+
+def test_a_store_that_is_not_there_is_told_before_the_training(train: Train, store: Any) -> None:
+    with pytest.raises(UsageError, match=r"there is no bucket 's3://mistyped'"):
+        train(log_dir="s3://mistyped/run", max_number_of_steps=1)
+    with pytest.raises(UsageError, match="expected a bucket and a folder"):
+        train(log_dir="s3://", max_number_of_steps=1)
+    with pytest.raises(CheckpointError, match=rf"found none: log_dir='{store.base}/none'"):
+        train(run_mode=mox.ModeKeys.EVAL, log_dir=f"{store.base}/none", max_number_of_steps=1)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_was_not_stored_is_not_told_to_be_written(
+    train: Train, store: Any, monkeypatch: pytest.MonkeyPatch, console: Any
+) -> None:
+    monkeypatch.setattr(Mirror, "send", lambda self, frozen: (_ for _ in ()).throw(OSError("disk quota")))
+
+    def stop(step: int) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    with pytest.raises(InterruptedRunError, match=r"model.ckpt-\d+ could not be stored"):
+        train(log_dir=f"{store.base}/run", max_number_of_steps=40, fetch_strategy_fn=stop)
+    assert "cannot be written: disk quota; what came after the last upload is lost" in console.text
+
+
+@pytest.mark.slow
+def test_the_last_checkpoint_is_stored_before_the_export(
+    train: Train, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, there = f"{store.base}/run", []
+    module = importlib.import_module("moxserve.tensorflow.executor.run")
+    monkeypatch.setattr(module, "export_run", lambda *given: there.extend(names(url)))
+    mox.set_flag("timeline_steps", "1")
+    result = train(log_dir=url, max_number_of_steps=3, export_model=mox.ExportKeys.TF_SERVING)
+    assert {"checkpoint", "model.ckpt-3.index"} <= set(there)
+    assert result.traces == (f"{url}/timeline/timeline-1.json",)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from moxserve.tensorflow.executor.located import (
     named_in_state,
     open_checkpoint,
     step_in_name,
+    without_part,
 )
 from moxserve.tensorflow.executor.matching import CheckpointReport, Match, RestoreRules, listed, match, name_of
 from moxserve.tensorflow.executor.train_op import matches, split_patterns
@@ -197,9 +198,10 @@ class Checkpointer:
         self._keep = keep
         self._rank = rank
         self.saver = saver or tf1.train.Saver(max_to_keep=None, save_relative_paths=True)
-        named = [p for p in named_in_state(folder) if is_complete(p)]
+        stated = named_in_state(folder)
+        named = [p for p in stated if is_complete(p)]
         self._kept = self._ranked(_forgotten(folder, named) + named)
-        _sweep(folder)
+        _sweep(folder, stated)
 
     def _ranked(self, prefixes: list[str]) -> list[str]:
         return prefixes if self._rank is None else sorted(prefixes, key=self._rank)
@@ -254,9 +256,13 @@ def _remove(prefix: str) -> None:
             os.remove(path)
 
 
-def _sweep(folder: str) -> None:
-    """Remove what writers that died in the middle of a checkpoint left behind."""
+def _sweep(folder: str, named: Sequence[str]) -> None:
+    """Remove what writers that died in the middle of a checkpoint, of its removal or of its upload left behind."""
     sweep(folder)
+    found = glob.glob(os.path.join(glob.escape(folder), f"{_BASENAME}-*")) if named else []
+    for prefix in {p for path in found if (p := without_part(path)) != path} - set(named):
+        if not is_complete(prefix):
+            _remove(prefix)
     for path in glob.glob(os.path.join(glob.escape(folder), f"{_BASENAME}-*")):
         if ".tempstate" in os.path.basename(path):
             with contextlib.suppress(FileNotFoundError):

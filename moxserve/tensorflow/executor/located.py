@@ -25,6 +25,7 @@ __all__ = [
     "named_in_state",
     "open_checkpoint",
     "step_in_name",
+    "without_part",
 ]
 
 _INDEX = re.compile(r"(.+)\.index\Z")
@@ -46,9 +47,14 @@ def local_path(path: Any, argument: str) -> str:
     if "://" in text:
         raise UsageError(
             f"{argument}={text!r}: expected a path of this machine",
-            hint="run() takes s3:// and obs:// for log_dir and checkpoint_path; elsewhere copy it with mox.file first",
+            hint="run() takes s3:// and obs:// for checkpoints; elsewhere copy them with mox.file first",
         )
     return str(text)
+
+
+def without_part(path: str) -> str:
+    """The prefix of a checkpoint, of whose files one is named."""
+    return _PART.sub("", path)
 
 
 def is_complete(prefix: str) -> bool:
@@ -91,7 +97,7 @@ def latest_checkpoint(path: str | os.PathLike[str] | None) -> str | None:
     text = local_path(path, "checkpoint_path")
     if os.path.isdir(text):
         return _latest_in(text)
-    prefix = _PART.sub("", text)
+    prefix = without_part(text)
     return prefix if is_complete(prefix) or is_single_file(prefix) else None
 
 

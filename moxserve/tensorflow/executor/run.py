@@ -395,7 +395,7 @@ class _Job:
     def _interrupted(self, signum: int) -> InterruptedRunError:
         name = signal.Signals(signum).name
         saved = self.settings.shown(self.writer.prefix) if self.writer is not None else None
-        state = f"checkpoint {saved} is written" if saved else "nothing was saved"
+        state = f"checkpoint {saved} {self.settings.fate}" if saved else "nothing was saved"
         hint = "run it again to go on from there" if saved else "with log_dir a checkpoint would be written"
         step = self.clock.global_step if self.training else self.clock.run_step
         message = f"stopped by {name} after step {step}; {state}"
@@ -425,7 +425,7 @@ class _Job:
             step_cpu_s=0.0 if reason == "already_trained" else self.timing.step_cpu_s,
             export=self._export(self.hooks.exported(checkpoint)) if self.settings.export else None,
             **self.observers.result(self.clock, None if reason == "already_trained" else self.timing),
-            best=self.hooks.best,
+            best=self.settings.shown(self.hooks.best),
         )
 
     def _report_means(self, means: reporters.EvalMeans) -> dict[str, float]:

@@ -127,6 +127,12 @@ class Settings:
         """Return a path in `log_dir` as it is known outside of the run."""
         return self.mirror.url_of(path) if path is not None and self.mirror is not None and self.was_remote else path
 
+    @property
+    def fate(self) -> str:
+        """What became of the last checkpoint, for a message."""
+        stale = self.mirror is not None and self.mirror.stale
+        return "could not be stored: the store has an earlier one, if any" if stale else "is written"
+
     @classmethod
     def resolve(cls, given: RunArguments, store: FlagStore) -> Settings:
         """Complete the arguments from the flags, and check them.
@@ -239,4 +245,6 @@ def _path(value: Any, name: str) -> str | None:
     if not isinstance(value, (str, os.PathLike)):
         raise UsageError(f"{name}={value!r}: expected a path")
     text = os.fspath(value)
+    if is_remote(text) and not text.partition("://")[2].strip("/"):
+        raise UsageError(f"{name}={text!r}: expected a bucket and a folder, such as s3://bucket/run")
     return text if is_remote(text) else local_path(text, name)

@@ -85,7 +85,8 @@ class Start:
     def _require(self) -> None:
         """Apply the third rule of precedence: no checkpoint anywhere is fine in TRAIN only."""
         settings = self._settings
-        places = [f"{n}={v!r}" for n in ("log_dir", "checkpoint_path") if (v := getattr(settings, n)) is not None]
+        given = {"log_dir": settings.shown(settings.log_dir), "checkpoint_path": settings.checkpoint_path}
+        places = [f"{name}={path!r}" for name, path in given.items() if path is not None]
         if self.prefix is None and not self._training:
             where = " or ".join(places) or "log_dir and checkpoint_path are both None"
             raise CheckpointError(

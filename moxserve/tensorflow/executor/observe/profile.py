@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -37,6 +38,7 @@ class StepProfiler(Participant):
 
     Attributes:
         paths: the files that were written.
+        shown: how a path is told, where `log_dir` stands for another place.
     """
 
     def __init__(self, steps: StepSet, log_dir: str | None, worker: str = "", label: str = "") -> None:
@@ -49,6 +51,7 @@ class StepProfiler(Participant):
         self._recording: AbstractContextManager[Any] | None = None
         self._folder = ""
         self.paths: list[str] = []
+        self.shown: Callable[[str], str | None] = lambda path: path
 
     def request(self) -> None:
         """Profile the next steps, whatever `steps` says; may be called from a signal handler."""
@@ -112,7 +115,9 @@ class StepProfiler(Participant):
         until = "the end" if last is None else f"step {last}"
         facts = {"event": "profile", "first_step": self._first, "last_step": last, "paths": paths}
         where = ", ".join(paths)
-        text = f"profile of step {self._first} to {until}: {where}; tensorboard --logdir {self._log_dir}"
+        text = (
+            f"profile of step {self._first} to {until}: {where}; tensorboard --logdir {self.shown(str(self._log_dir))}"
+        )
         tf1.logging.info("%s", Event(text, facts))
 
     def _written(self) -> list[str]:
@@ -127,4 +132,4 @@ class StepProfiler(Participant):
         kept = os.path.join(folder, "-".join(filter(None, (host, self._worker))) + _SUFFIX)
         file.make_dirs(folder)
         file.copy(path, kept)
-        return kept
+        return self.shown(kept) or kept

@@ -45,10 +45,12 @@ class Observers:
         self._topology = topology
         chosen = topology.is_chief or store.get("trace_all_workers")
         self._timeline = TimelineHook(log_dir=settings.log_dir, label=_label(settings.mode), all_workers=True)
+        self._timeline.shown = settings.shown
         self._timeline.steps = self._steps(store, "timeline_steps") if chosen else StepSet()
         worker = f"worker{topology.index}" if topology.num_workers > 1 else ""
         profiled = self._steps(store, "profile_steps") if chosen else StepSet()
         self._profiler = StepProfiler(profiled, settings.log_dir, worker, _label(settings.mode))
+        self._profiler.shown = settings.shown
         unheard = store.get("log_first_worker") and not topology.is_chief
         self._talks = settings.log_every is not None and not unheard
         self._progress_s = float(store.get("progress_secs")) if self._talks and talk.form() != "quiet" else 0.0

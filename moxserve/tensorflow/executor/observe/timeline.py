@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from moxserve import file
@@ -42,6 +42,7 @@ class TimelineHook(AggregativeSessionRunHook):
 
     Attributes:
         paths: the files that were written.
+        shown: how a path is told, where `log_dir` stands for another place.
 
     Raises:
         UsageError: `steps` are no steps.
@@ -62,6 +63,7 @@ class TimelineHook(AggregativeSessionRunHook):
         what = "TimelineHook(steps)"
         self.steps = StepSet.parse(steps, what) if isinstance(steps, str) else StepSet.of(steps, what)
         self.paths: list[str] = []
+        self.shown: Callable[[str], str | None] = lambda path: path
         self._folder = None if log_dir is None else os.path.join(os.fspath(log_dir), _FOLDER)
         self._memory = memory
         self._all_workers = all_workers
@@ -115,6 +117,7 @@ class TimelineHook(AggregativeSessionRunHook):
             file.make_dirs(self._folder)
             path = os.path.join(self._folder, "-".join(filter(None, ("timeline", self._label, f"{step}.json"))))
             file.write(path, text)
+            path = self.shown(path) or path
             self.paths.append(path)
         events = events_of(json.loads(text))
         tf1.logging.info("%s", _told(step, path, wall_ms(events), costs(events)))
