@@ -147,6 +147,23 @@ def test_a_hook_must_answer_three_questions(train: Train, with_hooks: Any) -> No
         train(model_fn=with_hooks(Vague()))
 
 
+@pytest.mark.parametrize(
+    ("method", "answer", "message"),
+    [
+        ("before_run", ["loss"], r"before_run\(\) of Wrong returned a list"),
+        ("next_active_step", None, "not 'NoneType'"),
+        ("save_state", [1], r"save_state\(\) of Wrong returned a list"),
+    ],
+)
+def test_what_a_hook_cannot_answer(
+    method: str, answer: Any, message: str, train: Train, with_hooks: Any, console: Any, tmp_path: Any
+) -> None:
+    wrong = type("Wrong", (Hook,), {method: lambda *given: answer})()
+    with pytest.raises((ModelSpecError, TypeError), match=message):
+        train(model_fn=with_hooks(wrong), log_dir=str(tmp_path), max_number_of_steps=1)
+    assert method == "save_state" or f"hook Wrong failed in {method}()" in console.text
+
+
 def test_a_plain_session_run_hook_is_taken_too(train: Train, with_hooks: Any) -> None:
     counter = tf1.train.StopAtStepHook(num_steps=2)
     result = train(model_fn=with_hooks(counter), max_number_of_steps=50)

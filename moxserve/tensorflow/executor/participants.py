@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from moxserve.errors import UsageError, first_line
+from moxserve.errors import ModelSpecError, UsageError, first_line
 
 __all__ = [
     "NEVER",
@@ -260,7 +260,11 @@ class HookParticipant(Participant):
         if self._ask is None:
             return clock.run_step
         before = clock.global_step - clock.run_step if self._globally and clock.counts_globally else 0
-        return max(clock.run_step, int(self._ask(clock.run_step + before)) - before)
+        try:
+            return max(clock.run_step, int(self._ask(clock.run_step + before)) - before)
+        except Exception as error:
+            self._tell(error, "next_active_step")
+            raise
 
     def begin(self) -> None:
         """Call `hook.begin`."""
@@ -284,6 +288,11 @@ class HookParticipant(Participant):
         self._asked = None
         try:  # no context manager: this may be every step
             self._asked = self.hook.before_run(context)
+            if self._asked is not None and not hasattr(self._asked, "fetches"):
+                raise ModelSpecError(
+                    f"before_run() of {type(self.hook).__name__} returned a {type(self._asked).__name__}",
+                    hint="return tf.train.SessionRunArgs(fetches, feed_dict=...), or None",
+                )
             return self._asked if self._towers is None else self._towers.expand(self._asked)
         except InterStopped:
             return None

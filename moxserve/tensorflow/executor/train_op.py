@@ -191,8 +191,7 @@ def _check_own(optimizers: Sequence[Any]) -> None:
             if foreign or id(one) in known:
                 when = "as in an earlier run" if foreign else "twice"
                 raise ModelSpecError(
-                    f"optimizer_fn returned the same wrapper {one.kind!r} {when}; each loss, and each run, needs one of "
-                    "its own",
+                    f"optimizer_fn returned the same wrapper {one.kind!r} {when}; each loss and each run needs its own",
                     hint="call mox.get_optimizer_wrapper_fn(...)() inside of optimizer_fn",
                 )
             known.add(id(one))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from moxserve.errors import ModelSpecError, did_you_mean
@@ -77,7 +78,7 @@ class LogEvaluationMetricHook(AggregativeSessionRunHook):
         return int(value.__index__())
 
     def _fraction(self, value: Any, name: str, most: float = math.inf) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= most:
             limit = "0 or more" if most == math.inf else f"from 0 to {most:g}"
             raise ModelSpecError(f"{type(self).__name__}({name}={value!r}): expected a number, {limit}")
         return float(value)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moxserve.errors import CheckpointError
+from moxserve.errors import CheckpointError, ModelSpecError
 from moxserve.file import atomic_write
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.hooks.base import AggregativeSessionRunHook
@@ -21,6 +21,7 @@ __all__ = ["HOOK_STATES", "HookStates"]
 
 HOOK_STATES = "hooks.json"
 _VERSION = 1
+_STATES = "return a dict of numbers, strings, lists and dicts, or None"
 _KEPT = 16  # entries; more than there are checkpoints in a log_dir
 
 
@@ -71,7 +72,7 @@ class HookStates:
         Raises:
             CheckpointError: a hook's state cannot be written.
         """
-        states = {name: state for name, hook in self._hooks.items() if (state := hook.save_state()) is not None}
+        states = {name: state for name, hook in self._hooks.items() if (state := _state(name, hook)) is not None}
         if not states and not self._entries:
             return
         kept = [entry for entry in self._entries if entry["step"] < step]
@@ -80,8 +81,7 @@ class HookStates:
             text = json.dumps({"version": _VERSION, "checkpoints": self._entries}, indent=1)
         except (TypeError, ValueError) as error:
             raise CheckpointError(
-                f"save_state() of {' or '.join(states)} gave what JSON cannot hold: {error}",
-                hint="return a dict of numbers, strings, lists and dicts",
+                f"save_state() of {' or '.join(states)} gave what JSON cannot hold: {error}", hint=_STATES
             ) from error
         try:
             atomic_write(self._path, text + "\n")
@@ -118,3 +118,10 @@ class HookStates:
             f"cannot read {self._path!r}, the state of the hooks: {why}",
             hint="remove the file: the hooks then begin anew, as in a first run",
         )
+
+
+def _state(name: str, hook: AggregativeSessionRunHook) -> Mapping[str, Any] | None:
+    state = hook.save_state()
+    if state is not None and not isinstance(state, Mapping):
+        raise ModelSpecError(f"save_state() of {name} returned a {type(state).__name__}", hint=_STATES)
+    return state
