@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import sys
 import traceback
@@ -12,6 +13,15 @@ import click
 from moxserve.cli.told import JSON_LINES, QUIET, told_as
 
 __all__ = ["run"]
+
+# What scripts for MoXing and TensorFlow 1 import: a pattern of the error that comes of it here, and what to write.
+_IMPORTS = (
+    (r"No module named 'moxing", "import moxserve.tensorflow as mox"),
+    (r"tensorflow\.contrib|module 'tensorflow[\w.]*' has no attribute 'contrib'",
+     "from moxserve.tensorflow.contrib import slim"),
+    (r"No module named 'tensorflow\.examples", "from moxserve.tensorflow.datasets import mnist as input_data"),
+    (r"module 'tensorflow' has no attribute ", "import tensorflow.compat.v1 as tf"),
+)  # fmt: skip
 
 
 @click.command(
@@ -45,6 +55,8 @@ def run(script: str, arguments: tuple[str, ...], quiet: bool, as_json: bool) -> 
         except Exception as error:  # noqa: BLE001 - of the script, and told as Python would
             talk.tell(talk.error_facts(error))
             _print_from(script, error)
+            if cure := _import_instead(error):
+                click.echo(f"hint: scripts for MoXing change in their imports, here to: {cure}", err=True)
             sys.exit(1)
 
 
@@ -55,6 +67,13 @@ def _become(script: str, arguments: tuple[str, ...]) -> None:
     sys.argv = [script, *arguments]
     sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
     hush_tensorflow()
+
+
+def _import_instead(error: Exception) -> str | None:
+    """Tell what to import where a script asks for what TensorFlow and MoXing were; see docs/scripts.md."""
+    if not isinstance(error, (ImportError, AttributeError)):
+        return None
+    return next((cure for pattern, cure in _IMPORTS if re.search(pattern, str(error))), None)
 
 
 def _print_from(script: str, error: Exception) -> None:

@@ -48,6 +48,11 @@ def test_errors(run_moxserve: Run, script: Callable[[str], Path], tmp_path: Path
     assert (printed, head) == ("to stdout", "Traceback (most recent call last):")
     assert first == f'  File "{theirs}", line 4, in <module>'
     assert rest[-1] == "ZeroDivisionError: division by zero"
+    for line, cure in (
+        ("import moxing.tensorflow as mox", "import moxserve.tensorflow as mox"),
+        ("raise AttributeError(\"module 'tensorflow' has no attribute 'flags'\")", "import tensorflow.compat.v1 as tf"),
+    ):
+        assert f"imports, here to: {cure}\n" in run_moxserve("run", script(line)).stderr
     leaving = script("import sys\nsys.exit('no data')\n")
     done = run_moxserve("run", "--json", leaving)
     assert (done.returncode, done.stderr) == (1, "no data\n")
