@@ -121,6 +121,13 @@ def test_trainable_patterns(one_step: Any) -> None:
     np.testing.assert_allclose(got["table"], 0)
 
 
+def test_trainable_patterns_that_match_nothing_are_told(one_step: Any, console: Any) -> None:
+    one_step(trainable_include_patterns="net/,tabel", trainable_exclude_patterns="unlike")
+    assert "flag --trainable_include_patterns: 'tabel' matches none of the model's" in console.text
+    assert "flag --trainable_exclude_patterns: 'unlike' matches none" in console.text
+    assert "'net/'" not in console.text
+
+
 def test_a_variable_that_no_gradient_reaches_is_told(train: Train, console: Any) -> None:
     def model_fn(inputs: list[Any], mode: str) -> mox.ModelSpec:
         used, _ = tf1.get_variable("used", []), tf1.get_variable("idle", [])

@@ -26,8 +26,10 @@ from moxserve.tensorflow.executor import checkpoint as checkpoints
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import get_flag, set_flag
 from moxserve.tensorflow.executor.inputs import build_inputs, start_queues
+from moxserve.tensorflow.executor.located import local_path
 from moxserve.tensorflow.executor.participants import InputEnded
 from moxserve.tensorflow.executor.python_calls import python_function
+from moxserve.tensorflow.executor.remote import local_checkpoint
 from moxserve.tensorflow.executor.run import run
 from moxserve.tensorflow.executor.spec import ModeKeys, ModelSpec, RunResult
 from moxserve.tensorflow.executor.warm_start import WarmStart
@@ -88,8 +90,8 @@ def retrain(
         model_fn: as for `mox.run`; called in EVAL, must give a loss there.
         optimizer_fn: as for `mox.run`.
         checkpoint_path: of the trained network, as `mox.WarmStart` takes it; must hold the whole trunk.
-        log_dir: of the training. A checkpoint there is gone on from.
-        bottleneck_dir: folder of the features, which any number of trainings may share.
+        log_dir: of the training, a folder of this machine. A checkpoint there is gone on from.
+        bottleneck_dir: folder of this machine for the features, which any number of trainings may share.
         batch_size: rows of a step.
         max_number_of_steps: step to train to.
         num_samples: how many rows the training input has; 0: it ends by itself.
@@ -101,10 +103,12 @@ def retrain(
 
     Raises:
         ModelSpecError: the model cannot be divided into trunk and head.
+        UsageError: a folder is in a store.
         CheckpointError: there is no checkpoint, or it lacks a part of the trunk.
         VerificationError: whole model and head on cached features give different outputs.
     """
-    job = _Job(input_fn, model_fn, batch_size, num_samples, auto_batch, tuple(head), checkpoint_path, log_dir)
+    for name, folder in (("log_dir", log_dir), ("bottleneck_dir", bottleneck_dir)):
+        local_path(folder, name)
     arguments = {
         "optimizer_fn": optimizer_fn,
         "run_mode": ModeKeys.TRAIN,
@@ -113,13 +117,22 @@ def retrain(
         "max_number_of_steps": max_number_of_steps,
         **run_arguments,
     }
+    with local_checkpoint(checkpoint_path) as start:
+        job = _Job(input_fn, model_fn, batch_size, num_samples, auto_batch, tuple(head), start, log_dir)
+        return _retrain(job, arguments, bottleneck_dir, distortions)
+
+
+def _retrain(
+    job: _Job, arguments: dict[str, Any], bottleneck_dir: str, distortions: Callable[[Any], Any] | None
+) -> RetrainResult:
     if distortions is not None:
         tf1.logging.warning(
             "bottleneck features are not cached: distortions make other images in each step, so each step goes through "
             "the whole model"
         )
         names = job.head_names()
-        result = _train(names, arguments, job, input_fn, _distorted(model_fn, job.head, distortions), auto_batch)
+        distorted = _distorted(job.model_fn, job.head, distortions)
+        result = _train(names, arguments, job, job.input_fn, distorted, job.auto_batch)
         return RetrainResult(result, names)
     cached = job.collect(bottleneck_dir)
     cached.seed = tf1.get_default_graph().seed

@@ -16,12 +16,15 @@ def run(config: Retrain, job: RunJob) -> RunReport:
     """Train the last layer, and evaluate the whole model if there are evaluation data."""
     import tensorflow as tf
 
+    from moxserve.file.filesystem import is_remote
     from moxserve.pipeline.steps import evaluate
     from moxserve.tensorflow.transfer.distort import distorted
     from moxserve.tensorflow.transfer.retrain import retrain
 
     if hasattr(job.model_fn, "phases"):
         raise ParameterError("run.plugin", "retrain trains a float network: it goes with no quantization or pruning")
+    if is_remote(config.bottlenecks):
+        raise ParameterError("run.bottleneck_dir", "features are kept on this machine; give a folder of it")
     job.data.steps("TRAIN")
     arguments: dict[str, Any] = {"log_every_n_steps": config.log_every_n_steps}
     if config.save_model_steps is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import moxserve.tensorflow as mox
+from moxserve import file
 from moxserve.errors import CheckpointError, ModelSpecError, UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.transfer import store
@@ -249,3 +250,17 @@ def test_distortions_keep_shape_and_type_and_change_each_image() -> None:
         assert {image.tobytes() for image in flipped} == {images[0].tobytes(), images[0][:, ::-1].tobytes()}
     with pytest.raises(UsageError, match="random_brightness=200"):
         distorted(random_brightness=200)
+
+
+@pytest.mark.slow
+def test_the_network_may_be_in_a_store_the_folders_may_not(
+    again: Callable[..., RetrainResult], store: Any, pretrained: str, tmp_path: Path
+) -> None:
+    url = f"{store.base}/network"
+    file.copy_parallel(pretrained, url)
+    there = again(checkpoint_path=url)
+    here = again(log_dir=str(tmp_path / "here"))
+    assert (there.computed, here.computed) == (ROWS, 0)  # the same weights, so the same features
+    for name in ("log_dir", "bottleneck_dir"):
+        with pytest.raises(UsageError, match=rf"{name}='s3://.*': expected a path of this machine"):
+            again(**{name: f"{store.base}/{name}"})
