@@ -18,6 +18,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -193,6 +194,18 @@ def store_of(scheme: str, url: str) -> Store:
     return found
 
 
+def _timestamp(value: Any) -> datetime:
+    """Read a time as stores write it. botocore's own way takes any form, and two thirds of the time of a listing."""
+    try:
+        when = datetime.fromisoformat(value)
+        return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    except (TypeError, ValueError):
+        from botocore.utils import parse_timestamp
+
+        found: datetime = parse_timestamp(value)
+        return found
+
+
 def _connect(settings: Connection, url: str) -> Store:
     try:
         import boto3
@@ -212,6 +225,7 @@ def _connect(settings: Connection, url: str) -> Store:
     )
     with Store(None, settings, 1).telling(url):
         core = botocore.session.Session()
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
         session = boto3.session.Session(botocore_session=core)
         try:
             client = _client(session, settings, config)
