@@ -18,6 +18,7 @@ __all__ = ["FLAGS_VARIABLE", "UPDATES", "JobOptions", "Plan", "Task", "make_plan
 
 FLAGS_VARIABLE = "MOXSERVE_FLAGS"
 UPDATES = ("parameter_server", "replicated", "distributed_replicated", "all_reduce")
+_OWN = ("replicated", "all_reduce")  # each worker has the variables itself, and parameter servers have nothing to do
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _JOB = "MOXSERVE_JOB"  # see moxserve.tensorflow.executor.job
 
@@ -117,7 +118,7 @@ def make_plan(options: JobOptions) -> Plan:
     planner = _Planner(options)
     counts = (("ps", options.ps), ("worker", options.workers), ("evaluator", int(options.evaluator)))
     tasks = tuple(planner.task(job, index) for job, count in counts for index in range(count))
-    return Plan(tasks, together=options.workers > 1 and (not options.ps or options.variable_update == "all_reduce"))
+    return Plan(tasks, together=options.workers > 1 and (not options.ps or options.variable_update in _OWN))
 
 
 def _check(options: JobOptions) -> None:
@@ -127,10 +128,10 @@ def _check(options: JobOptions) -> None:
         raise UsageError(f"{workers} workers and {ps} parameter servers: expected at least 1 worker")
     if not ps and (update == "distributed_replicated" or (update == "parameter_server" and workers > 1)):
         raise UsageError(f"--variable-update={update} keeps the variables on parameter servers", hint="--ps 1")
-    if options.synchronous is False and workers > 1 and (not ps or update == "all_reduce"):
+    if options.synchronous is False and workers > 1 and (not ps or update in _OWN):
         raise UsageError(
             "--async: workers that step apart need a parameter server between them",
-            hint="--ps 1, and no --variable-update=all_reduce",
+            hint=f"--ps 1, and no --variable-update={update}" if update in _OWN else "--ps 1",
         )
 
 

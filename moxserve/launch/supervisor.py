@@ -68,6 +68,7 @@ class _Member:
         streams: its open outputs, by file object.
         restarts: how often it was started again.
         due: when it is to be started; None if it is not.
+        started: when it was started last; the same for all that were started together.
         status: how it ended last; None while it runs or waits to.
         pid: of the command itself, where the member told it.
     """
@@ -77,6 +78,7 @@ class _Member:
     streams: dict[Any, Stream | _Report] = field(default_factory=dict)
     restarts: int = 0
     due: float | None = None
+    started: float = 0.0
     status: int | None = None
     pid: int = 0
 
@@ -154,9 +156,10 @@ class Supervisor:
     # -- one process
 
     def _start_due(self) -> None:
+        now = time.monotonic()
         for member in self._members:
-            if member.due is not None and member.due <= time.monotonic():
-                member.due = None
+            if member.due is not None and member.due <= now:
+                member.due, member.started = None, now
                 self._start(member)
 
     def _start(self, member: _Member) -> None:
@@ -303,6 +306,9 @@ class Supervisor:
     def _on_end(self, member: _Member) -> None:
         if member.done:
             self._console.say(f"{member.task.name} is done")
+            if member.task.job == "ps" and self._is_missed(member):
+                self._console.say(f"{member.task.name} is started again, for workers that were")
+                member.due = time.monotonic()
             return
         how = f"{member.task.name} {_ending(member.status)}"
         chief = self._of("worker")[0]
@@ -330,6 +336,13 @@ class Supervisor:
         if member.task.job != "worker" or not any(server.done for server in self._of("ps")):
             return []
         return [other for other in (*self._of("ps"), *self._of("worker")) if other.done]
+
+    def _is_missed(self, server: _Member) -> bool:
+        """Whether a parameter server ended with workers that are back by now, or will be: those that a signal ended
+        have told it that they are done.
+        """
+        left = [worker for worker in self._of("worker") if not worker.done]
+        return any(worker.due is not None or worker.started > server.started for worker in left)
 
     def _restart_workers(self, how: str, first: _Member) -> None:
         workers = self._of("worker")

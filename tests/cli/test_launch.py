@@ -176,6 +176,30 @@ def test_a_process_that_is_killed_is_started_again_alone(job: Job) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("late_s", [0.1, 1.5])
+def test_a_parameter_server_that_ended_with_a_stopped_worker_comes_back_for_it(job: Job, late_s: float) -> None:
+    """The worker left when it was told to, and said so; the server ends a little later, with status 0."""
+    job.script.write_text(
+        "import json, os, pathlib, sys, time\n"
+        "folder = pathlib.Path(os.environ['FOLDER'])\n"
+        "job = json.loads(os.environ['TF_CONFIG'])['task']['type']\n"
+        "again = (folder / job).exists()\n"
+        "(folder / (job + '-again' if again else job)).touch()\n"
+        "if job == 'worker' and not again:\n"
+        "    sys.exit(143)\n"
+        "until = time.monotonic() + 15\n"
+        "while not (folder / ('worker' if job == 'ps' else 'ps-again')).exists() and time.monotonic() < until:\n"
+        "    time.sleep(0.02)\n"
+        "time.sleep(float(os.environ['LATE']) if job == 'ps' else 0)\n"
+        "sys.exit(job == 'worker' and not (folder / 'ps-again').exists())\n",
+        encoding="utf-8",
+    )
+    job.start("--ps", "1", "--restarts", "1", str(job.script), LATE=str(late_s))
+    assert job.end() == 0, job.text
+    assert "ps 0 is started again, for workers that were" in job.text
+
+
+@pytest.mark.slow
 def test_workers_without_a_parameter_server_are_started_again_together(job: Job) -> None:
     job.start("--workers", "2", "--grace", "0.1", str(job.script))
     first = [job.facts(name)["pid"] for name in ("worker-0", "worker-1")]
@@ -345,6 +369,10 @@ def options(**given: Any) -> JobOptions:
         ({"target": "nothing.py"}, "no such script: 'nothing.py'"),
         ({"target": "no-such-program"}, "'no-such-program' is no pipeline"),
         ({"workers": 2, "synchronous": False}, "--async: workers that step apart need a parameter server"),
+        (
+            {"workers": 2, "ps": 1, "synchronous": False, "variable_update": "replicated"},
+            "--async: workers that step apart",
+        ),
         ({"workers": 2, "variable_update": "parameter_server"}, "--variable-update=parameter_server keeps"),
         ({"variable_update": "distributed_replicated"}, "on parameter servers"),
         ({"workers": 2, "gpus_per_worker": 2}, "for 2 workers needs 4 GPUs; here are 3"),
@@ -354,6 +382,11 @@ def test_what_cannot_work_is_refused(given: dict[str, Any], message: str, monkey
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     with pytest.raises(UsageError, match=message):
         make_plan(options(**given))
+
+
+@pytest.mark.parametrize("update", ["replicated", "all_reduce"])
+def test_workers_with_variables_of_their_own_go_on_together(update: str) -> None:
+    assert make_plan(options(workers=2, ps=1, variable_update=update)).together
 
 
 def test_a_single_process_is_told_nothing() -> None:

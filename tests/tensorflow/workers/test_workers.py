@@ -16,6 +16,7 @@ from moxserve.dataflow.order import EpochOrder
 from moxserve.errors import UsageError, WorkersLostError
 from moxserve.ports import free_port
 from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.workers.part import is_lost
 from moxserve.tensorflow.executor.workers.peers import Peer, wait_for
 from moxserve.tensorflow.executor.workers.shards import input_of, own_shard
 
@@ -209,6 +210,12 @@ def test_an_address_without_host_or_port_is_refused(train: Any, address: str) ->
     distributed(worker_hosts=f"127.0.0.1:{free_port()},{address}")
     with pytest.raises(UsageError, match=r"--worker_hosts: entry 1 is .*; expected host:port"):
         train()
+
+
+def test_a_collective_that_another_worker_left_in_the_middle_is_no_error_of_this_one() -> None:
+    broken = tf1.errors.InternalError(None, None, "Error received from peer: Delete called on non-empty BufRendezvous")
+    assert is_lost(broken)
+    assert not is_lost(tf1.errors.InternalError(None, None, "Failed to call the py_func"))
 
 
 def test_asynchronous_workers_need_parameter_servers(train: Any) -> None:

@@ -31,6 +31,8 @@ _FORGOTTEN = (
     "not found",
     "was closed",
 )
+# What one hears whose call was under way when another process ended: of its connection, or of a collective.
+_BROKEN_OFF = ("Stream removed", "BufRendezvous")
 
 
 def is_lost(error: Exception) -> bool:
@@ -39,7 +41,9 @@ def is_lost(error: Exception) -> bool:
         return True
     if isinstance(error, (tf.errors.FailedPreconditionError, tf.errors.NotFoundError, tf.errors.CancelledError)):
         return any(text in str(error.message) for text in _FORGOTTEN)
-    return isinstance(error, (tf.errors.UnknownError, tf.errors.InternalError)) and "Stream removed" in error.message
+    if isinstance(error, (tf.errors.UnknownError, tf.errors.InternalError)):
+        return any(text in str(error.message) for text in _BROKEN_OFF)
+    return False
 
 
 @dataclass
@@ -109,8 +113,7 @@ class Part:
     def _go_on_or_raise(self, error: Exception, failed: int) -> None:
         """Say who is gone; raise where no other attempt is worth it."""
         rejoins = not self.topology.without_servers
-        others = [p for p in members(self.topology, "ps", "worker") if p.job == "ps" or not rejoins]
-        missing = ", ".join(map(str, unreachable(others)))
+        missing = ", ".join(map(str, unreachable(members(self.topology, "ps" if rejoins else "worker"))))
         what = f"{missing} does not answer any more" if missing else "another process of the job failed"
         if rejoins and failed < _ATTEMPTS:
             tf1.logging.warning("%s (%s): joining again", what, _brief(error))
