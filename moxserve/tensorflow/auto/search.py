@@ -201,6 +201,8 @@ def _try(runs: TrialRuns, params: ParamSpec, rates: Range | None, evaluated: boo
 
 def _candidates(spec: ParamSpec, lists: ParamSpec, max_trials: int | None, seed: int) -> list[ParamSpec]:
     """The combinations of all lists, in their order."""
+    if max_trials is not None and max_trials < 1:
+        raise UsageError(f"mox.auto.search: max_trials={max_trials}, expected a number above 0, or None for all")
     names = list(lists)
     combinations = [
         spec.replace(**dict(zip(names, values, strict=True)))

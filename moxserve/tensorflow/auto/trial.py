@@ -18,7 +18,9 @@ from moxserve.tensorflow.auto.params import ParamSpec, giving
 from moxserve.tensorflow.executor import AggregativeSessionRunHook, ModeKeys, get_flag, set_flag
 from moxserve.tensorflow.executor.calls import call_with_mode
 from moxserve.tensorflow.executor.env import tf, tf1
+from moxserve.tensorflow.executor.hooks import runs_inter_mode
 from moxserve.tensorflow.executor.run import run as mox_run
+from moxserve.tensorflow.executor.spec import ModelSpec
 
 __all__ = ["Functions", "Metric", "ModelSize", "Range", "Trial", "TrialRuns"]
 
@@ -76,6 +78,17 @@ class Metric:
     every: int = 1
     window: int = 50
     max_thres: int = 10
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UsageError: one is out of range.
+        """
+        if self.window < 1 or self.max_thres < 0:
+            raise UsageError(
+                f"mox.auto.search: window={self.window}, max_thres={self.max_thres}: expected 1 and 0 at least"
+            )
 
     def curve(self) -> Curve:
         """An empty curve."""
@@ -247,6 +260,10 @@ class TrialRuns:
 
         def watched(inputs: Any, mode: str) -> Any:
             spec = call_with_mode(model_fn, (inputs,), mode, "model_fn")
+            if not isinstance(spec, ModelSpec):
+                return spec  # the run says what is wrong with it
+            # A trial is judged here, and as long as the others.
+            spec.hooks = [hook for hook in spec.hooks if not runs_inter_mode(hook)]
             spec.hooks.append(
                 _Watch(self._value(spec), curve, self._metric, 0 if rates is None else rates.warmup_steps)
             )

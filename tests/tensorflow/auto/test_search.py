@@ -153,6 +153,8 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "typo": ({"param_list_spec": mox.auto.ParamSpec(momentums=[1])}, "did you mean 'momentum'"),
     "no list": ({"param_list_spec": mox.auto.ParamSpec(momentum=0.9)}, "momentum must be a list of values"),
     "steps": ({"total_steps": 0}, "expected numbers above 0"),
+    "trials": ({"max_trials": 0}, "max_trials=0, expected a number above 0"),
+    "window": ({"window": 0}, "window=0, max_thres=10: expected 1 and 0 at least"),
     "range": ({"init_learning_rate": 1.0, "end_learning_rate": 0.1}, "expected 0 < init < end"),
     "no rate": ({"param_spec": mox.auto.ParamSpec(), "search_learning_rate": False}, "nobody gives a learning_rate"),
 }
@@ -174,6 +176,24 @@ def test_what_a_search_cannot_do_is_told() -> None:
     mox.set_flag("worker_hosts", "a:1,b:1")
     with pytest.raises(UsageError, match="trials run in a single process"):
         Digits().search()
+
+
+@pytest.mark.slow
+def test_hooks_that_evaluate_take_no_part_in_trials() -> None:
+    class Stopping(Digits):
+        def model_fn(self, inputs: list[Any], run_mode: str, **kwargs: Any) -> mox.ModelSpec:
+            spec = super().model_fn(inputs, run_mode, **kwargs)
+            spec.hooks.append(mox.EarlyStoppingHook(spec.log_info, "loss", 32, 32, 32))
+            return spec
+
+    assert Stopping().search(total_steps=4).trials[0].steps == 4
+
+    class Forgetful(Digits):
+        def model_fn(self, inputs: list[Any], run_mode: str, **kwargs: Any) -> Any:
+            super().model_fn(inputs, run_mode, **kwargs)
+
+    with pytest.raises(ModelSpecError, match="model_fn"):
+        Forgetful().search(total_steps=4)
 
 
 def test_param_spec() -> None:
