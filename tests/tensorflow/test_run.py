@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 import moxserve.tensorflow as mox
-from moxserve.errors import CheckpointError, DataError, ModelSpecError, UsageError
+from moxserve.errors import CheckpointError, DataError, InterruptedRunError, ModelSpecError, UsageError
 from moxserve.tensorflow.executor.env import tf, tf1
 
 Train = Callable[..., mox.RunResult]
@@ -114,6 +116,24 @@ def test_eval_stops_at_the_step_limit(train: Train, linear: Any, tmp_path: Path)
     train(log_dir=str(tmp_path))
     result = mox.run(linear.input_fn, None, linear.model_fn, None, "EVAL", None, 10, True, str(tmp_path), 2)
     assert (result.local_steps, result.stop_reason) == (2, "max_steps")
+
+
+def test_an_evaluation_that_is_stopped_does_not_ask_for_the_log_dir_that_it_has(
+    train: Train, linear: Any, tmp_path: Path
+) -> None:
+    train(log_dir=str(tmp_path))
+
+    def stop(step: int) -> bool:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    with pytest.raises(InterruptedRunError, match="SIGINT after step 2; nothing was saved") as caught:
+        mox.run(
+            linear.input_fn, None, linear.model_fn, run_mode="EVAL", batch_size=10, log_dir=str(tmp_path),
+            fetch_strategy_fn=stop,
+        )  # fmt: skip
+    assert caught.value.hint == "run it again"
 
 
 def test_predict_hands_over_every_row_in_order(train: Train, linear: Any, variable: Any, tmp_path: Path) -> None:

@@ -393,12 +393,12 @@ class _Job:
     # -- result
 
     def _interrupted(self, signum: int) -> InterruptedRunError:
-        name = signal.Signals(signum).name
         saved = self.settings.shown(self.writer.prefix) if self.writer is not None else None
         state = f"checkpoint {saved} {self.settings.fate}" if saved else "nothing was saved"
-        hint = "run it again to go on from there" if saved else "with log_dir a checkpoint would be written"
+        again = "run it again to go on from there" if saved else "run it again"
+        hint = again if self.settings.log_dir or not self.training else "with log_dir a checkpoint would be written"
         step = self.clock.global_step if self.training else self.clock.run_step
-        message = f"stopped by {name} after step {step}; {state}"
+        message = f"stopped by {signal.Signals(signum).name} after step {step}; {state}"
         tf1.logging.warning("%s; %s", message, hint)  # a script that does not catch the error ends without a word
         return InterruptedRunError(message, signum, hint=hint)
 
