@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from moxserve.errors import UsageError, did_you_mean
@@ -40,11 +41,19 @@ class Clip(OptimizerWrapper):
         self._limit, self._type = limit, clip_type
 
     def _change(self, pairs: Pairs) -> Pairs:
-        gradients = [summed(gradient) for gradient, _ in pairs]
+        # The squares of a norm soon leave half precision, and one norm may be of gradients of several dtypes.
+        gradients = [map_values(summed(gradient), _wide) for gradient, _ in pairs]
         if self._type == "global_norm":
             clipped, _ = tf.clip_by_global_norm(gradients, self._limit)
         elif self._type == "norm":
             clipped = [tf.clip_by_norm(gradient, self._limit) for gradient in gradients]
         else:
             clipped = [map_values(g, lambda x: tf.clip_by_value(x, -self._limit, self._limit)) for g in gradients]
-        return [(gradient, variable) for gradient, (_, variable) in zip(clipped, pairs, strict=True)]
+        return [
+            (map_values(gradient, partial(tf.cast, dtype=given.dtype)), variable)
+            for gradient, (given, variable) in zip(clipped, pairs, strict=True)
+        ]
+
+
+def _wide(values: Any) -> Any:
+    return tf.cast(values, tf.float32) if values.dtype in (tf.float16, tf.bfloat16) else values

@@ -308,6 +308,22 @@ def test_what_is_of_another_graph_or_loss_is_refused(train: Train) -> None:
         train(model_fn=two_losses, optimizer_fn=lambda: gathering)
 
 
+@pytest.mark.parametrize("kind", ["norm", "global_norm", "value"])
+def test_norms_are_not_taken_in_half_precision(kind: str) -> None:
+    with tf1.Graph().as_default(), tf1.Session() as session:
+        half = tf1.get_variable("half", [4], tf.float16, tf1.zeros_initializer())
+        full = tf1.get_variable("full", [4], tf.float32, tf1.zeros_initializer())
+        clip = mox.get_optimizer_wrapper_fn(
+            "clip", tf1.train.GradientDescentOptimizer(1.0), limit=2.0, clip_type=kind
+        )()
+        pairs = [(tf.fill([4], tf.constant(1000.0, v.dtype)), v) for v in (half, full)]
+        update = clip.apply_gradients(pairs)
+        session.run(tf1.global_variables_initializer())
+        session.run(update)
+        each = {"norm": 1.0, "global_norm": 0.5**0.5, "value": 2.0}[kind]
+        np.testing.assert_allclose(session.run([half, full]), np.full([2, 4], -each), rtol=1e-3)
+
+
 def test_a_scale_may_be_larger_than_half_precision_holds() -> None:
     with tf1.Graph().as_default(), tf1.Session() as session:
         w = tf1.get_variable("w", [], tf.float16, tf1.ones_initializer())
