@@ -87,3 +87,6 @@ def test_notes_of_a_job_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not job.has_ended(settings, 1)
     job.note_end(settings, 2)
     assert [job.has_ended(settings, run) for run in (1, 2)] == [False, True]
+    (tmp_path / "file").touch()
+    nowhere = Settings.resolve(RunArguments(**given | {"log_dir": str(tmp_path / "file" / "run")}), store)
+    assert not job.has_ended(nowhere, 1)  # what is wrong with it, the training says

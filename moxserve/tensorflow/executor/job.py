@@ -51,7 +51,7 @@ def _ended(log_dir: str, job: str) -> list[int]:
         with open(os.path.join(log_dir, _FILE), encoding="utf-8") as file:
             known = json.load(file)
         return [int(run) for run in known["ended"]] if known["job"] == job else []
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return []
 
 
