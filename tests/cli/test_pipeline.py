@@ -140,7 +140,7 @@ def test_running_without_tensorflow_says_what_to_install(work: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.endswith('error: optimizer (sgd) needs TensorFlow\nhint: pip install "moxserve[tensorflow]"\n')
+    assert done.stderr.endswith('error: run (train) needs TensorFlow\nhint: pip install "moxserve[tensorflow]"\n')
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def test_every_mistake_at_once():
         p.yaml:14:20: predict.output: environment variable NOPE is not set and has no default (a default is written ${NOPE:-value})
             predict: {output: "${NOPE}/x"}
                                ^
-        --set run.foo=5: run.foo: unknown key 'foo'; known: checkpoint_exclude_patterns, checkpoint_include_patterns, checkpoint_path, compute_dtype, deterministic, log_dir, log_every_n_steps, loss_scale, max_number_of_steps, save_model_secs, save_model_steps, save_summary_steps, seed, trainable_exclude_patterns, trainable_include_patterns, warm_start""")
+        --set run.foo=5: run.foo: unknown key 'foo'; known: checkpoint_exclude_patterns, checkpoint_include_patterns, checkpoint_path, compute_dtype, deterministic, evaluation, log_dir, log_every_n_steps, loss_scale, max_number_of_steps, save_model_secs, save_model_steps, save_summary_steps, seed, trainable_exclude_patterns, trainable_include_patterns, warm_start""")
     )
 
 
