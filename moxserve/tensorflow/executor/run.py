@@ -224,6 +224,7 @@ class _Job:
                     self.functions.input_fn, settings.mode, settings.batch_size, settings.auto_batch, len(places)
                 )
         self._opened.callback(self.source.close)  # also if the model cannot be built
+        self.workers.take_ahead(self.source)
         if self.source.endless and not settings.max_steps and (self.training or not self.source.steps):
             raise UsageError(
                 f"run(max_number_of_steps=0) in {settings.mode} means to the end of the input, which never ends",

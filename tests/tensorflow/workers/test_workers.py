@@ -137,19 +137,20 @@ def test_all_reduce_learns_what_one_device_learns(cluster: Any, training: Any, t
     plan = [
         training(str(tmp_path / "towers"), "adam", towers=2),
         *(training(str(tmp_path / name), name) for name in OPTIMIZERS),
+        training(str(tmp_path / "finite"), steps=0, batches=7),
         training(str(tmp_path / "killed"), steps=100000, pause=0.02, save_steps=20),
     ]
     job = cluster(0, plan)
     job.start_all()
-    job.wait_for("worker0", r"(?s)RESULT 3 .*Saving checkpoints for 40")
+    job.wait_for("worker0", r"(?s)RESULT 4 .*Saving checkpoints for 40")
     job.send("worker1", signal.SIGKILL)
     job.ended({"worker0": 75, "worker1": -signal.SIGKILL})  # a collective cannot be taken up again
     assert "worker 1 at localhost:" in job.text("worker0")
     for one in plan[:4]:
         assert_learned_as_one_device(one, tmp_path / f"alone-{one.optimizer}{one.towers}")
     results = job.results("worker0")
-    assert [(r["global_step"], r["stop_reason"]) for r in results[3:]] == [(20, "max_steps")]
-    assert int(reader(plan[4].folder).get_tensor("global_step")) >= 40
+    assert [(r["global_step"], r["stop_reason"]) for r in results[3:]] == [(20, "max_steps"), (7, "end_of_input")]
+    assert int(reader(plan[5].folder).get_tensor("global_step")) >= 40
 
 
 @pytest.mark.slow

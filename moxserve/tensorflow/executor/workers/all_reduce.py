@@ -20,6 +20,7 @@ from moxserve.tensorflow.executor.devices import Devices, GradsAndVars
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.participants import Participant
 from moxserve.tensorflow.executor.stepper import Fetcher
+from moxserve.tensorflow.executor.workers.ahead import TakenAhead
 from moxserve.tensorflow.executor.workers.base import Startup, Workers
 from moxserve.tensorflow.executor.workers.bundles import Bundle, farewell, leaving, split, told
 from moxserve.tensorflow.executor.workers.lockstep import Lockstep, Member
@@ -120,6 +121,14 @@ class AllReduceWorkers(Lockstep, Workers):
             name, shape, dtype, initializer, trainable=False, use_resource=True,
             collections=[tf1.GraphKeys.LOCAL_VARIABLES],
         )  # fmt: skip
+
+    def take_ahead(self, source: Any) -> None:
+        """Let an input that may end do so before a step, not in it."""
+        if source.endless or source.participants:  # who waits for feeds or queues knows before a step
+            return
+        ahead = TakenAhead(source.towers)
+        source.towers = ahead.towers
+        source.participants.append(ahead)
 
     def participants(self) -> list[Participant]:
         """One that keeps this worker in step."""

@@ -124,6 +124,13 @@ class Workers:
         """How many steps are left for this process until it has reached `max_number_of_steps`."""
         return goal - self.done_steps(global_step)
 
+    def take_ahead(self, source: Any) -> None:
+        """Change the input of a training where its batches must be taken before their steps.
+
+        Args:
+            source: the ModeInput, built into the graph.
+        """
+
     def participants(self) -> list[Participant]:
         """Who takes part in the loop on behalf of the job; made while the graph is open."""
         return []
