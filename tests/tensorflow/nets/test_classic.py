@@ -101,7 +101,7 @@ class TestSmall:
         spread = {v.op.name: v for v in tf1.global_variables()}
         names = ["LeNet/fc3/weights", "CifarNet/conv2/weights", "CifarNet/fc3/weights", "CifarNet/logits/weights"]
         found = [w.std() / 0.8796 for w in values(*(spread[n] for n in names))]  # of a normal cut at 2 deviations
-        assert found == pytest.approx([0.1, 0.05, 0.04, 1 / 192], rel=0.05)
+        assert found == pytest.approx([0.1, 0.05, 0.04, 1 / 192], rel=0.1)  # of 1,920 values at least: five sigmas
         biases = values(spread["CifarNet/fc4/biases"], spread["CifarNet/logits/biases"])
         assert [set(b.tolist()) for b in biases] == [{np.float32(0.1)}, {0.0}]
 
