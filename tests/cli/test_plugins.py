@@ -11,15 +11,18 @@ import pytest
 
 Run = Callable[..., Any]
 
-SHOW_ADAM = """\
+RATES = "float | Piecewise | LinearCosine | Polynomial"
+WRAPPERS = "list of BatchGradients | Clip | Dgc | Easgd | Lars | LossScale | SimpleSync"
+SHOW_ADAM = f"""\
 optimizer.adam: Adam (Kingma and Ba, 2014).
 from moxserve (moxserve_plugins.optimizers.config:Adam)
 
-PARAMETER      TYPE   DEFAULT   MEANING
-learning_rate  float  required  Step size.
-beta1          float  0.9       Decay of the mean of gradients.
-beta2          float  0.999     Decay of the mean of squared gradients.
-epsilon        float  1e-08     Added where a division could be by zero.
+PARAMETER      {"TYPE":75}  DEFAULT   MEANING
+learning_rate  {RATES:75}  required  Step size: a number, or a schedule.
+wrappers       {WRAPPERS:75}  []        Wrappers around it, from the inside out.
+beta1          {"float":75}  0.9       Decay of the mean of gradients.
+beta2          {"float":75}  0.999     Decay of the mean of squared gradients.
+epsilon        {"float":75}  1e-08     Added where a division could be by zero.
 """
 
 
