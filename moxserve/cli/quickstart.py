@@ -38,6 +38,14 @@ def _pipeline_file() -> Path:
     raise MoxserveError("pipelines/digits.yaml is missing from this installation", hint="reinstall moxserve")
 
 
+def _last_object(text: str) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError:
+        result = json.loads(text.rstrip().rpartition("\n")[2])
+    return result
+
+
 @dataclass
 class Steps:
     """Runs moxserve commands one after the other and remembers how long each took.
@@ -49,7 +57,7 @@ class Steps:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, title: str, *args: str) -> dict[str, Any]:
-        """Run one command with `--json` and return what it printed.
+        """Run one command with `--json` and return the object that it printed; of several, one a line, the last.
 
         Raises:
             MoxserveError: the command failed; its own message is on the terminal already.
@@ -60,8 +68,7 @@ class Steps:
         self.seconds[title] = time.monotonic() - start
         if done.returncode != 0:
             raise MoxserveError(f"step {title!r} ended with status {done.returncode}", hint="its output is above")
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
+        return _last_object(done.stdout)
 
     @contextlib.contextmanager
     def server(self, *args: str, log: Path, address: str) -> Iterator[None]:

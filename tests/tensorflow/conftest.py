@@ -45,9 +45,12 @@ class Console(logging.Handler):
 def console() -> Iterator[Console]:
     handler = Console()
     logger = logging.getLogger("tensorflow")
+    before = logger.level
+    logger.setLevel(logging.INFO)  # a server that ran in this process has hushed it
     logger.addHandler(handler)
     yield handler
     logger.removeHandler(handler)
+    logger.setLevel(before)
 
 
 @dataclass
