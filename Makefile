@@ -52,11 +52,13 @@ format: $(STAMP) ## Rewrite the code in the project's format
 
 bench: $(STAMP) ## Every benchmark, as ratios against peers in one run
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/client.py
 	$(BIN)/python benchmarks/input.py
 	$(BIN)/python benchmarks/nets.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/file.py
 
 clean: ## Remove the environment and everything that was built
 	rm -rf $(VENV) .cache build dist
