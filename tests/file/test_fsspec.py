@@ -24,6 +24,7 @@ def filesystem(obs: str) -> Any:
     return fsspec.filesystem("obs")
 
 
+@pytest.mark.slow
 def test_pandas_reads_and_writes(obs: str) -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"a": [1, 2], "b": ["x", "y"]})

@@ -29,6 +29,7 @@ def linear(tmp_path_factory: pytest.TempPathFactory, save_linear: Callable[..., 
     return save_linear(tmp_path_factory.mktemp("linear") / "1")
 
 
+@pytest.mark.slow
 def test_what_counts_as_a_version_in_a_bucket(store: Any, linear: Path) -> None:
     base = store.base
     with pytest.raises(FileNotFoundError):

@@ -119,6 +119,7 @@ def _side(name: str) -> int:
     return SIDES.get(name) or LEAST.get(family, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _networks(NETWORKS if EVERYTHING else sorted(TRAINED)))
 def test_training_adds_what_slims_does_and_reaches_every_variable(name: str, shared_dir: Path):
     row, reference, side = NETWORKS[name], _reference(name, shared_dir), _side(name)
