@@ -41,14 +41,11 @@ Function = Callable[..., Any]
 
 def is_url(path: Any) -> bool:
     """Whether a path, of any type that `open` takes, is a URL of a store."""
-    if path.__class__ is str:
-        found: bool = path.startswith(_URLS)
-        return found
-    if isinstance(path, bytes):
-        return path.startswith(_BYTE_URLS)
-    if isinstance(path, str) or hasattr(path, "__fspath__"):
-        return is_url(os.fspath(path)) if not isinstance(path, str) else path.startswith(_URLS)
-    return False
+    if hasattr(path, "__fspath__"):
+        path = os.fspath(path)
+    if isinstance(path, str):
+        return path.startswith(_URLS)
+    return isinstance(path, bytes) and path.startswith(_BYTE_URLS)
 
 
 # What each function does with a URL. Arguments are those of the original; what a store has no meaning for is taken and
