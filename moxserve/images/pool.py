@@ -11,17 +11,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-__all__ = ["available_cores", "each"]
+from moxserve.cores import available_cores
+
+__all__ = ["each"]
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
-
-
-def available_cores() -> int:
-    """Return how many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def each(count: int, work: Callable[[int], None], threads: int | None = None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from moxserve.cores import available_cores
+
 __all__ = ["SHARED_BY", "cpus", "shared"]
 
 # Set by the supervisor of several server processes: how many of them share the machine.
@@ -17,6 +19,5 @@ def shared() -> bool:
 
 def cpus() -> int:
     """Return this process's part of the CPUs that it may run on; at least 1."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sharers = os.environ.get(SHARED_BY, "")
-    return max(1, available // max(1, int(sharers) if sharers.isdecimal() else 1))
+    return max(1, available_cores() // max(1, int(sharers) if sharers.isdecimal() else 1))

@@ -5,15 +5,15 @@ TensorFlow is imported inside the functions.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import Field
 
+from moxserve.cores import available_cores
 from moxserve.pipeline.slots import InputPlugin
 
-__all__ = ["BatchedInput", "array_table", "batch_rows", "cores", "finish", "gather_rows"]
+__all__ = ["BatchedInput", "array_table", "batch_rows", "finish", "gather_rows"]
 
 _PREFETCH_BATCHES = 2
 
@@ -35,11 +35,6 @@ class BatchedInput(InputPlugin):
     def rows_per_step(self, mode: str) -> int:
         """Return the batch size of a mode."""
         return self.batch_size if mode == "TRAIN" else self.eval_batch_size or self.batch_size
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def batch_rows(config: BatchedInput, mode: str, rows: int, fetch: Callable[[Any], Any]) -> Any:
@@ -73,7 +68,7 @@ def finish(batches: Any) -> Any:
     import tensorflow as tf
 
     options = tf.data.Options()
-    options.threading.private_threadpool_size = max(2, cores())
+    options.threading.private_threadpool_size = max(2, available_cores())
     options.deterministic = True
     dataset = batches.prefetch(_PREFETCH_BATCHES).with_options(options)
     return tf.compat.v1.data.make_one_shot_iterator(dataset).get_next()

@@ -8,11 +8,11 @@ the input ends. The original operations stay behind in the graph and are never r
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from moxserve.cores import available_cores
 from moxserve.errors import ModelSpecError
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.repeatable import input_draws
@@ -22,7 +22,7 @@ __all__ = ["GET_NEXT", "graph_def_of", "lift_to_dataset", "pulls"]
 # Samples that come from no iterator (random_uniform, constants) never end.
 _ENDLESS = 1 << 62
 GET_NEXT = "IteratorGetNext"
-_PARALLEL_CALLS = max(1, min(8, os.cpu_count() or 1))
+_PARALLEL_CALLS = min(8, available_cores())
 
 
 @dataclass

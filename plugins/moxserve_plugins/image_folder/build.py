@@ -6,11 +6,12 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
+from moxserve.cores import available_cores
 from moxserve.errors import DataError
 from moxserve.pipeline.slots import InputBundle
 from moxserve.pipeline.stage import first_line
 from moxserve_plugins.image_folder.index import Folder, Index, index_folders
-from moxserve_plugins.inputs import batch_rows, cores, gather_rows
+from moxserve_plugins.inputs import batch_rows, gather_rows
 
 if TYPE_CHECKING:
     from moxserve_plugins.image_folder.config import ImageFolder
@@ -62,12 +63,12 @@ def _batches(config: ImageFolder, index: Index, folder: Folder, mode: str) -> An
         return _decode(config, index.shape, tf.gather(files, number)), tf.gather(classes, number)
 
     if rows * math.prod(index.shape) <= config.cache_mb * _MIB:
-        everything = tf.data.Dataset.range(rows).map(decode, num_parallel_calls=cores())
+        everything = tf.data.Dataset.range(rows).map(decode, num_parallel_calls=available_cores())
         table = everything.batch(rows, drop_remainder=True)
         return batch_rows(config, mode, rows, lambda numbers: gather_rows(table, numbers))
 
     def fetch(numbers: Any) -> Any:
-        decoded = numbers.unbatch().map(decode, num_parallel_calls=cores())
+        decoded = numbers.unbatch().map(decode, num_parallel_calls=available_cores())
         return decoded.batch(config.rows_per_step(mode), drop_remainder=mode == "TRAIN")
 
     return batch_rows(config, mode, rows, fetch)

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from moxserve.cores import available_cores
 from moxserve.errors import UsageError
-from moxserve.images.pool import available_cores
 from moxserve.tensorflow.datasets.reader.raw_reader import ParallelReader
 from moxserve.tensorflow.datasets.tfrecord_files import cache_folder
 from moxserve.tensorflow.executor.env import tf

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moxserve.images.pool import available_cores
+from moxserve.cores import available_cores
 from moxserve.talk import Event
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.observe.gpus import GpuMeter, GpuUse
