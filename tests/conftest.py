@@ -1,7 +1,12 @@
-"""Fixtures that every part of the suite uses."""
+"""Fixtures that every part of the suite uses.
+
+The object store of the tests is moto's server in this process. MOXSERVE_TEST_S3_ENDPOINT, with AWS_ACCESS_KEY_ID and
+AWS_SECRET_ACCESS_KEY, names another one: what is tested is the protocol, not moto.
+"""
 
 from __future__ import annotations
 
+import http.client
 import os
 import subprocess
 import sys
@@ -11,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import settings
@@ -182,12 +188,43 @@ def eager() -> Iterator[None]:
         yield
 
 
-@dataclass
-class Store:
-    """A bucket on a real server that lives in this process.
+@dataclass(frozen=True)
+class Account:
+    """An object store, and one who may do everything there.
 
     Attributes:
-        endpoint: its URL.
+        endpoint: the store's URL.
+        ak: access key.
+        sk: secret key.
+        elsewhere: it is not moto's in this process.
+    """
+
+    endpoint: str
+    ak: str
+    sk: str
+    elsewhere: bool = False
+
+    def client(self, **kwargs: Any) -> Any:
+        """Give boto3's client, which the tests look with."""
+        import boto3
+        from botocore.config import Config
+
+        known = {
+            "endpoint_url": self.endpoint,
+            "aws_access_key_id": self.ak,
+            "aws_secret_access_key": self.sk,
+            "region_name": os.environ.get("AWS_REGION", "us-east-1"),
+            "config": Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
+        }
+        return boto3.client("s3", **{**known, **kwargs})
+
+
+@dataclass
+class Store:
+    """A bucket of a store that is reached through this process.
+
+    Attributes:
+        endpoint: the URL of the way to it.
         bucket: a fresh bucket.
         base: URL of a prefix in it.
         client: boto3's, which the tests look with.
@@ -220,6 +257,34 @@ class Store:
         return content
 
 
+class _Elsewhere:
+    """A WSGI application that passes on to another store, as it stands: the signature counts there."""
+
+    def __init__(self, endpoint: str) -> None:
+        parts = urlsplit(endpoint)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connect = lambda: kind(parts.netloc, timeout=60)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        method, size = environ["REQUEST_METHOD"], int(environ.get("CONTENT_LENGTH") or 0)
+        headers = {name[5:].replace("_", "-"): value for name, value in environ.items() if name.startswith("HTTP_")}
+        for name in ("EXPECT", "CONNECTION"):
+            headers.pop(name, None)
+        headers["Content-Length"] = str(size)
+        if environ.get("CONTENT_TYPE"):
+            headers["Content-Type"] = environ["CONTENT_TYPE"]
+        connection = self._connect()
+        try:
+            connection.request(method, environ["RAW_URI"], environ["wsgi.input"].read(size), headers)
+            answer = connection.getresponse()
+            body = answer.read()
+        finally:
+            connection.close()
+        kept = [(k, v) for k, v in answer.getheaders() if k.lower() not in ("connection", "transfer-encoding", "date")]
+        start_response(f"{answer.status} {answer.reason}", kept)
+        return [body]
+
+
 class _Watched:
     """The server's WSGI application with a look at each request."""
 
@@ -244,16 +309,18 @@ class _Watched:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[tuple[str, _Watched]]:
-    """The server: its URL and its application."""
+    """The way to the store, which can be watched: its URL and its application."""
     pytest.importorskip("boto3", reason="needs the extra s3")
-    server_module = pytest.importorskip("moto.server", reason="needs moto[server]")
+    server_module = pytest.importorskip("moto.server", reason="needs moto[server]")  # and with it werkzeug
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
         def log(self, *args: Any, **kwargs: Any) -> None:
             """Say nothing."""
 
-    app = _Watched(server_module.DomainDispatcherApplication(server_module.create_backend_app))
+    endpoint = os.environ.get("MOXSERVE_TEST_S3_ENDPOINT")
+    moto = None if endpoint else server_module.DomainDispatcherApplication(server_module.create_backend_app)
+    app = _Watched(_Elsewhere(endpoint) if endpoint else moto)
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -262,11 +329,22 @@ def s3_server() -> Iterator[tuple[str, _Watched]]:
     thread.join()
 
 
-@pytest.fixture
-def store(s3_server: tuple[str, _Watched], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
-    """A fresh bucket, and the environment that leads to it; temporary files go to a folder of their own."""
-    import boto3
+@pytest.fixture(scope="session")
+def account(request: pytest.FixtureRequest) -> Account:
+    """The store and its keys; moto takes any, as long as nobody turns authentication on."""
+    pytest.importorskip("boto3", reason="needs the extra s3")
+    endpoint = os.environ.get("MOXSERVE_TEST_S3_ENDPOINT")
+    if endpoint:
+        return Account(endpoint, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"], elsewhere=True)
+    endpoint, _ = request.getfixturevalue("s3_server")
+    return Account(endpoint, "testing", "testing")
 
+
+@pytest.fixture
+def store(
+    account: Account, s3_server: tuple[str, _Watched], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Store]:
+    """A fresh bucket, and the environment that leads to it; temporary files go to a folder of their own."""
     endpoint, app = s3_server
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -274,8 +352,8 @@ def store(s3_server: tuple[str, _Watched], monkeypatch: pytest.MonkeyPatch, tmp_
     scratch.mkdir()
     settings = {
         "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_ACCESS_KEY_ID": account.ak,
+        "AWS_SECRET_ACCESS_KEY": account.sk,
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": str(tmp_path / "aws-config"),
         "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "aws-credentials"),
@@ -284,7 +362,7 @@ def store(s3_server: tuple[str, _Watched], monkeypatch: pytest.MonkeyPatch, tmp_
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tempfile.tempdir", None)
-    client = boto3.client("s3", region_name="us-east-1")
+    client = account.client(endpoint_url=endpoint)
     bucket = f"models-{uuid.uuid4().hex[:8]}"
     client.create_bucket(Bucket=bucket)
     app.store = Store(endpoint, bucket, f"s3://{bucket}/team/digits", client)

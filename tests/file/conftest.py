@@ -1,8 +1,4 @@
-"""Where the file API is tested: a local folder, and a store with authentication; and a network that fails on demand.
-
-The store is moto's server in this process. MOXSERVE_TEST_S3_ENDPOINT, with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,
-names another one: the contract is the protocol's, not moto's.
-"""
+"""Where the file API is tested: a local folder, and a store with authentication; and a network that fails on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,41 +23,15 @@ from moxserve.file import auth
 _VARIABLES = ("AWS_", "S3_", "OBS_", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SECURITY_TOKEN")
 
 
-@dataclass(frozen=True)
-class Account:
-    """A store, and one who may do everything there."""
-
-    endpoint: str
-    ak: str
-    sk: str
-
-    def client(self, **kwargs: Any) -> Any:
-        """Give boto3's client, which the tests look with."""
-        import boto3
-        from botocore.config import Config
-
-        known = {
-            "endpoint_url": self.endpoint,
-            "aws_access_key_id": self.ak,
-            "aws_secret_access_key": self.sk,
-            "region_name": os.environ.get("AWS_REGION", "us-east-1"),
-            "config": Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
-        }
-        return boto3.client("s3", **{**known, **kwargs})
-
-
 @pytest.fixture(scope="session")
-def account(request: pytest.FixtureRequest) -> Account:
-    """The store's address and keys; authentication is only on while `signed` is used."""
-    pytest.importorskip("boto3", reason="needs the extra s3")
-    endpoint = os.environ.get("MOXSERVE_TEST_S3_ENDPOINT")
-    if endpoint:
-        return Account(endpoint, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
-    endpoint, _ = request.getfixturevalue("s3_server")
+def account(account: Any) -> Any:
+    """The store's address and keys that it knows; authentication is only on while `signed` is used."""
+    if account.elsewhere:
+        return account
     import boto3
 
     iam = boto3.client(
-        "iam", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
+        "iam", endpoint_url=account.endpoint, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
     )
     name = f"user-{uuid.uuid4().hex[:8]}"
     iam.create_user(UserName=name)
@@ -71,7 +41,7 @@ def account(request: pytest.FixtureRequest) -> Account:
     }
     iam.put_user_policy(UserName=name, PolicyName="all", PolicyDocument=json.dumps(everything))
     key = iam.create_access_key(UserName=name)["AccessKey"]
-    return Account(endpoint, key["AccessKeyId"], key["SecretAccessKey"])
+    return replace(account, ak=key["AccessKeyId"], sk=key["SecretAccessKey"])
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +63,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, empty_home: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def signed(account: Account, bare: None, monkeypatch: pytest.MonkeyPatch) -> Account:
+def signed(account: Any, bare: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The environment leads to the store, and the store checks signatures."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", account.endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", account.ak)
@@ -122,19 +92,19 @@ def shared_bucket(_buckets: Callable[[], str]) -> str:
 
 
 @pytest.fixture
-def own_bucket(signed: Account, _buckets: Callable[[], str]) -> str:
+def own_bucket(signed: Any, _buckets: Callable[[], str]) -> str:
     """A bucket for one test."""
     return _buckets()
 
 
 @pytest.fixture
-def s3(signed: Account, shared_bucket: str) -> str:
+def s3(signed: Any, shared_bucket: str) -> str:
     """URL of a fresh directory of the store."""
     return f"s3://{shared_bucket}/{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(scope="session")
-def _looker(account: Account) -> Any:
+def _looker(account: Any) -> Any:
     return account.client()
 
 
@@ -340,14 +310,14 @@ def _answer(connection: socket.socket, status: int, headers: str = "", code: str
 
 
 @pytest.fixture(scope="session")
-def _relay_to_store(account: Account) -> Iterator[_Relay]:
+def _relay_to_store(account: Any) -> Iterator[_Relay]:
     relay = _Relay(account.endpoint)
     yield relay
     relay.close()
 
 
 @pytest.fixture
-def proxy(_relay_to_store: _Relay, signed: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def proxy(_relay_to_store: _Relay, signed: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The way to the store goes through a network that fails on demand; four attempts without long waits."""
     state = _relay_to_store.state
     state.calls.clear()
