@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +23,7 @@ from moxserve import file
 from moxserve.errors import ExportError, MoxserveError, VersionExistsError
 from moxserve.export.publish.base import ATTEMPTS, MARKERS, StagedVersion, VersionBase, exists_error
 from moxserve.export.versions import AUTO, next_number
+from moxserve.file import MoxFileNotExistsException
 from moxserve.file.s3 import open_bucket
 
 __all__ = ["S3Base"]
@@ -103,7 +105,7 @@ class S3Base(VersionBase):
         for _ in range(ATTEMPTS):
             name = str(next_number(self.in_use(), self.url) if version == AUTO else version)
             key, start = f"{self._prefix}{_RESERVED}{name}", f"{self._prefix}{name}/"
-            if self._bucket.put(key, owner.encode()):
+            if self._take(key, owner):
                 # Another exporter may have published it, and given its reservation back, since we looked.
                 if not self._bucket.has_any(start):
                     break
@@ -119,6 +121,21 @@ class S3Base(VersionBase):
             self._try(lambda: self._delete_reserved(name))
             raise
         self._try(lambda: self._bucket.delete([key]))
+
+    def _take(self, key: str, owner: str) -> bool:
+        """Write a reservation; false where there is another one.
+
+        There are stores that look for the object before they write, and so let two write at once. The other's write
+        has arrived a moment later, and the last one counts.
+        """
+        begin = time.monotonic()
+        if not self._bucket.put(key, owner.encode()):
+            return False
+        time.sleep(2 * (time.monotonic() - begin))
+        try:
+            return self._bucket.read(key)[0] == owner.encode()
+        except MoxFileNotExistsException:
+            return False
 
     def _make_visible(self, source: str, target: str, sizes: dict[str, int]) -> None:
         """Copy a whole upload to where readers look, what they look for last."""

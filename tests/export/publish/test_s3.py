@@ -133,6 +133,20 @@ def test_exporters_at_once_take_different_numbers(store: Any, fill: Any) -> None
     assert not [key for key in store.listed() if "/.moxserve" in key]
 
 
+def test_a_store_that_lets_two_reserve_at_once_is_found_out(store: Any, fill: Any) -> None:
+    """Swift, for one, looks for the object first and writes it then."""
+    theirs = temp_name().encode()
+
+    def overtake(method: str, path: str, query: str) -> None:
+        if method == "GET" and path.endswith("/.moxserve-reserved/1"):
+            store.before = None
+            store.write("team/digits/.moxserve-reserved/1", theirs)
+
+    store.before = overtake
+    assert publish(store.base, fill).version == 2
+    assert store.read("team/digits/.moxserve-reserved/1") == theirs
+
+
 @pytest.mark.slow
 def test_one_of_two_that_want_the_same_number_is_refused(store: Any, fill: Any) -> None:
     outcomes: list[str] = []
