@@ -299,14 +299,19 @@ def _has_checkpoint(log_dir: str) -> bool:
 
 
 @contextlib.contextmanager
-def _here(log_dir: str) -> Iterator[str]:
-    """Give the local folder that stands for a log_dir in a store; of a local one the folder itself."""
-    if not is_remote(log_dir):
-        yield log_dir
+def _here(run: RunPlugin) -> Iterator[str]:
+    """Give the local folder that stands for a run's log_dir in a store; of a local one the folder itself."""
+    if not is_remote(run.log_dir):
+        yield run.log_dir
         return
-    from moxserve.tensorflow.executor.remote import mirrored
+    from moxserve.tensorflow.executor.cluster import Topology
+    from moxserve.tensorflow.executor.flags import store
+    from moxserve.tensorflow.executor.remote import Share, mirrored
 
-    with mirrored(log_dir) as folder:
+    topology = Topology.from_flags(store)
+    share = Share.of(topology, training=run.trains)
+    # A run that trains nothing leaves the file of the one that did alone.
+    with mirrored(run.log_dir, share, topology.index, also=(RESOLVED,) if share is Share.READS else ()) as folder:
         yield folder
 
 
@@ -371,10 +376,10 @@ class _Stages:
         self._seconds: dict[str, float] = {}
 
     def run(self) -> PipelineResult:
-        log_dir = _plugins(self._config)[3].log_dir
-        with _here(log_dir) as folder:
+        run = _plugins(self._config)[3]
+        with _here(run) as folder:
             result = self._run_in(folder)
-        return replace(result, log_dir=log_dir)
+        return replace(result, log_dir=run.log_dir)
 
     def _run_in(self, folder: str) -> PipelineResult:
         prepared = self._timed("prepare", lambda: prepare(self._loaded, folder, talk=self._talk))

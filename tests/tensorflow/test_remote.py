@@ -19,7 +19,7 @@ import moxserve.tensorflow as mox
 from moxserve import file
 from moxserve.errors import CheckpointError, InterruptedRunError, UsageError
 from moxserve.tensorflow.executor import remote
-from moxserve.tensorflow.executor.remote import Mirror
+from moxserve.tensorflow.executor.mirror import Mirror
 
 Train = Callable[..., mox.RunResult]
 

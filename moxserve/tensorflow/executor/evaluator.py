@@ -6,11 +6,13 @@ beside it. A checkpoint that the training drops before its turn comes is left ou
 
 The training has ended when its chief said so in `log_dir` (see `lock`). What was said by an earlier training must not
 count, and a script may train several times in a row. So a word that falls short of `max_number_of_steps`, or that
-stood there from the start, counts only when no other training begins for a while.
+stood there from the start, counts only when no other training begins for a while. How a folder is watched, and a
+directory in a store, is told in `watching`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,25 +21,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from moxserve import file
 from moxserve.errors import CheckpointError, InterruptedRunError, UsageError
 from moxserve.file import atomic_write
 from moxserve.tensorflow.executor import checkpoint as checkpoints
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.epochs import samples_in_epoch
-from moxserve.tensorflow.executor.located import is_complete, named_in_state
-from moxserve.tensorflow.executor.lock import ended_at
+from moxserve.tensorflow.executor.located import is_complete
+from moxserve.tensorflow.executor.mirror import EVALUATIONS
 from moxserve.tensorflow.executor.phases import phases_of
 from moxserve.tensorflow.executor.settings import Functions, Settings
 from moxserve.tensorflow.executor.signals import SignalGuard
 from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
+from moxserve.tensorflow.executor.watching import Named, Watched, WatchedFolder, WatchedStore
 
 __all__ = ["Execute", "evaluate_beside"]
 
 Execute = Callable[[Settings, Functions, Topology], RunResult]
 
-_FILE = "evaluations.json"
 _VERSION = 1
+# By what checkpoints of a folder are known, and those of a store.
+_MARKS = {int: "written_ns", str: "etag"}
 _POLL_S = 0.5
 # How long an end must be the last word, said while this process watched or before.
 _SETTLED_S = 5.0
@@ -69,39 +74,42 @@ def evaluate_beside(settings: Settings, functions: Functions, topology: Topology
             "flag --job_name=evaluator: run() has no log_dir, where the training would leave its checkpoints",
             hint="give log_dir to run(), or --log_dir on the command line",
         )
-    if settings.mirror is not None:
-        raise UsageError(
-            f"flag --job_name=evaluator: log_dir is {settings.mirror.url!r}, and only a folder can be watched",
-            hint="train into a file system that both processes see, or evaluate without the flag now and then",
-        )
-    evaluator = _Evaluator(settings, functions, lambda of, using: execute(of, using, alone), alone.num_devices)
-    with SignalGuard() as guard:
-        ending = _Ending(settings.log_dir, settings.max_steps)
+    with contextlib.ExitStack() as stack:
+        watched: Watched = WatchedFolder(settings.log_dir)
+        if settings.mirror is not None:
+            watched = WatchedStore(settings.mirror, stack.enter_context(file.scratch_directory()))
+        evaluator = _Evaluator(settings, functions, lambda of, using: execute(of, using, alone), watched)
+        evaluator.towers = alone.num_devices
+        guard = stack.enter_context(SignalGuard())
+        ending = _Ending(watched, settings.max_steps)
         evaluator.tell_waiting()
         while True:
-            ended = ending.is_sure()  # asked first: the last checkpoint is there by then
-            evaluator.catch_up(lambda: guard.signum != 0)
+            if watched.look():
+                ended = ending.is_sure()  # asked first: the last checkpoint is there by then
+                if evaluator.catch_up(lambda: guard.signum != 0) and ended:
+                    return evaluator.result()
             if guard.signum:
                 raise InterruptedRunError("the evaluator was stopped by a signal", guard.signum)
-            if ended:
-                return evaluator.result()
             time.sleep(_POLL_S)
 
 
 class _Ending:
     """Whether the training is over."""
 
-    def __init__(self, log_dir: str, goal: int) -> None:
-        self._log_dir, self._goal = log_dir, goal
-        self._said = ended_at(log_dir)
+    def __init__(self, watched: Watched, goal: int) -> None:
+        self._watched, self._goal = watched, goal
+        self._began = False
+        self._said: int | None = None
         self._since = time.monotonic()
         self._settled_s = _STALE_S
 
     def is_sure(self) -> bool:
         """Look at what the chief says."""
-        said, now = ended_at(self._log_dir), time.monotonic()
+        said, now = self._watched.ended(), time.monotonic()
+        if not self._began:
+            self._began, self._said = True, said
         if said != self._said:
-            self._said, self._since, self._settled_s = said, now, _SETTLED_S
+            self._said, self._since, self._settled_s = said, now, _SETTLED_S + self._watched.slack_s
         if said is None:
             return False
         return (bool(self._goal) and said >= self._goal) or now - self._since >= self._settled_s
@@ -109,10 +117,10 @@ class _Ending:
 
 @dataclass(frozen=True)
 class _Known:
-    """A checkpoint as it was when it was evaluated: its step, and when it was written."""
+    """A checkpoint as it was when it was evaluated: its step, and when it was written, or its tag in a store."""
 
     step: int
-    written_ns: int
+    mark: int | str
 
 
 class _Evaluator:
@@ -122,6 +130,9 @@ class _Evaluator:
         settings: of the training.
         functions: the user's.
         execute: makes one run of a single process.
+        watched: where the training is.
+
+    Attributes:
         towers: how many batches such a run evaluates at a step.
     """
 
@@ -130,35 +141,53 @@ class _Evaluator:
         settings: Settings,
         functions: Functions,
         execute: Callable[[Settings, Functions], RunResult],
-        towers: int,
+        watched: Watched,
     ) -> None:
-        self._settings, self._functions, self._execute, self._towers = settings, functions, execute, towers
-        self._log_dir = str(settings.log_dir)
-        self._folder = os.path.join(self._log_dir, "eval")
-        self._path = os.path.join(self._folder, _FILE)
+        self._settings, self._functions, self._execute, self._watched = settings, functions, execute, watched
+        self.towers = 1
+        self._path = os.path.join(str(settings.log_dir), EVALUATIONS)
+        self._folder = os.path.dirname(self._path)
         self._metrics: dict[_Known, Mapping[str, float]] = self._load()
         self._last: RunResult | None = None
 
     def tell_waiting(self) -> None:
         """Say what this process is about to do."""
         done = f" ({len(self._metrics)} checkpoint(s) evaluated before)" if self._metrics else ""
-        tf1.logging.info("the evaluator watches %s for checkpoints%s", self._log_dir, done)
+        tf1.logging.info("the evaluator watches %s for checkpoints%s", self._watched.url, done)
 
-    def catch_up(self, stopped: Callable[[], bool]) -> None:
-        """Evaluate the checkpoints that have not been, oldest first."""
-        for prefix in named_in_state(self._log_dir):
-            known = _identity(prefix)
-            if known is None or known in self._metrics or stopped():
+    def catch_up(self, stopped: Callable[[], bool]) -> bool:
+        """Evaluate the checkpoints that have not been, oldest first.
+
+        Returns:
+            Whether that is done; false when it was stopped, or a checkpoint could not be fetched now.
+        """
+        for named in self._watched.named():
+            known = _Known(named.step, named.mark)
+            if known in self._metrics:
                 continue
-            try:
-                self._last = self._evaluate(prefix)
-            except CheckpointError as error:
-                if is_complete(prefix):
-                    raise
-                tf1.logging.warning("%s was dropped before it could be evaluated: %s", prefix, error.message)
-                continue
-            self._metrics[known] = {name: float(value) for name, value in self._last.metrics.items()}
-            self._save()
+            if stopped():
+                return False
+            with self._watched.here(named) as prefix:
+                if prefix is None:
+                    return False
+                metrics = self._metrics_of(named, prefix)
+            if metrics is not None:
+                self._metrics[known] = metrics
+                self._save()
+                self._watched.keep()
+        return True
+
+    def _metrics_of(self, named: Named, prefix: str) -> Mapping[str, float] | None:
+        """Evaluate a checkpoint; None when it was dropped before."""
+        try:
+            last = self._evaluate(prefix)
+        except CheckpointError as error:
+            if is_complete(prefix):
+                raise
+            tf1.logging.warning("%s was dropped before it could be evaluated: %s", named.path, error.message)
+            return None
+        self._last = replace(last, checkpoint=named.path)
+        return {name: float(value) for name, value in last.metrics.items()}
 
     def result(self) -> RunResult:
         """What it came to; of an evaluator that was started again, what its predecessor found last."""
@@ -172,7 +201,7 @@ class _Evaluator:
             global_step=step,
             local_steps=0,
             stop_reason="training_ended",
-            checkpoint=checkpoints.latest_checkpoint(self._log_dir),
+            checkpoint=next((named.path for named in reversed(self._watched.named())), None),
             metrics=metrics,
         )
 
@@ -181,6 +210,7 @@ class _Evaluator:
             self._settings,
             mode=ModeKeys.EVAL,
             inter_mode=None,
+            mirror=None,  # what an evaluation leaves is sent when it is noted
             log_dir=self._folder,  # where no checkpoint ever is: the one to evaluate is said
             checkpoint_path=prefix,
             warm_start=None,
@@ -194,7 +224,7 @@ class _Evaluator:
 
     def _steps(self) -> int:
         rows = samples_in_epoch(0, training=False)
-        return math.ceil(rows / (self._settings.batch_size * self._towers))
+        return math.ceil(rows / (self._settings.batch_size * self.towers))
 
     def _model_fn(self, prefix: str) -> Callable[..., Any]:
         """Of a training in phases the one that the checkpoint is of."""
@@ -206,9 +236,12 @@ class _Evaluator:
 
     def _load(self) -> dict[_Known, Mapping[str, float]]:
         try:
-            with open(self._path, encoding="utf-8") as file:
-                found = json.load(file)
-            return {_Known(e["step"], e["written_ns"]): dict(e["metrics"]) for e in found["evaluations"]}
+            with open(self._path, encoding="utf-8") as f:
+                found = json.load(f)
+            return {
+                _Known(e["step"], e["etag"] if "etag" in e else e["written_ns"]): dict(e["metrics"])
+                for e in found["evaluations"]
+            }
         except FileNotFoundError:
             return {}
         except (ValueError, KeyError, TypeError) as error:
@@ -217,17 +250,8 @@ class _Evaluator:
 
     def _save(self) -> None:
         evaluations = [
-            {"step": known.step, "written_ns": known.written_ns, "metrics": metrics}
+            {"step": known.step, _MARKS[type(known.mark)]: known.mark, "metrics": metrics}
             for known, metrics in sorted(self._metrics.items(), key=lambda item: item[0].step)
         ]
         os.makedirs(self._folder, exist_ok=True)
         atomic_write(self._path, json.dumps({"version": _VERSION, "evaluations": evaluations}, indent=2) + "\n")
-
-
-def _identity(prefix: str) -> _Known | None:
-    """Return what tells a checkpoint from another one of the same name; None if it is not there."""
-    try:
-        written_ns = os.stat(f"{prefix}.index").st_mtime_ns
-        return _Known(checkpoints.global_step_of(prefix), written_ns) if is_complete(prefix) else None
-    except (OSError, CheckpointError):
-        return None

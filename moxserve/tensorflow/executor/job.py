@@ -16,6 +16,8 @@ from moxserve.file import atomic_write
 from moxserve.tensorflow.executor import checkpoint as checkpoints
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.located import step_in_name
+from moxserve.tensorflow.executor.mirror import JOB_FILE
 from moxserve.tensorflow.executor.settings import Settings
 from moxserve.tensorflow.executor.spec import RunResult
 from moxserve.tensorflow.executor.workers import Part
@@ -24,7 +26,6 @@ from moxserve.tensorflow.executor.workers.serving import serve
 __all__ = ["JOB_VARIABLE", "has_ended", "note_end", "what_is_left", "without_training"]
 
 JOB_VARIABLE = "MOXSERVE_JOB"
-_FILE = ".moxserve-job"
 
 
 def note_end(settings: Settings, run: int) -> None:
@@ -35,9 +36,13 @@ def note_end(settings: Settings, run: int) -> None:
         run: its number; 0 for one that no other process takes part in.
     """
     job = os.environ.get(JOB_VARIABLE)
-    if job and run and settings.log_dir is not None and settings.mirror is None:
-        runs = sorted({*_ended(settings.log_dir, job), run})
-        atomic_write(os.path.join(settings.log_dir, _FILE), json.dumps({"job": job, "ended": runs}) + "\n")
+    mirror = settings.mirror
+    if not job or not run or settings.log_dir is None or (mirror is not None and mirror.stale):
+        return
+    runs = sorted({*_ended(settings.log_dir, job), run})
+    atomic_write(os.path.join(settings.log_dir, JOB_FILE), json.dumps({"job": job, "ended": runs}) + "\n")
+    if mirror is not None:
+        mirror.tell(JOB_FILE)
 
 
 def has_ended(settings: Settings, run: int) -> bool:
@@ -48,7 +53,7 @@ def has_ended(settings: Settings, run: int) -> bool:
 
 def _ended(log_dir: str, job: str) -> list[int]:
     try:
-        with open(os.path.join(log_dir, _FILE), encoding="utf-8") as file:
+        with open(os.path.join(log_dir, JOB_FILE), encoding="utf-8") as file:
             known = json.load(file)
         return [int(run) for run in known["ended"]] if known["job"] == job else []
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
@@ -79,5 +84,8 @@ def what_is_left(settings: Settings, part: Part) -> tuple[Settings, Topology]:
 
 def _last(settings: Settings) -> tuple[int, str | None]:
     """Return the step of the last checkpoint, and its prefix."""
-    prefix = checkpoints.latest_checkpoint(settings.log_dir)
-    return (checkpoints.global_step_of(prefix), prefix) if prefix is not None else (0, None)
+    here = checkpoints.latest_checkpoint(settings.log_dir)
+    if here is not None:
+        return checkpoints.global_step_of(here), settings.shown(here)
+    known = settings.resume  # by its name alone
+    return (max(0, step_in_name(known)), settings.shown(known)) if known is not None else (0, None)

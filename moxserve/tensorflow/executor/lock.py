@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from moxserve.errors import UsageError
@@ -29,10 +29,15 @@ _ENDED = "ended at step "
 
 
 class Held:
-    """The lock of a folder, as long as it is held."""
+    """The lock of a folder, as long as it is held.
 
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
+    Args:
+        file: that is locked.
+        told: called when the file says something else.
+    """
+
+    def __init__(self, file: IO[str], told: Callable[[], None]) -> None:
+        self._file, self._told = file, told
         self._file.truncate(0)
         self._say(f"{os.getpid()}\n")
 
@@ -43,6 +48,7 @@ class Held:
     def _say(self, text: str) -> None:
         self._file.write(text)
         self._file.flush()
+        self._told()
 
 
 def ended_at(folder: str) -> int | None:
@@ -62,8 +68,12 @@ def _refusal(folder: str, who: str) -> UsageError:
 
 
 @contextlib.contextmanager
-def held(folder: str) -> Iterator[Held]:
+def held(folder: str, told: Callable[[], None] = lambda: None) -> Iterator[Held]:
     """Hold the lock of a folder, which is made if missing.
+
+    Args:
+        folder: of checkpoints.
+        told: called when its file says something else of how the training goes.
 
     Raises:
         UsageError: another run has it, or the folder cannot be made.
@@ -80,7 +90,7 @@ def held(folder: str) -> Iterator[Held]:
     try:
         with open(os.path.join(real, LOCK_FILE), "a+") as file:
             _lock(file.fileno(), folder)
-            yield Held(file)
+            yield Held(file, told)
     finally:
         with _guard:
             _here.discard(real)

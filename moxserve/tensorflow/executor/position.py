@@ -54,11 +54,12 @@ class PositionLog:
         worker: number of this worker.
 
     Attributes:
+        path: of the file.
         skipped_path: where the names of the rows are that were left out, see `skipped`.
     """
 
     def __init__(self, folder: str, worker: int = 0) -> None:
-        self._path = os.path.join(folder, f"input-{worker}.json")
+        self.path = os.path.join(folder, f"input-{worker}.json")
         self.skipped_path = skipped_file(folder, worker)
 
     def resume(self, step: int, rows_per_step: int) -> int:
@@ -83,18 +84,18 @@ class PositionLog:
         return 0
 
     def _write(self, before: list[_Run], run: _Run) -> None:
-        atomic_write(self._path, json.dumps({"runs": [asdict(entry) for entry in (*before, run)]}, indent=1) + "\n")
+        atomic_write(self.path, json.dumps({"runs": [asdict(entry) for entry in (*before, run)]}, indent=1) + "\n")
 
     def _read(self) -> list[_Run]:
         try:
-            with open(self._path, encoding="utf-8") as file:
+            with open(self.path, encoding="utf-8") as file:
                 return sorted(map(_parse, json.load(file)["runs"]), key=lambda run: run.step)
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError, KeyError) as error:
             tf1.logging.warning(
                 "%s cannot be read (%s): the rows given so far are taken from the step and the batch size",
-                self._path,
+                self.path,
                 error,
             )
             return []

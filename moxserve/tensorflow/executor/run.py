@@ -127,12 +127,14 @@ def run(
     with (
         store.frozen(),
         logged(store.get("log_format"), process_name(store)) as told,
-        kept_here(Settings.resolve(arguments, store)) as settings,
+        contextlib.ExitStack() as stack,
     ):
+        resolved = Settings.resolve(arguments, store)
         # Both functions are checked on the next line, so None never gets further.
         functions = Functions(input_fn, model_fn, optimizer_fn, output_fn, fetch_strategy_fn)  # type: ignore[arg-type]
-        functions.check(settings)
+        functions.check(resolved)
         topology = Topology.from_flags(store)
+        settings = stack.enter_context(kept_here(resolved, topology))
         if topology.job == "evaluator":
             return told(evaluate_beside(settings, functions, topology, lambda *run: _Job(*run).execute()))
         with Part.taken(topology, training=settings.mode == ModeKeys.TRAIN) as part:
@@ -176,7 +178,7 @@ class _Job:
         """Build, open, loop, close, export."""
         with contextlib.ExitStack() as stack:
             folder = self._checkpoint_dir
-            held = None if folder is None else stack.enter_context(lock.held(folder))
+            held = None if folder is None else stack.enter_context(lock.held(folder, self._said))
             self._opened = stack
             reason, signum = self._run()
             if held is not None and not signum:
@@ -184,6 +186,11 @@ class _Job:
         if signum:
             raise self._interrupted(signum)
         return self._result(reason)
+
+    def _said(self) -> None:
+        """How the training goes is in the folder; who watches a store waits for that, too."""
+        if self.settings.mirror is not None:
+            self.settings.mirror.tell(lock.LOCK_FILE)
 
     @property
     def _checkpoint_dir(self) -> str | None:

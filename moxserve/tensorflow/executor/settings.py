@@ -10,10 +10,10 @@ from typing import Any
 from moxserve.errors import ModelSpecError, UsageError
 from moxserve.file.filesystem import is_remote
 from moxserve.tensorflow.executor.calls import check_callable
-from moxserve.tensorflow.executor.checkpoint import local_path
+from moxserve.tensorflow.executor.checkpoint import latest_checkpoint, local_path
 from moxserve.tensorflow.executor.flags import FlagStore
+from moxserve.tensorflow.executor.mirror import Mirror
 from moxserve.tensorflow.executor.participants import Every
-from moxserve.tensorflow.executor.remote import Mirror
 from moxserve.tensorflow.executor.spec import ExportKeys, ModeKeys
 from moxserve.tensorflow.executor.warm_start import WarmStart
 
@@ -126,6 +126,12 @@ class Settings:
     def shown(self, path: str | None) -> str | None:
         """Return a path in `log_dir` as it is known outside of the run."""
         return self.mirror.url_of(path) if path is not None and self.mirror is not None and self.was_remote else path
+
+    @property
+    def resume(self) -> str | None:
+        """The checkpoint in `log_dir`, if any. For a process that restores none it may be a name alone."""
+        found = latest_checkpoint(self.log_dir)
+        return self.mirror.named if found is None and self.mirror is not None else found
 
     @property
     def fate(self) -> str:

@@ -65,7 +65,7 @@ class Start:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._training = settings.mode == ModeKeys.TRAIN
-        self.resume = checkpoints.latest_checkpoint(settings.log_dir)
+        self.resume = settings.resume
         self.warm = self.resume is None and settings.warm_start is not None
         self.prefix = self._warm_prefix() if self.warm else self.resume
         if self.prefix is None:
