@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from moxserve.errors import UsageError
 from moxserve.file.copying import Place, copy_file
 from moxserve.file.copying import rename as _rename
-from moxserve.file.filesystem import Entries, Stat, Url, locate
+from moxserve.file.filesystem import Entries, Stat, Url, locate, text_of
 from moxserve.file.handle import File
 from moxserve.file.trees import CopyOptions, copy_tree
 
@@ -68,9 +69,10 @@ def write(url: Url, data: str | bytes, binary: bool = False) -> None:
     Raises:
         MoxFileNotExistsException: the local directory is not there.
         MoxFileIsADirectoryException: it is a directory.
+        UsageError: the data are neither text nor bytes.
     """
     fs, path = locate(url)
-    fs.write(path, _payload(data))
+    fs.write(path, _payload(url, data))
 
 
 def append(url: Url, data: str | bytes, binary: bool = False) -> None:
@@ -84,12 +86,19 @@ def append(url: Url, data: str | bytes, binary: bool = False) -> None:
         data: text, which is written as UTF-8, or bytes.
         binary: as for `write`.
     """
+    data = _payload(url, data)
     with File(url, "ab") as f:
-        f.write(_payload(data))
+        f.write(data)
 
 
-def _payload(data: str | bytes) -> bytes:
-    return data.encode() if isinstance(data, str) else data
+def _payload(url: Url, data: Any) -> Any:
+    if isinstance(data, str):
+        return data.encode()
+    try:
+        memoryview(data)  # bytes, and whatever else is a piece of memory: bytearray, an array of NumPy
+    except TypeError:
+        raise UsageError(f"{text_of(url)!r}: expected text or bytes to write, not {type(data).__name__}") from None
+    return data
 
 
 def append_remote(src_url: Url, dsturl: Url, client_id: str | None = None) -> None:

@@ -160,6 +160,8 @@ def _check(given: Mapping[str, Any]) -> None:
         # The value is not told: it may be a key.
         if name in given and (not isinstance(given[name], str) or not given[name].strip()):
             raise UsageError(f"set_auth: {name} must be text that is not empty, not {type(given[name]).__name__}")
+    if "server" in given:
+        _url(given["server"], None, None)
 
 
 def _reset() -> None:
@@ -246,9 +248,19 @@ def _endpoint(told: Auth, obs: bool) -> str | None:
 
 
 def _url(server: str, port: int | None, secure: bool | None) -> str:
-    """Join host, port and scheme; what is said apart counts more than what the server's URL says."""
+    """Join host, port and scheme; what is said apart counts more than what the server's URL says.
+
+    Raises:
+        UsageError: another scheme, or somebody's name and password in it, which messages would tell.
+    """
     scheme, sep, rest = server.strip().rpartition("://")
     rest = rest.rstrip("/")
+    if "@" in rest:
+        raise UsageError(
+            "the store's address has a name or password in it (HOST@)", hint="keys go to set_auth(ak=..., sk=...)"
+        )
+    if sep and scheme not in ("http", "https"):
+        raise UsageError(f"server {server!r}: expected a host, or a URL of http:// or https://")
     if secure is not None or not sep:
         scheme = "http" if secure is False else "https"
     if port is not None:

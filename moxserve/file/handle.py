@@ -103,9 +103,9 @@ class File:
         """Read a line, or so much of it."""
         return self._file.readline(size)
 
-    def readlines(self, sizehint: int = -1) -> list[Any]:
-        """Read lines: all, or until so many bytes or characters are there."""
-        return self._file.readlines(sizehint)
+    def readlines(self, sizeint: int = -1) -> list[Any]:
+        """Read lines: all, or until so many bytes or characters are there (`sizeint` as MoXing's document names it)."""
+        return self._file.readlines(sizeint)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Go to a position: from the beginning (0), from here (1) or from the end (2)."""

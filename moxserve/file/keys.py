@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,6 +11,9 @@ from typing import Any
 from moxserve.errors import UsageError
 
 __all__ = ["ObjectInfo", "StoredObject", "split_url"]
+
+# What botocore lets through; stores have narrower rules, each its own. `arn:` names an access point.
+_BUCKET = re.compile(r"[a-zA-Z0-9._-]{1,255}|arn:.+")
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,16 @@ def split_url(url: str) -> tuple[str, str, str]:
     """Split `obs://bucket/any/key/` into scheme, bucket and key; the key stays exactly as it is.
 
     Raises:
-        UsageError: it names no bucket.
+        UsageError: it names no bucket, or what cannot be one.
     """
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
     if not bucket:
         raise UsageError(f"{url!r}: expected {scheme}://BUCKET/KEY")
+    if not _BUCKET.fullmatch(bucket):
+        raise UsageError(
+            f"{url!r}: Invalid bucket name {bucket!r}", hint="buckets have lower-case letters, digits, dots and hyphens"
+        )
     if not key.isascii():
         try:
             key.encode()

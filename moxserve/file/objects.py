@@ -267,7 +267,7 @@ class ObjectFileSystem:
         for name in files:
             parent, last = _parent(name)
             tree[parent][1].append(last)
-        yield from _walked(path, "", tree)
+        yield from _walked(path, tree)
 
     def glob(self, pattern: str) -> list[str]:
         """Return the URLs that match; the bucket is taken literally."""
@@ -395,12 +395,14 @@ def _parent(name: str) -> tuple[str, str]:
     return parent + sep, last
 
 
-def _walked(path: str, name: str, tree: dict[str, tuple[list[str], list[str]]]) -> Iterator[Any]:
-    dirs, files = tree[name]
-    yield path, dirs, files
-    for below in dirs:
-        inner = f"{name}{below}" if below == "/" else f"{name}{below}/"
-        yield from _walked(join(path, below), inner, tree)
+def _walked(path: str, tree: dict[str, tuple[list[str], list[str]]]) -> Iterator[Any]:
+    waiting = [(path, "")]
+    while waiting:
+        path, name = waiting.pop()
+        dirs, files = tree[name]
+        yield path, dirs, files
+        # What the caller has taken out of `dirs` is left out.
+        waiting += [(join(path, d), name + d if d == "/" else f"{name}{d}/") for d in reversed(dirs)]
 
 
 def _read(reader: Any, count: int) -> bytes:

@@ -86,21 +86,19 @@ class _Search:
             return self._bucket.has_any(path)
         return self._bucket.exists(path) or self._bucket.has_any(f"{path}/")
 
-    def _anywhere(self, here: str, rest: list[str], tree: _Tree) -> Iterator[str]:
-        if here not in tree and here:
-            return
-        if rest:
-            yield from self.find(here, rest, tree)
-        elif here:
-            yield here
-        dirs, files = tree.children(here)
-        if not rest:
-            yield from (here + name for name in sorted(dirs | files) if not name.startswith("."))
-        for name in dirs:
-            if not name.startswith("."):
-                yield from (
-                    key for key in self._anywhere(f"{here}{name}/", rest, tree) if key != f"{here}{name}/" or rest
-                )
+    def _anywhere(self, start: str, rest: list[str], tree: _Tree) -> Iterator[str]:
+        """Yield what matches in a directory and in all below it; a key may have hundreds of them one in another."""
+        waiting = [start] if start in tree or not start else []
+        while waiting:
+            here = waiting.pop()
+            dirs, files = tree.children(here)
+            if rest:
+                yield from self.find(here, rest, tree)
+            else:
+                if here and here == start:
+                    yield here
+                yield from (here + name for name in dirs | files if not name.startswith("."))
+            waiting += [f"{here}{name}/" for name in dirs if not name.startswith(".")]
 
     def _children(self, here: str, pattern: str, tree: _Tree | None) -> tuple[set[str], set[str]]:
         if tree is not None:

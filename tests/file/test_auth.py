@@ -126,13 +126,22 @@ def test_connections_are_kept_or_not(proxy: Any, s3: str) -> None:
     "told",
     [
         {"port": 0}, {"port": "80"}, {"retry": 0}, {"retry": True}, {"retry_wait": -1}, {"client_timeout": 0},
-        {"list_max_keys": 1001}, {"ak": ""}, {"sk": 5}, {"server": " "},
+        {"list_max_keys": 1001}, {"ak": ""}, {"sk": 5}, {"server": " "}, {"server": "ftp://store"},
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_change_nothing(told: dict[str, Any], bare: None) -> None:
     with pytest.raises(UsageError, match=next(iter(told))):
         file.set_auth(**told, path_style=True)
     assert auth._current == auth.Auth()
+
+
+@pytest.mark.parametrize("where", ["told", "environment"])
+def test_a_password_in_the_address_is_refused(where: str, bare: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"http://{ACCESS}:password@store:9000"
+    monkeypatch.setenv("S3_ENDPOINT", address)
+    with pytest.raises(UsageError, match="has a name or password in it") as raised:
+        file.set_auth(server=address) if where == "told" else file.exists("s3://b/k")
+    assert "password@" not in str(raised.value)
 
 
 # Who we are

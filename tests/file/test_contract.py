@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moxserve import file
@@ -49,6 +50,19 @@ def test_text_and_bytes_come_back(base: str) -> None:
     assert file.read(url) == "bytes without saying so"
     file.write(url, "")
     assert (file.read(url), file.get_size(url)) == ("", 0)
+
+
+def test_memory_of_any_kind_is_written_and_nothing_else(base: str) -> None:
+    url = f"{base}/f"
+    for data in (bytearray(b"ab"), memoryview(b"ab"), np.frombuffer(b"ab", np.uint8)):
+        file.write(url, data, binary=True)
+        file.append(url, data, True)
+        assert file.read(url) == "abab"
+    for data in (5, None, ["ab"]):
+        for call in (file.write, file.append):
+            with pytest.raises(UsageError, match=rf"/f': expected text or bytes to write, not {type(data).__name__}"):
+                call(url, data)
+    assert file.read(url) == "abab"
 
 
 def test_appending_makes_and_extends(base: str) -> None:
@@ -144,7 +158,7 @@ def test_reading_line_by_line(base: str) -> None:
         place = f.tell()
         assert list(f) == ["twö\r\n".encode(), b"three\n", b"four"]
         f.seek(place)
-        assert f.readlines(3) == ["twö\r\n".encode()]
+        assert f.readlines(sizeint=3) == ["twö\r\n".encode()]
         assert f.seekable()
         assert f.seek(-4, 2) == 16
         assert f.read() == b"four"
@@ -549,8 +563,9 @@ def test_copying_files_of_a_list(tree: str) -> None:
     for name in ("../x", "/etc/passwd", ""):
         with pytest.raises(UsageError, match="file_list"):
             file.copy_parallel(tree, f"{tree}-none", file_list=[name])
-    with pytest.raises(file.MoxFileNotExistsException):
-        file.copy_parallel(f"{tree}/a", f"{tree}-none")
+    for names in (None, ["x"]):
+        with pytest.raises(file.MoxFileNotExistsException, match=r"/a' is a file; expected a directory"):
+            file.copy_parallel(f"{tree}/a", f"{tree}-none", names)
 
 
 def test_a_directory_can_be_copied_into_itself_but_not_over_itself(base: str) -> None:

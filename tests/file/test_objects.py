@@ -98,6 +98,15 @@ def test_strange_keys(s3: str, raw: Any, tmp_path: Path) -> None:
     assert file.list_directory(f"{s3}-copy", recursive=True, skip_dir=True) == names
 
 
+def test_directories_one_in_another_by_the_hundred(s3: str, raw: Any) -> None:
+    deep = "d/" * 500
+    raw.put(f"{deep}f")
+    assert file.glob(f"{s3}/**/f") == [f"{s3}/{deep}f"]
+    assert len(file.glob(f"{s3}/**")) == 502
+    assert len(list(file.walk(s3))) == 501
+    assert len(file.list_directory(s3, recursive=True)) == 501
+
+
 @pytest.mark.slow
 def test_obs_is_the_same_store_with_its_own_settings(s3: str, raw: Any) -> None:
     obs = s3.replace("s3://", "obs://")
