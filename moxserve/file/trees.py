@@ -19,7 +19,12 @@ from typing import Any
 from moxserve.errors import UsageError
 from moxserve.file.atomic import sweep
 from moxserve.file.copying import Place, absolute, copy_file
-from moxserve.file.errors import MoxFileNameDuplicateException, missing
+from moxserve.file.errors import (
+    MoxFileNameDuplicateException,
+    MoxFileNotExistsException,
+    MoxFileObjectNotExistsException,
+    missing,
+)
 from moxserve.file.filesystem import Url, join, text_of
 from moxserve.file.journal import Journal
 
@@ -52,10 +57,13 @@ def plan(source: Place, target: Place, file_list: Iterable[Url] | None) -> Plan:
         UsageError: a name that leads out of the directory; a directory that would be copied over itself.
     """
     if file_list is None:
-        dirs, files = source.fs.tree(source.path)
+        try:
+            dirs, files = source.fs.tree(source.path)
+        except MoxFileNotExistsException as error:
+            raise _no_directory(source, error) from None
     else:
         if not source.fs.is_directory(source.path):
-            raise missing(source.path)
+            raise _no_directory(source, missing(source.path))
         dirs, files = [], dict.fromkeys(sorted({_listed_name(source, name) for name in file_list}))
     if source.remote and not target.remote:
         _check_names(source, [*dirs, *files])
@@ -64,6 +72,13 @@ def plan(source: Place, target: Place, file_list: Iterable[Url] | None) -> Plan:
         _check_duplicates(made)
     _check_overlap(made)
     return made
+
+
+def _no_directory(source: Place, error: MoxFileNotExistsException) -> MoxFileNotExistsException:
+    """Tell of a file that was given in place of a directory."""
+    if isinstance(error, MoxFileObjectNotExistsException) or not source.fs.is_file(source.path):
+        return error
+    return MoxFileNotExistsException(f"{source.path!r} is a file; expected a directory", hint="copy copies one file")
 
 
 def _listed_name(source: Place, name: Url) -> str:
