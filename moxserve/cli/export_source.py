@@ -55,19 +55,36 @@ def open_job(source: str, base_dir: str | None, options: Mapping[str, Any]) -> I
 
 def _prepare(source: str) -> PreparedRun | None:
     """Build the pipeline that SOURCE names; None when it is something else."""
+    from moxserve import file
     from moxserve.config import load_pipeline
+    from moxserve.file.filesystem import is_remote, join
     from moxserve.pipeline.runner import RESOLVED, load_run, prepare
 
-    if source.endswith((".yaml", ".yml")) and os.path.isfile(source):
+    remote = is_remote(source)
+    if source.endswith((".yaml", ".yml")) and (remote or os.path.isfile(source)):
         loaded = load_pipeline(source, check=True)
         import_tensorflow()
         return prepare(loaded)
-    if os.path.isfile(os.path.join(source, RESOLVED)):
+    if remote or os.path.isfile(os.path.join(source, RESOLVED)):
+        if remote and not file.exists(join(source, RESOLVED)):
+            raise _not_here(source)
         import_tensorflow()
         return load_run(source)
     if os.path.isdir(source) and not _saved_model(source):
         raise _no_source(source)
     return None
+
+
+def _not_here(url: str) -> UsageError:
+    """Say that a URL is none of a run, which is all that is fetched from a store by itself."""
+    from moxserve import file
+    from moxserve.pipeline.runner import RESOLVED
+
+    what = f"holds no {RESOLVED}, which a run leaves there" if file.exists(url) else "is not there"
+    return UsageError(
+        f"{url!r} {what}; of what is in a store, pipelines and the directories of runs can be exported",
+        hint="copy anything else here first: mox.file.copy_parallel",
+    )
 
 
 def _no_source(folder: str) -> UsageError:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
+from moxserve import file
 from moxserve.config.explain import explain, is_near
 from moxserve.config.interpolate import interpolate
 from moxserve.config.models import (
@@ -28,6 +29,7 @@ from moxserve.config.models import (
 from moxserve.config.override import apply_overrides
 from moxserve.config.tree import Node, Place, format_value, parse
 from moxserve.errors import ConfigError, ConfigProblem, PluginError, did_you_mean
+from moxserve.file.filesystem import is_remote
 from moxserve.registry import SLOTS, Registry, discover
 
 __all__ = ["STAGES", "VERSION", "LoadedPipeline", "PipelineConfig", "load_pipeline", "plugin_class", "plugin_folders"]
@@ -153,9 +155,13 @@ def load_pipeline(
 
 def _read(path: str) -> str:
     try:
+        if is_remote(path):
+            return str(file.read(path))
         with open(path, encoding="utf-8") as f:
             return f.read()
     except FileNotFoundError:
+        if is_remote(path):
+            raise ConfigError([Place(path).problem("there is no such object")]) from None
         folder = os.path.dirname(path) or "."
         known = [n for n in os.listdir(folder) if n.endswith((".yaml", ".yml"))] if os.path.isdir(folder) else []
         near = f"; {did_you_mean(os.path.basename(path), known)}" if known else f" (in {os.path.abspath(folder)})"

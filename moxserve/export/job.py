@@ -98,7 +98,7 @@ class ExportJob(JobOptions):
     Attributes:
         model_fn: called once more, with mode EXPORT; its ModelSpec must carry an ExportSpec.
         inputs: the inputs of model_fn in order; first dimension None where the batch may vary.
-        checkpoint: prefix of the checkpoint files.
+        checkpoint: prefix of the checkpoint files; or a URL of it, or of the folder that it is in.
         samples: one array per input, equal first dimension: real rows, for verification and warmup.
         labels: class names by index, used when the ExportSpec has none.
         check_eval: also compare with the EVAL graph, where model_fn gives an ExportSpec in that mode too.

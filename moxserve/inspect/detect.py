@@ -24,6 +24,7 @@ from moxserve import file
 from moxserve.errors import DataError, UsageError
 from moxserve.export.manifest import MANIFEST_PATH, WARMUP_PATH
 from moxserve.export.publish import list_versions
+from moxserve.file.filesystem import is_remote
 from moxserve.inspect.protos import form_of
 from moxserve.serving.backends.contents import GRAPH_FILES, holds_model
 
@@ -104,6 +105,12 @@ def detect(path: str | os.PathLike[str]) -> Subject:
         DataError: a file begins as one thing and is none of it.
     """
     given = os.fspath(path)
+    if is_remote(given):
+        name = os.path.basename(given.rstrip("/"))
+        raise UsageError(
+            f"{given!r} is in a store; what is inspected must be on this machine",
+            hint=f"copy it here first: mox.file.copy_parallel({given!r}, {name!r}), or copy for a file",
+        )
     if file.is_directory(given):
         return _directory(given)
     if os.path.isfile(given):

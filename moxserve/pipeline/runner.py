@@ -238,21 +238,17 @@ def load_run(run_dir: str | os.PathLike[str]) -> PreparedRun:
     """Build input and model of an earlier run from what it left in its directory.
 
     Args:
-        run_dir: the run's log_dir, wherever it is now.
+        run_dir: the run's log_dir, wherever it is now, a URL too. Its checkpoints are fetched when they are used.
 
     Raises:
         CheckpointError: the directory holds no run.
+        DataError: the store cannot be read.
         ConfigError: what it holds is not valid any more (its data moved, a plugin changed).
     """
     folder = os.fspath(run_dir)
-    if is_remote(folder):
-        raise CheckpointError(
-            f"{folder!r} is in a store; expected a folder of this machine",
-            hint="copy it here first: mox.file.copy_parallel",
-        )
-    path = os.path.join(folder, RESOLVED)
-    if not os.path.isfile(path):
-        what = "holds no" if os.path.isdir(folder) else "does not exist; expected a directory with a"
+    path = join(folder, RESOLVED)
+    if not file.exists(path) or file.is_directory(path):
+        what = "holds no" if file.is_directory(folder) else "does not exist; expected a directory with a"
         raise CheckpointError(
             f"{folder!r} {what} {RESOLVED}", hint="give the log_dir of a finished `moxserve pipeline run`"
         )

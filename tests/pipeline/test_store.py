@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from moxserve import file
-from moxserve.errors import CheckpointError
+from moxserve.cli.main import main
+from moxserve.errors import CheckpointError, ConfigError, UsageError
+from moxserve.export.exporter import export_version
+from moxserve.export.manifest import read_manifest
+from moxserve.inspect.detect import detect
 from moxserve.pipeline.runner import load_run, run_pipeline
 
 Write = Callable[..., Path]
@@ -39,6 +43,36 @@ predict: {{output: predictions.jsonl}}
     assert (second.report.train.start_step, second.report.train.global_step) == (30, 40)
     with pytest.raises(CheckpointError, match="holds checkpoints of an earlier run"):
         run_pipeline(path, resume=False)
-    with pytest.raises(CheckpointError, match="is in a store"):
-        load_run(run)
+    job = load_run(run).export_job(models)
+    exported = export_version(job)
+    assert exported.path == f"{models}/3"
+    with file.local_copy(exported.path) as version:
+        source = read_manifest(version).source
+    assert (source.checkpoint, source.global_step) == (f"{run}/model.ckpt-40", 40)
+    with pytest.raises(SystemExit) as done:
+        main(["export", f"{run}/", "--tf-serving", str(work / "here"), "--checkpoint", f"{run}/model.ckpt-30"])
+    assert done.value.code in (None, 0)
+    assert read_manifest(str(work / "here" / "1")).source.global_step == 30
     assert list(scratch.glob(f"{file.TEMP_PREFIX}*")) == []
+
+
+def test_what_is_no_run_is_told_by_its_url(store: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"{store.base}/run"
+    with pytest.raises(CheckpointError, match=rf"'{url}' does not exist"):
+        load_run(url)
+    file.write(f"{url}/saved_model.pb", "x")
+    with pytest.raises(CheckpointError, match=rf"'{url}' holds no config.resolved.yaml"):
+        load_run(url)
+    for wrong, message in ((url, "holds no config.resolved.yaml"), (f"{url}/none", "is not there")):
+        with pytest.raises(SystemExit) as failed:
+            main(["export", wrong, "--tf-serving", "models"])
+        assert failed.value.code == 2
+        assert f"'{wrong}' {message}" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="is in a store"):
+        detect(url)
+    with pytest.raises(SystemExit):
+        main(["pipeline", "validate", f"{url}/none.yaml"])
+    assert f"{url}/none.yaml: there is no such object" in capsys.readouterr().err
+    file.write(f"{url}/config.resolved.yaml", "version: 2")
+    with pytest.raises(ConfigError, match=f"{url}/config.resolved.yaml"):
+        load_run(url)

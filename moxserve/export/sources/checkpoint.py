@@ -10,6 +10,7 @@ The training graph is never exported.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,6 +25,7 @@ from moxserve.export.signatures import check_signatures, main_key
 from moxserve.export.sources.base import StagedModel, find_scores, main_signature
 from moxserve.export.verify import open_artifact, verify
 from moxserve.tensorflow.executor import checkpoint
+from moxserve.tensorflow.executor.remote import checkpoint_here
 
 __all__ = ["CheckpointSource", "open_checkpoint"]
 
@@ -36,10 +38,12 @@ class CheckpointSource:
     Args:
         job: what to export.
         reference: the model in mode EXPORT.
+        known_as: prefix of the checkpoint, a URL where it was fetched from a store.
     """
 
-    def __init__(self, job: ExportJob, reference: ModelSession) -> None:
+    def __init__(self, job: ExportJob, reference: ModelSession, known_as: str) -> None:
         self.job = job
+        self._known_as = known_as
         self._reference = reference
 
     @property
@@ -75,7 +79,7 @@ class CheckpointSource:
             labels=_labels(job, count),
             scores=find_scores(written.signatures[main], self._reference.endpoints.scores),
             verification=verified.verification,
-            source=Source(checkpoint=job.checkpoint, global_step=checkpoint.global_step_of(job.checkpoint)),
+            source=Source(checkpoint=self._known_as, global_step=checkpoint.global_step_of(job.checkpoint)),
             notes=(*written.notes, *verified.notes),
             requests=requests,
         )
@@ -87,13 +91,16 @@ def open_checkpoint(job: ExportJob) -> Iterator[CheckpointSource]:
 
     Raises:
         ModelSpecError: model_fn gives no ExportSpec in mode EXPORT, or one that cannot be exported.
+        DataError: the checkpoint is in a store that cannot be read.
         CheckpointError: the checkpoint is missing or does not fit the model.
     """
     with contextlib.ExitStack() as stack:
+        prefix, known_as = stack.enter_context(checkpoint_here(job.checkpoint))
+        job = dataclasses.replace(job, checkpoint=prefix)
         with place("building the model for export"):
             reference = stack.enter_context(open_model(job))
             check_signatures(reference.endpoints)
-        yield CheckpointSource(job, reference)
+        yield CheckpointSource(job, reference, known_as)
 
 
 def _labels(job: ExportJob, count: int) -> np.ndarray | None:

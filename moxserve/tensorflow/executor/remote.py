@@ -33,7 +33,7 @@ from moxserve.tensorflow.executor.spec import ModeKeys
 if TYPE_CHECKING:
     from moxserve.tensorflow.executor.settings import Settings
 
-__all__ = ["LogDirSender", "Share", "kept_here", "local_checkpoint", "mirrored"]
+__all__ = ["LogDirSender", "Share", "checkpoint_here", "kept_here", "local_checkpoint", "mirrored", "told_as"]
 
 _EVERY_S = 60.0
 _RETRY_S = 10.0
@@ -257,11 +257,49 @@ def local_checkpoint(path: str) -> Iterator[str]:
     if not is_remote(path):
         yield path
         return
-    with file.scratch_directory() as scratch:
-        local = _fetched(path, os.path.join(scratch, "checkpoint_path"))
-        if local is None or find_checkpoint(local) is None:
-            raise CheckpointError(f"no checkpoint at {path!r}", hint="give a prefix, a file or a folder")
+    with checkpoint_here(path) as (local, _):
         yield local
+
+
+@contextlib.contextmanager
+def checkpoint_here(path: str) -> Iterator[tuple[str, str]]:
+    """Give the checkpoint at a path or URL on this machine, while the block lasts; errors name the URL.
+
+    Args:
+        path: as for `local_checkpoint`.
+
+    Yields:
+        Its prefix here, and the prefix as it is known elsewhere.
+
+    Raises:
+        DataError: the store cannot be read.
+        CheckpointError: there is none.
+    """
+    if not is_remote(path):
+        yield path, path
+        return
+    with file.scratch_directory() as scratch:
+        folder = os.path.join(scratch, "checkpoint_path")
+        is_folder = file.is_directory(path)
+        url = path.rstrip("/") if is_folder else without_part(path).rpartition("/")[0]
+        with told_as(folder, url):
+            local = _fetched(path, folder)
+            prefix = None if local is None else find_checkpoint(local)
+            if prefix is None:
+                raise CheckpointError(f"no checkpoint at {path!r}", hint="give a prefix, a file or a folder")
+            yield prefix, join(url, os.path.relpath(prefix, folder))
+
+
+@contextlib.contextmanager
+def told_as(folder: str, url: str) -> Iterator[None]:
+    """Let errors speak of the directory in a store that a folder stands for."""
+    try:
+        yield
+    except MoxserveError as error:
+        error.message = error.message.replace(folder, url)
+        error.hint = error.hint and error.hint.replace(folder, url)
+        error.args = (error.message,)
+        raise
 
 
 def _fetched(url: str, folder: str) -> str | None:
