@@ -16,7 +16,7 @@ import random
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -84,12 +84,22 @@ class Store:
         connection: the settings that it was made of.
         attempts: how often a request is sent in all.
         secrets: what may not appear in a message.
+        credentials: botocore's, which renew themselves; None: there are none.
+        files: what the user's files say of this profile.
     """
 
     client: Any
     connection: Connection
     attempts: int
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    credentials: Any = field(default=None, repr=False)
+    files: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def timeouts_s(self) -> tuple[float, float]:
+        """Seconds until a connection, and until a silent one, is given up."""
+        told = self.connection.timeout_s
+        return told or _CONNECT_TIMEOUT_S, told or _READ_TIMEOUT_S
 
     def wait(self, attempt: int) -> float:
         """Return the seconds to wait after so many attempts (1 is the first)."""
@@ -243,7 +253,10 @@ def _connect(settings: Connection, url: str) -> Store:
             addressing = Config(s3={"addressing_style": "path" if by_path else "virtual"})
             client = _client(session, settings, config.merge(addressing))
     attempts = settings.attempts or _attempts_of(core)
-    store = Store(client, settings, attempts, _secrets(settings, session))
+    credentials = _credentials(settings, session)
+    store = Store(
+        client, settings, attempts, _secrets(settings, credentials), credentials, dict(core.get_scoped_config())
+    )
     events = client.meta.events
     events.register_last("needs-retry.s3", store.again, unique_id="moxserve-again")
     events.register("before-call.s3.DeleteObjects", _with_md5)
@@ -273,11 +286,18 @@ def _attempts_of(core: Any) -> int:
     return max(1, int(core.get_config_variable("max_attempts") or _ATTEMPTS))
 
 
-def _secrets(settings: Connection, session: Any) -> tuple[str, ...]:
+def _credentials(settings: Connection, session: Any) -> Any:
+    if settings.sk is None:
+        return session.get_credentials()
+    from botocore.credentials import Credentials
+
+    return Credentials(settings.ak, settings.sk, settings.token)
+
+
+def _secrets(settings: Connection, keys: Any) -> tuple[str, ...]:
     found = [settings.sk, settings.token, settings.ak]
-    keys = session.get_credentials() if settings.sk is None else None
     # Those that are fetched anew from time to time are never put together into a message.
-    if keys is not None and type(keys).__name__ == "Credentials":
+    if settings.sk is None and type(keys).__name__ == "Credentials":
         found += [keys.secret_key, keys.token, keys.access_key]
     return tuple(secret for secret in found if secret and len(secret) >= 8)
 

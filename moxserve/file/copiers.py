@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from moxserve.cores import available_cores
 from moxserve.errors import DataError
 from moxserve.file import auth
 from moxserve.file.copying import Place
@@ -36,11 +37,7 @@ _MOST = 8
 
 def worth_processes(made: Plan, files: int) -> bool:
     """Whether processes would be faster than threads: many requests, and cores to make them on."""
-    return files >= _WORTH_FILES and _cores() > 1 and (made.source.remote or made.target.remote)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return files >= _WORTH_FILES and available_cores() > 1 and (made.source.remote or made.target.remote)
 
 
 def copied_by_processes(made: Plan, names: Sequence[str], threads: int) -> Iterator[str]:
@@ -49,7 +46,7 @@ def copied_by_processes(made: Plan, names: Sequence[str], threads: int) -> Itera
     Raises:
         OSError: the first that failed, in any process; the others are ended then.
     """
-    count = min(_cores(), threads, _MOST)
+    count = min(available_cores(), threads, _MOST)
     told: SimpleQueue[tuple[str, Any]] = SimpleQueue()
     children: list[subprocess.Popen[bytes]] = []
     try:

@@ -23,9 +23,10 @@ from moxserve.file.filesystem import FileSystem, Url, join, locate
 if TYPE_CHECKING:
     from moxserve.file.s3 import Bucket
 
-__all__ = ["Place", "absolute", "copy_file", "rename"]
+__all__ = ["Place", "absolute", "copy_file", "rename", "replacing"]
 
 _CHUNK_BYTES = 1 << 20
+_STREAMS = 4
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,13 @@ class Place:
         return self.fs.at(self.path)  # type: ignore[attr-defined]
 
 
-def copy_file(source: Place, target: Place) -> None:
+def copy_file(source: Place, target: Place, streams: int = _STREAMS) -> None:
     """Copy one file.
+
+    Args:
+        source: the file.
+        target: what it will be.
+        streams: how many ranges of a large object may come at once.
 
     Raises:
         MoxFileNotExistsException: the source is not there, or the target's local directory.
@@ -73,8 +79,8 @@ def copy_file(source: Place, target: Place) -> None:
     elif source.remote:
         bucket, key = source.at()
         _not_a_directory(source, key)
-        with _explained(source, bucket, key), _replacing(target.path) as out:
-            bucket.download(key, out)
+        with _explained(source, bucket, key), replacing(target.path) as out:
+            bucket.download(key, out, streams if os.path.isfile(out.name) else 1)
     else:
         _local_to_local(source.path, target.path)
 
@@ -85,14 +91,18 @@ def _local_to_local(source: str, target: str) -> None:
     try:
         if os.path.exists(target) and os.path.samefile(source, target):
             return
-        with open(source, "rb") as data, _replacing(target) as out:
+        with open(source, "rb") as data, replacing(target) as out:
             shutil.copyfileobj(data, out, _CHUNK_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise missing(source if not os.path.exists(source) else os.path.dirname(target)) from None
 
 
-def _replacing(path: str) -> Any:
-    """Give a file that replaces the one at a path; a device is written to, not replaced."""
+def replacing(path: str) -> Any:
+    """Give a file that replaces the one at a path; a device is written to, not replaced.
+
+    Raises:
+        MoxFileNotExistsException: its directory is not there.
+    """
     if os.path.exists(path) and not os.path.isfile(path):
         return open(path, "wb")
     if not os.path.isdir(os.path.dirname(path) or "."):

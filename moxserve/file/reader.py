@@ -49,6 +49,8 @@ class ObjectReader(io.RawIOBase):
         bucket: its bucket.
         key: its key.
         url: the same, for messages.
+        etag: the version that is meant, where it is known what is there; empty: the newest, which is asked for at once.
+        size: of that version.
 
     Attributes:
         size: of the object in bytes.
@@ -58,17 +60,18 @@ class ObjectReader(io.RawIOBase):
         MoxFileNotExistsException: it is not there.
     """
 
-    def __init__(self, store: Store, bucket: str, key: str, url: str) -> None:
+    def __init__(self, store: Store, bucket: str, key: str, url: str, *, etag: str = "", size: int = 0) -> None:
         self._store, self._key, self._url = store, {"Bucket": bucket, "Key": key}, url
         self._at = 0
         self._body: Any = None
         self._body_at = 0
         self._body_end = 0
         self._window = 0  # 0: up to the end
-        self.size, self.etag = 0, ""
-        answer = self._get({})
-        self.size, self.etag = int(answer.get("ContentLength", 0)), str(answer.get("ETag", ""))
-        self._body, self._body_end = answer["Body"], self.size
+        self.size, self.etag = size, etag
+        if not etag:
+            answer = self._get({})
+            self.size, self.etag = int(answer.get("ContentLength", 0)), str(answer.get("ETag", ""))
+            self._body, self._body_end = answer["Body"], self.size
 
     name = ""
     mode = ""
@@ -112,6 +115,12 @@ class ObjectReader(io.RawIOBase):
                     raise self._broken(error)
                 self._store.pause(failed)
         return done
+
+    def span(self, start: int, end: int) -> ObjectReader:
+        """Give a reader of a range of the same version, which counts from the object's beginning and ends at `end`."""
+        part = ObjectReader(self._store, self._key["Bucket"], self._key["Key"], self._url, etag=self.etag, size=end)
+        part._at = part._body_at = start
+        return part
 
     def readall(self) -> bytes:
         """Read from here to the end."""

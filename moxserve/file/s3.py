@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from typing import Any, BinaryIO
 
 from moxserve.errors import DataError
-from moxserve.file import multipart
+from moxserve.file import multipart, ranges
 from moxserve.file.client import ConflictError, Store, store_of
 from moxserve.file.errors import MoxFileNotExistsException, MoxFileRespException, Response
 from moxserve.file.keys import ObjectInfo, StoredObject, split_url
@@ -154,9 +154,19 @@ class Bucket:
         with self.open(key) as reader:
             return reader.readall(), reader.etag
 
-    def download(self, key: str, out: BinaryIO) -> int:
-        """Write an object's content to a file; returns its size."""
+    def download(self, key: str, out: BinaryIO, streams: int = 1) -> int:
+        """Write an object's content to a file; returns its size.
+
+        Args:
+            key: of the object.
+            out: where to.
+            streams: how many ranges of a large object may come at once; more than one only to a regular file that is
+                empty.
+        """
         with self.open(key) as reader:
+            if streams > 1 and reader.size >= ranges.WORTH_BYTES:
+                ranges.fetch(reader, out.fileno(), streams)
+                return reader.size
             buffer = memoryview(bytearray(min(_CHUNK_BYTES, max(1, reader.size))))
             while count := reader.readinto(buffer):
                 out.write(buffer[:count])

@@ -18,7 +18,7 @@ from typing import Any
 
 from moxserve.errors import UsageError
 from moxserve.file.atomic import sweep
-from moxserve.file.copying import Place, absolute, copy_file
+from moxserve.file.copying import Place, absolute
 from moxserve.file.errors import (
     MoxFileNameDuplicateException,
     MoxFileNotExistsException,
@@ -27,6 +27,7 @@ from moxserve.file.errors import (
 )
 from moxserve.file.filesystem import Url, join, text_of
 from moxserve.file.journal import Journal
+from moxserve.file.quick import copier
 
 __all__ = ["CopyOptions", "copy_tree", "move_tree"]
 
@@ -200,19 +201,20 @@ def _copies(made: Plan, names: Sequence[str], options: CopyOptions) -> Iterator[
     yield from copied_by_threads(made.source, made.target, names, options.threads)
 
 
-def copied_by_threads(source: Place, target: Place, names: Iterable[str], threads: int) -> Iterator[str]:
+def copied_by_threads(source: Place, target: Place, names: Sequence[str], threads: int) -> Iterator[str]:
     """Copy files, a few more in hand than there are threads; yields their names when they are there.
 
     Raises:
         OSError: the first that failed; no more are begun then.
     """
+    copy = copier(source, target, len(names))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="moxserve-copy")
     waiting = iter(names)
     begun: dict[Future[None], str] = {}
     try:
         while True:
             for name in islice(waiting, 2 * threads - len(begun)):
-                begun[pool.submit(copy_file, source.below(name), target.below(name))] = name
+                begun[pool.submit(copy, source.below(name), target.below(name))] = name
             if not begun:
                 return
             for future in wait(begun, return_when=FIRST_COMPLETED).done:

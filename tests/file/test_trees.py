@@ -17,7 +17,7 @@ import pytest
 from moxserve import file
 from moxserve.errors import DataError, UsageError
 from moxserve.file import copiers, journal, trees
-from moxserve.file.s3 import Bucket
+from moxserve.file.copying import Place
 
 COPY = """
 import sys
@@ -48,16 +48,21 @@ def many(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def uploads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The local paths that are uploaded."""
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that are copied in this process."""
     told: list[str] = []
-    original: Callable[..., Any] = Bucket.upload
+    original = trees.copier
 
-    def upload(self: Bucket, path: str, key: str) -> Any:
-        told.append(path)
-        return original(self, path, key)
+    def copier(source: Place, target: Place, files: int) -> Callable[[Place, Place], None]:
+        copy = original(source, target, files)
 
-    monkeypatch.setattr(Bucket, "upload", upload)
+        def one(source: Place, target: Place) -> None:
+            told.append(source.path)
+            copy(source, target)
+
+        return one
+
+    monkeypatch.setattr(trees, "copier", copier)
     return told
 
 
@@ -86,41 +91,32 @@ def broken_off(source: str, target: str, cache: Path, after: int) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_copy_goes_on_where_it_was(s3: str, many: Path, cache: Path, uploads: list[str]) -> None:
+def test_a_killed_copy_goes_on_where_it_was(s3: str, many: Path, cache: Path, copied: list[str]) -> None:
     done = broken_off(str(many), s3, cache, 40)
     assert 40 <= len(done) < 200
     changed, grown = done[3], done[4]
     (many / changed).write_text("text new")
     file.write(f"{s3}/{grown}", "of another size")
     file.copy_parallel(many, s3)
-    again = {os.path.relpath(path, many) for path in uploads}
+    again = {os.path.relpath(path, many) for path in copied}
     assert again.isdisjoint(set(done) - {changed, grown})
     assert {changed, grown} <= again
     assert contents(s3) == {os.path.relpath(p, many): p.read_text() for p in many.rglob("*") if p.is_file()}
     assert list(cache.glob("copies/*")) == []
-    uploads.clear()
+    copied.clear()
     file.copy_parallel(many, s3)  # complete: the next one is a new one
-    assert len(uploads) == 200
+    assert len(copied) == 200
 
 
 @pytest.mark.slow
-def test_a_download_goes_on_too(
-    s3: str, many: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_goes_on_too(s3: str, many: Path, cache: Path, tmp_path: Path, copied: list[str]) -> None:
     file.copy_parallel(many, s3)
     target = str(tmp_path / "down")
     done = broken_off(s3, target, cache, 40)
     file.write(f"{s3}/{done[0]}", "text new")
-    fetched: list[str] = []
-    original: Callable[..., Any] = Bucket.download
-
-    def download(self: Bucket, key: str, out: Any) -> Any:
-        fetched.append(key)
-        return original(self, key, out)
-
-    monkeypatch.setattr(Bucket, "download", download)
+    copied.clear()
     file.copy_parallel(s3, target)
-    assert len(fetched) <= 200 - len(done) + 1
+    assert len(copied) <= 200 - len(done) + 1
     assert contents(target) == contents(s3)
 
 
@@ -151,13 +147,13 @@ def test_old_journals_are_forgotten(many: Path, cache: Path, tmp_path: Path, mon
 def by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even a few files are worth processes."""
     monkeypatch.setattr(copiers, "_WORTH_FILES", 1)
-    monkeypatch.setattr(copiers, "_cores", lambda: 2)
+    monkeypatch.setattr(copiers, "available_cores", lambda: 2)
 
 
 @pytest.mark.slow
-def test_processes_copy_the_same(s3: str, many: Path, tmp_path: Path, by_processes: None, uploads: list[str]) -> None:
+def test_processes_copy_the_same(s3: str, many: Path, tmp_path: Path, by_processes: None, copied: list[str]) -> None:
     file.copy_parallel(many, s3)
-    assert uploads == []  # not in this process
+    assert copied == []  # not in this process
     file.copy_parallel(s3, tmp_path / "down", threads=3)
     assert contents(s3) == contents(str(many)) == contents(str(tmp_path / "down"))
 
