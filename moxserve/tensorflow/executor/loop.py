@@ -96,7 +96,10 @@ class Loop:
     def _finish(self, ok: bool) -> None:
         if ok:
             for participant in self._participants:
-                participant.finish(True)
+                try:
+                    participant.finish(ok)
+                except RunStopped:
+                    ok = False  # what the others would save is out of reach
             return
         for (
             participant
@@ -145,17 +148,22 @@ class Loop:
         except RunStopped:
             return "signal"
         except tf.errors.OpError as error:
-            self._raise_cause(error)
+            if self._is_stopped(error):
+                return "signal"
             if not isinstance(error, tf.errors.OutOfRangeError) or not is_end_of_input(error):
                 raise
             return "end_of_input"
         return None
 
-    def _raise_cause(self, error: Any) -> None:
+    def _is_stopped(self, error: Any) -> bool:
+        """Whether somebody broke a step off because the run is to end; raises what else the cause was."""
         for participant in self._participants:
             cause = participant.cause(error)
+            if isinstance(cause, RunStopped):
+                return True
             if cause is not None:
                 raise cause from None
+        return False
 
     def _active(self) -> list[Participant]:
         step, now = self._clock.run_step, time.monotonic()

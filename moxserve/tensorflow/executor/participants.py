@@ -226,11 +226,18 @@ class Participant:
         return math.inf
 
     def cause(self, error: Exception) -> BaseException | None:
-        """The runtime says that a step failed, or that the input ended: what really happened; None if nobody knows."""
+        """The runtime says that a step failed, or that the input ended: what really happened; None if nobody knows.
+
+        RunStopped: the step was given up because the run is to end, and what the steps before it did counts.
+        """
         return None
 
     def finish(self, ok: bool) -> None:
-        """The loop is over. `ok` is False after an error."""
+        """The loop is over. `ok` is False after an error.
+
+        Raises:
+            RunStopped: the state of the model is out of reach; for those that follow `ok` is False.
+        """
 
 
 class HookParticipant(Participant):

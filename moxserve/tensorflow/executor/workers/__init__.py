@@ -7,6 +7,7 @@ serving       what a parameter server does
 placement     where operations and variables are
 servers       workers with parameter servers: asynchronous, synchronous
 lockstep      workers that make each step together: synchronous, all_reduce
+wire          how a step is broken that waits for another process
 shards        the part of a data set that is this worker's
 """
 

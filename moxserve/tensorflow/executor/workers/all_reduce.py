@@ -28,6 +28,7 @@ from moxserve.tensorflow.executor.workers.part import Part
 from moxserve.tensorflow.executor.workers.peers import members, wait_for
 from moxserve.tensorflow.executor.workers.placement import Placement
 from moxserve.tensorflow.executor.workers.server import server_of
+from moxserve.tensorflow.executor.workers.wire import Wire
 
 __all__ = ["AllReduceWorkers"]
 
@@ -136,6 +137,8 @@ class AllReduceWorkers(Lockstep, Workers):
         self._barrier = self._collective(tf.zeros([1]))
         self._telling = tf1.placeholder(tf.float64, [1])
         self._told = self._collective(self._telling)
+        self.wire = Wire()
+        self._told_whole, self._all_told = self.wire.beside([self._told]), self.wire.beside(self._totals)
         return [Member(self)]
 
     def _broadcast(self, dtype: Any, variables: list[Any]) -> Any:
@@ -190,7 +193,8 @@ class AllReduceWorkers(Lockstep, Workers):
 
     def _sum(self, session: Any, value: float) -> float:
         """Add up a number of each worker; all of them ask at the same step."""
-        return float(session.run(self._told, {self._telling: [value]}, options=self._options(_TOLD_GRAPH))[0])
+        feed, options = {self._telling: [value]}, self._options(_TOLD_GRAPH)
+        return float(session.run([self._told, self._told_whole], feed, options=options)[0][0])
 
     def steps_to_make(self, goal: int, global_step: int) -> int:
         """All count the same."""
@@ -202,7 +206,7 @@ class AllReduceWorkers(Lockstep, Workers):
         feed = farewell(self._bundles, (), reason)
         # A callable, as every other step: one by `session.run` would count as a step that the others do not make.
         fetched, fed = ([tensor.name for tensor in tensors] for tensors in (self._totals, feed))
-        totals = Fetcher(session, self.run_options).callable(fetched, fed)(*feed.values())
+        totals = Fetcher(session, self.run_options).callable(fetched, fed, (self._all_told.name,))(*feed.values())
         contributors, left = told(totals[self._totals.index(self._header)])
         if not contributors:
             return int(session.run(tf1.train.get_global_step(session.graph))), left
@@ -211,6 +215,9 @@ class AllReduceWorkers(Lockstep, Workers):
 
     def finish(self, graph: Any, reason: str) -> None:
         """Wait for each other, until the chief has saved."""
+        self.closed()
+        if self.apart:
+            return
         with tf1.Session(self.target, graph=graph, config=self._config) as own:
             own.run(self._barrier.op, options=self._options(_END_GRAPH))
         time.sleep(_GRACE_S if self.topology.is_chief else 0)  # the others' part of the barrier may still be on its way

@@ -231,6 +231,10 @@ class Rounds:
         feed = dict(zip(self._token, (number, 0, 0), strict=True))
         session.run([self._numbered, *(self._handed[worker - 1] for worker in workers if worker)], feed)
 
+    def dismiss(self, session: Any, global_step: int, left: int) -> None:
+        """Hand tokens that tell all others to leave; who is missing finds one when it comes back."""
+        session.run(self._handed, dict(zip(self._token, (0, global_step, left), strict=True)))
+
     def restart(self, session: Any, number: int, global_step: int) -> None:
         """Begin with a round that nobody knows; who waits for a token of an earlier chief gets one."""
         for emptied in self._emptied:

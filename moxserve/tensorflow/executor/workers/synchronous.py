@@ -22,13 +22,16 @@ from moxserve.tensorflow.executor.devices import Devices, GradsAndVars
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.participants import NEVER, Participant
 from moxserve.tensorflow.executor.workers.base import Startup
-from moxserve.tensorflow.executor.workers.bundles import farewell, leaving, split, told
+from moxserve.tensorflow.executor.workers.bundles import SIGNAL, farewell, leaving, split, told
 from moxserve.tensorflow.executor.workers.lockstep import Lockstep, Member
 from moxserve.tensorflow.executor.workers.part import Part
 from moxserve.tensorflow.executor.workers.rounds import Meeting, Rounds, new_number
 from moxserve.tensorflow.executor.workers.servers import ParameterServerWorkers
+from moxserve.tensorflow.executor.workers.wire import Wire
 
 __all__ = ["SynchronousWorkers"]
+
+_LOOK_MS = 2000
 
 
 class SynchronousWorkers(Lockstep, ParameterServerWorkers):
@@ -84,6 +87,11 @@ class SynchronousWorkers(Lockstep, ParameterServerWorkers):
 
     def participants(self) -> list[Participant]:
         """One that keeps this worker in step."""
+        self.wire = Wire()
+        if self.topology.is_chief:
+            self._all_taken = self.wire.beside([total for meeting in self._meetings for total in meeting.totals])
+        else:
+            self._all_taken = self.wire.beside([self._news])
         return [*super().participants(), Member(self)]
 
     def news(self) -> Any:
@@ -93,6 +101,7 @@ class SynchronousWorkers(Lockstep, ParameterServerWorkers):
     # -- while the session is open
 
     def _led(self, session: Any, global_step: int) -> None:
+        self._set(session, self.state.set_ending, 0)
         number = new_number()
         for meeting in self._meetings:
             meeting.drain(session, number)
@@ -107,6 +116,30 @@ class SynchronousWorkers(Lockstep, ParameterServerWorkers):
         self.goal = goal
         return max(goal - global_step, 0) if self.topology.is_chief or global_step >= goal else NEVER
 
+    def break_off(self, session: Any) -> int:
+        """The chief lets all others go, whenever they ask; another worker leaves word for the chief."""
+        step = super().break_off(session)
+        if self.topology.is_chief:
+            self._rounds.dismiss(session, step, SIGNAL)
+        else:
+            self._set(session, self.state.set_ending, 1)
+        return step
+
+    def told_to_end(self, session: Any) -> bool:
+        """Whether a worker has left word."""
+        if not self.topology.is_chief:
+            return False
+        try:
+            return bool(session.run(self.state.ending, options=tf1.RunOptions(timeout_in_ms=_LOOK_MS)))
+        except (tf.errors.OpError, RuntimeError):  # out of reach, or closed: those who use them find out
+            return False
+
+    def finish(self, graph: Any, reason: str) -> None:
+        """Tell the parameter servers, where they are within reach."""
+        self.closed()
+        if not self.out_of_reach:
+            super().finish(graph, reason)
+
     def say_farewell(self, session: Any, reason: int) -> tuple[int, int]:
         """Push nothing, and say why; the chief applies what the others have pushed."""
         feed: dict[Any, np.ndarray] = {}
@@ -114,10 +147,10 @@ class SynchronousWorkers(Lockstep, ParameterServerWorkers):
             feed.update(farewell(meeting.bundles, meeting.sparse, reason))
         pushed = [op for meeting in self._meetings for op in meeting.pushed]
         if not self.topology.is_chief:
-            news = session.run([self._news, *pushed, *self._updates], feed)[0]
+            news = session.run([self._news, *pushed, *self._updates, self._all_taken], feed)[0]
             return int(news[0]), int(news[1])
         totals = [total for meeting in self._meetings for total in meeting.totals]
-        taken = session.run([*totals, *pushed], feed)[: len(totals)]
+        taken = session.run([*totals, *pushed, self._all_taken], feed)[: len(totals)]
         contributors, left = told(taken[totals.index(self._meetings[-1].header)])
         if contributors:
             news = session.run([self._news, *self._updates], dict(zip(totals, taken, strict=True)))[0]
