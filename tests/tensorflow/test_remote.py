@@ -228,7 +228,8 @@ print("from", result.start_step, "to", result.global_step)
         end = time.monotonic() + 90
         while time.monotonic() < end and not file.exists(f"{url}/checkpoint"):
             time.sleep(0.1)
-        time.sleep(0.5)
+        with pytest.raises(UsageError, match=rf"process {process.pid} on .* is training into it"):
+            train(log_dir=url)
     finally:
         process.kill()
         process.wait()
@@ -239,4 +240,6 @@ print("from", result.start_step, "to", result.global_step)
         [sys.executable, str(script), url, str(step + 3)], capture_output=True, text=True, timeout=120, check=True
     )
     assert f"from {step} to {step + 3}" in done.stdout
+    assert f"is taken over from process {process.pid}" in done.stderr
+    assert "waiting up to" not in done.stderr
     assert list(scratch.iterdir()) == []

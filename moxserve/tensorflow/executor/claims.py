@@ -37,6 +37,7 @@ _LAPSE_S = 45.0
 _LOOK_S = 1.0
 _RETRY_S = 5.0
 _TRIES = 3
+_sleep = time.sleep
 # The tokens of the claims that this process holds.
 _here: set[str] = set()
 
@@ -132,7 +133,7 @@ class Claim:
                 "log_dir %s: %s was training into it; waiting up to %.0f s to see whether it still does",
                 self.url, tell.who, left,
             )  # fmt: skip
-        time.sleep(max(0.0, min(_LOOK_S, left)))
+        _sleep(max(0.0, min(_LOOK_S, left)))
 
     def renew(self) -> None:
         """Write the claim again, and so make sure that it is still held: do this before something is uploaded.
@@ -252,7 +253,7 @@ class Claim:
         idle_s = _idle_s(head) if head.get("ETag") == etag else 0.0
         try:
             held = json.loads(content)
-            who = f"process {held['pid']} on {held['host']}, which began at {held['since']},"
+            who = f"process {held['pid']} on {held['host']} (since {held['since']})"
             return _Found(etag, str(held["token"]), who, idle_s)
         except (ValueError, KeyError, TypeError):
             return _Found(etag, "", "another process", idle_s)
