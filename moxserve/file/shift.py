@@ -14,6 +14,7 @@ Source: MoXing guide §1.1.2.1 and §1.1.2.2.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -26,7 +27,7 @@ from typing import Any
 
 from moxserve.errors import UsageError, did_you_mean
 from moxserve.file import api
-from moxserve.file.errors import MoxFileIsADirectoryException, missing
+from moxserve.file.errors import MoxFileIsADirectoryException, MoxFileNotExistsException, missing
 from moxserve.file.filesystem import Entries, join, locate
 from moxserve.file.handle import canonical_mode
 
@@ -80,8 +81,21 @@ def _folder(path: str) -> str:
     return path if path.endswith("/") else f"{path}/"
 
 
-def _listdir(path: Any) -> list[str]:
-    return api.list_directory(path)
+@contextlib.contextmanager
+def _telling_files(path: Any) -> Iterator[None]:
+    """Tell of a file that was given in place of a directory as the system does."""
+    try:
+        yield
+    except MoxFileNotExistsException:
+        if _isfile(path):
+            raise NotADirectoryError(20, "Not a directory", os.fsdecode(path)) from None
+        raise
+
+
+def _listdir(path: Any) -> list[Any]:
+    with _telling_files(path):
+        names = api.list_directory(path)
+    return [os.fsencode(name) for name in names] if isinstance(path, bytes) else names
 
 
 def _mkdir(path: Any, mode: int = 0o777, *, dir_fd: Any = None) -> None:
@@ -133,15 +147,19 @@ def _stat(path: Any, *, dir_fd: Any = None, follow_symlinks: bool = True) -> os.
 
 def _access(path: Any, mode: int, **kwargs: Any) -> bool:
     del mode, kwargs
-    return api.exists(path)
+    return _exists(path)
 
 
 def _scandir(path: Any) -> Entries:
-    return api.scan_dir(path)
+    with _telling_files(path):
+        return api.scan_dir(path)
 
 
 def _walk(top: Any, topdown: bool = True, onerror: Any = None, followlinks: bool = False) -> Iterator[Any]:
-    return api.walk(top, topdown, onerror, followlinks)
+    del onerror, followlinks
+    walked = api.walk(top)
+    # mox.file goes through a store from the top only; who empties directories needs it from the bottom.
+    return walked if topdown else reversed(list(walked))
 
 
 def _isfile(path: Any) -> bool:
@@ -150,7 +168,10 @@ def _isfile(path: Any) -> bool:
 
 
 def _exists(path: Any) -> bool:
-    return api.exists(path)
+    try:
+        return api.exists(path)
+    except MoxFileNotExistsException:  # not even the bucket
+        return False
 
 
 def _isdir(s: Any) -> bool:
@@ -161,7 +182,7 @@ def _getsize(filename: Any) -> int:
     return api.get_size(filename)
 
 
-def _abspath(path: Any) -> Any:
+def _as_it_is(path: Any) -> Any:
     return os.fspath(path)
 
 
@@ -288,7 +309,8 @@ _PATCHES: tuple[tuple[str, str, int, Function], ...] = (
     ("os.path", "islink", 1, _never),
     ("os.path", "getsize", 1, _getsize),
     ("os.path", "getmtime", 1, _modified),
-    ("os.path", "abspath", 1, _abspath),
+    ("os.path", "abspath", 1, _as_it_is),
+    ("os.path", "normpath", 1, _as_it_is),
     ("os.path", "realpath", 1, _realpath),
     ("glob", "glob", 1, _glob),
     ("glob", "iglob", 1, _iglob),

@@ -116,6 +116,10 @@ def test_directories(base: str) -> None:
         os.rmdir(f"{base}/f")
     with pytest.raises(FileExistsError):
         os.makedirs(f"{base}/f", exist_ok=True)
+    for look in (os.listdir, os.scandir):
+        with pytest.raises(NotADirectoryError):
+            look(f"{base}/f")
+    assert sorted(os.listdir(os.fsencode(base))) == [b"d", b"f"]
 
 
 def test_looking(tree: str) -> None:
@@ -128,7 +132,9 @@ def test_looking(tree: str) -> None:
     assert os.path.getmtime(f"{tree}/a") == pytest.approx(os.stat(f"{tree}/a").st_mtime)
     assert isinstance(os.stat(path=f"{tree}/a"), os.stat_result)
     assert (os.lstat(f"{tree}/a").st_size, os.stat(f"{tree}/a").st_size) == (1, 1)
-    assert os.path.abspath(f"{tree}/a") == os.path.realpath(f"{tree}/a") == f"{tree}/a"
+    assert os.path.abspath(f"{tree}/a") == os.path.realpath(f"{tree}/a") == os.path.normpath(f"{tree}/a") == f"{tree}/a"
+    assert os.path.relpath(f"{tree}/d/b", tree) == "d/b"
+    assert os.path.samefile(f"{tree}/a", f"{tree}/a")
     with pytest.raises(FileNotFoundError):
         os.stat(f"{tree}/x")
     with os.scandir(tree) as entries:
@@ -143,6 +149,24 @@ def test_walking_and_patterns(tree: str) -> None:
     assert glob.glob(f"{tree}/**/c", recursive=True) == [f"{tree}/d/e/c"]
     assert sorted(glob.iglob("d/?", root_dir=tree)) == ["d/b", "d/e"]
     assert glob.glob(os.fsencode(f"{tree}/[a]")) == [os.fsencode(f"{tree}/a")]
+
+
+def test_directories_are_emptied_from_the_bottom(base: str) -> None:
+    for name in ("d", "d/e", "d/e/f", "d/g"):
+        os.mkdir(f"{base}/{name}")
+    write(f"{base}/d/e/h")
+    for path, dirs, files in os.walk(f"{base}/d", topdown=False):
+        for name in files:
+            os.remove(f"{path}/{name}")
+        for name in dirs:
+            os.rmdir(os.path.join(path, name))
+    assert os.listdir(base) == ["d"]
+
+
+def test_nothing_is_in_a_bucket_that_is_not_there(own_bucket: str) -> None:
+    missing = f"s3://{own_bucket}-missing/a"
+    looks = (os.path.exists, os.path.lexists, os.path.isfile, os.path.isdir, lambda p: os.access(p, os.R_OK))
+    assert [look(missing) for look in looks] == [False] * 5
 
 
 def test_removing_and_renaming(tree: str) -> None:
