@@ -7,12 +7,14 @@ Source: MoXing guide §1.1.2. `client_id`, which chose among several clients the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 from moxserve.errors import UsageError
 from moxserve.file.copying import Place, copy_file
 from moxserve.file.copying import rename as _rename
+from moxserve.file.errors import MoxFileIsADirectoryException, MoxFilePermissionException
 from moxserve.file.filesystem import Entries, Stat, Url, locate, text_of
 from moxserve.file.handle import File
 from moxserve.file.trees import CopyOptions, copy_tree
@@ -231,9 +233,12 @@ def rename(src_url: Url, dst_url: Url) -> None:
 
     Raises:
         MoxFileNotExistsException: the source is not there.
+        MoxFileIsADirectoryException: a file would go where a directory is.
         UsageError: a directory of a store would be moved into itself.
     """
-    _rename(Place.of(src_url), Place.of(dst_url))
+    source, target = Place.of(src_url), Place.of(dst_url)
+    _not_onto_a_directory(source, target)
+    _rename(source, target)
 
 
 def copy(src_url: Url, dst_url: Url, client_id: str | None = None) -> None:
@@ -246,9 +251,23 @@ def copy(src_url: Url, dst_url: Url, client_id: str | None = None) -> None:
 
     Raises:
         MoxFileNotExistsException: the source is not there.
-        MoxFileIsADirectoryException: the source is a directory; `copy_parallel` copies those.
+        MoxFileIsADirectoryException: the source is a directory (`copy_parallel` copies those), or the target is one.
     """
-    copy_file(Place.of(src_url), Place.of(dst_url))
+    source, target = Place.of(src_url), Place.of(dst_url)
+    _not_onto_a_directory(source, target)
+    copy_file(source, target)
+
+
+def _not_onto_a_directory(source: Place, target: Place) -> None:
+    """Refuse a file where a store has a directory only: it was meant to go into it, and would stand beside it."""
+    if not target.remote or target.path.endswith("/"):
+        return
+    with contextlib.suppress(MoxFilePermissionException):  # who may write may not be allowed to look
+        place = target.fs
+        if place.is_directory(target.path) and not place.is_file(target.path) and source.fs.is_file(source.path):
+            raise MoxFileIsADirectoryException(
+                f"{target.path!r} is a directory; expected the name of the new file", hint="add the file's name"
+            )
 
 
 def copy_parallel(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 from moxserve.errors import UsageError
@@ -65,7 +66,7 @@ def plan(source: Place, target: Place, file_list: Iterable[Url] | None) -> Plan:
     else:
         if not source.fs.is_directory(source.path):
             raise _no_directory(source, missing(source.path))
-        dirs, files = [], dict.fromkeys(sorted({_listed_name(source, name) for name in file_list}))
+        dirs, files = [], dict.fromkeys(_listed_names(source, file_list))
     if source.remote and not target.remote:
         _check_names(source, [*dirs, *files])
     made = Plan(source, target, dirs, files)
@@ -82,6 +83,12 @@ def _no_directory(source: Place, error: MoxFileNotExistsException) -> MoxFileNot
     return MoxFileNotExistsException(f"{source.path!r} is a file; expected a directory", hint="copy copies one file")
 
 
+def _listed_names(source: Place, file_list: Iterable[Url]) -> list[str]:
+    if isinstance(file_list, (str, bytes)):
+        raise UsageError(f"file_list={file_list!r}: expected a list of names relative to {source.path!r}")
+    return sorted({_listed_name(source, name) for name in file_list})
+
+
 def _listed_name(source: Place, name: Url) -> str:
     """Return an entry of a file list as a relative name; one that begins with the source's path is taken for it."""
     text = text_of(name)
@@ -91,6 +98,8 @@ def _listed_name(source: Place, name: Url) -> str:
         text = os.path.normpath(text)
     if text in ("", ".") or text.startswith("/") or "://" in text or ".." in text.split("/"):
         raise UsageError(f"file_list: {text!r} is no path relative to {source.path!r}")
+    if text.endswith("/"):
+        raise UsageError(f"file_list: {text!r} is a directory; expected the names of files")
     return text
 
 
@@ -172,8 +181,8 @@ def copy_tree(
         UsageError: names that cannot be; nothing was written.
     """
     options = options or CopyOptions()
-    if options.threads < 1:
-        raise UsageError(f"copy_parallel(threads={options.threads}): expected at least 1")
+    if not isinstance(options.threads, Integral) or options.threads < 1:
+        raise UsageError(f"copy_parallel(threads={options.threads!r}): expected at least 1")
     made = plan(source, target, file_list)
     if absolute(source) == absolute(target):
         return

@@ -529,8 +529,9 @@ def test_copying_one_file(tree: str) -> None:
     assert [file.read(f"{tree}/{name}") for name in ("a", "d/a", "d/b")] == ["aa"] * 3
     with pytest.raises(IsADirectoryError, match="copy_parallel copies directories"):
         file.copy(f"{tree}/d", f"{tree}/g")
-    with pytest.raises(IsADirectoryError):
-        file.copy(f"{tree}/a", f"{tree}/d/")
+    for target in ("d/", "d", "empty"):
+        with pytest.raises(IsADirectoryError):
+            file.copy(f"{tree}/a", f"{tree}/{target}")
     assert file.list_directory(tree, recursive=True, skip_dir=True) == ["a", "d/a", "d/b", "d/e/c"]
 
 
@@ -560,9 +561,9 @@ def test_copying_files_of_a_list(tree: str) -> None:
     assert file.list_directory(f"{tree}-some", recursive=True) == ["a", "d", "d/e", "d/e/c"]
     with pytest.raises(file.MoxFileNotExistsException, match="no"):
         file.copy_parallel(tree, f"{tree}-none", file_list=["no"])
-    for name in ("../x", "/etc/passwd", ""):
+    for names in (["../x"], ["/etc/passwd"], [""], "a"):
         with pytest.raises(UsageError, match="file_list"):
-            file.copy_parallel(tree, f"{tree}-none", file_list=[name])
+            file.copy_parallel(tree, f"{tree}-none", file_list=names)  # type: ignore[arg-type]
     for names in (None, ["x"]):
         with pytest.raises(file.MoxFileNotExistsException, match=r"/a' is a file; expected a directory"):
             file.copy_parallel(f"{tree}/a", f"{tree}-none", names)

@@ -244,7 +244,7 @@ def test_requests_are_few(s3: str, raw: Any, watch: Any) -> None:
     list(file.walk(s3))
     assert watch.names() == ["ListObjectsV2"] * 3
     file.copy(f"{s3}/d/f", f"{s3}/g")
-    assert watch.names() == ["HeadObject", "CopyObject"]
+    assert watch.names() == ["ListObjectsV2", "HeadObject", "CopyObject"]
     with file.File(f"{s3}/g", "rb+") as f:
         f.read()
     assert "PutObject" not in watch.names()
@@ -513,6 +513,23 @@ def test_a_move_up_removes_what_was_copied(s3: str, raw: Any, monkeypatch: pytes
     ]
     file.rename(f"{source}/", f"{s3}/e")
     assert not source.exists()
+
+
+def test_a_file_is_not_put_beside_a_directory(s3: str, raw: Any, tmp_path: Path) -> None:
+    """Who names a directory as the target means what is in it; a download of both would clash."""
+    for key in ("f", "d/x", "both", "both/x"):
+        raw.put(key, key.encode())
+    (tmp_path / "here").write_text("here")
+    for call in (file.copy, file.rename):
+        for source in (f"{s3}/f", str(tmp_path / "here")):
+            with pytest.raises(IsADirectoryError, match="expected the name of the new file"):
+                call(source, f"{s3}/d")
+            with pytest.raises(FileNotFoundError):
+                call(f"{source}-missing", f"{s3}/d")
+    file.copy(f"{s3}/f", f"{s3}/both")
+    assert raw.get("both") == b"f"
+    file.rename(f"{s3}/d", f"{s3}/both")
+    assert raw.keys() == ["both", "both/x", "f"]
 
 
 def test_a_move_takes_file_or_directory(s3: str, raw: Any) -> None:

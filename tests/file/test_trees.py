@@ -194,6 +194,7 @@ def test_the_bar_shows_when_asked_for(
     assert capfd.readouterr().err == ""
 
 
-def test_no_threads_are_refused(many: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="threads=0"):
-        file.copy_parallel(many, tmp_path / "copy", threads=0)
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "4", None])
+def test_other_numbers_of_threads_are_refused(threads: Any, many: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"threads={threads!r}"):
+        file.copy_parallel(many, tmp_path / "copy", threads=threads)
