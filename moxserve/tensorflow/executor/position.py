@@ -62,7 +62,7 @@ class PositionLog:
         self.path = os.path.join(folder, f"input-{worker}.json")
         self.skipped_path = skipped_file(folder, worker)
 
-    def resume(self, step: int, rows_per_step: int) -> int:
+    def resume(self, step: int, rows_per_step: int, began: int = 0) -> int:
         """Note that a run goes on from a checkpoint of this folder, and return how many rows were given before.
 
         Without a file (the checkpoint is of a run that kept none) all steps so far count as steps of this run's size.
@@ -70,9 +70,10 @@ class PositionLog:
         Args:
             step: global step of the checkpoint.
             rows_per_step: of the run that begins.
+            began: step at which the input was at its first row, for all that is known without the file.
         """
         before = [run for run in self._read() if run.step <= step]
-        rows = before[-1].rows_at(step) if before else step * rows_per_step
+        rows = before[-1].rows_at(step) if before else (step - began) * rows_per_step
         self._write([run for run in before if run.step < step], _Run(step, rows, rows_per_step))
         return rows
 

@@ -317,6 +317,7 @@ class _Job:
             restore,
             (*self.devices.after_start(self.branch), *tf1.get_collection(AFTER_START)),
             self.global_step,
+            anew=self.start.resume is None,
         )
 
     def _initialise(self, session: Any, startup: Startup) -> None:
@@ -328,16 +329,17 @@ class _Job:
         if self.start.resume is not None:
             self.hooks.states.restore(self.clock.global_step)
         self.start_step = self.clock.global_step
-        self.source.start(session, self._position())
+        self.source.start(session, self._position(startup))
 
-    def _position(self) -> int:
+    def _position(self, startup: Startup) -> int:
         """How many rows this worker has been given by the runs that this one goes on from."""
         settings = self.settings
         if not self.training or settings.log_dir is None or not self.source.positions:
             return 0
         known = PositionLog(settings.log_dir, self.topology.index)
-        begin = known.resume if self.start.resume is not None or self.workers.joined else known.restart
-        given = begin(self.workers.done_steps(self.clock.global_step), self.source.rows_per_step(settings.batch_size))
+        rows, done = self.source.rows_per_step(settings.batch_size), self.workers.done_steps(self.clock.global_step)
+        began = self.workers.began_at(startup, self.clock.global_step)
+        given = known.restart(done, rows) if began == done else known.resume(done, rows, began or 0)
         self.source.keep_skipped(known.skipped_path)
         return given
 

@@ -17,6 +17,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import moxserve.tensorflow as mox
+from moxserve.dataflow.order import EpochOrder
+from moxserve.tensorflow.datasets.base import ordered_rows
 
 ROWS = 512
 _random = np.random.RandomState(3)
@@ -41,6 +43,7 @@ class Training:
         pause: seconds after each step.
         save_steps: between checkpoints; 0 for the end only.
         rows: of a batch of a tower.
+        start: the checkpoint_path.
     """
 
     folder: str
@@ -53,6 +56,7 @@ class Training:
     pause: float = 0.0
     save_steps: int = 0
     rows: int = 8
+    start: str | None = None
 
     def rows_of(self, worker: int, workers: int) -> np.ndarray:
         """The rows of a worker, in the order in which it takes them."""
@@ -65,8 +69,11 @@ class Training:
             return tf.data.Dataset.from_tensor_slices((X, Y))
         worker, workers = mox.get_flag("task_index"), len(mox.get_flag("worker_hosts").split(","))
         order = self.rows_of(worker, workers)
-        data = tf.data.Dataset.from_tensor_slices((X[order], Y[order]))
-        return data.take((self.batches - worker) * self.rows) if self.batches else data.repeat()
+        if self.batches:
+            return tf.data.Dataset.from_tensor_slices((X[order], Y[order])).take((self.batches - worker) * self.rows)
+        x, y = tf.constant(X[order]), tf.constant(Y[order])
+        numbers = ordered_rows(EpochOrder(len(order), shuffle=False), None)  # these go on where they were
+        return numbers.map(lambda number: (tf.gather(x, number), tf.gather(y, number)))
 
     def model_fn(self, inputs: list[Any], mode: str, **kwargs: Any) -> mox.ModelSpec:
         """Two layers."""
@@ -105,6 +112,7 @@ class Training:
             batch_size=self.rows,
             max_number_of_steps=self.steps,
             log_dir=self.folder,
+            checkpoint_path=self.start,
             save_model_steps=self.save_steps or None,
             save_summary_steps=0,
             log_every_n_steps=10,

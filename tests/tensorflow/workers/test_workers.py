@@ -57,6 +57,7 @@ def served(cluster: Any, training: Any, tmp_path_factory: pytest.TempPathFactory
         training(str(folder / "gathered"), "gathered", synchronous=False, batches=31),
         training(str(folder / "finite"), steps=0, batches=7),
         training(str(folder / "compressed"), "compressed", synchronous=False),
+        training(str(folder / "onward"), steps=30, start=str(folder / "sgd")),
         training(str(folder / "stopped"), steps=100000, pause=0.02),
     ]
     job = cluster(1, plan, "--log_first_worker=false")
@@ -106,6 +107,13 @@ def test_asynchronous_workers_meet_for_the_updates_of_a_wrapper(served: Any, tmp
 def test_compressed_gradients_meet_on_the_parameter_server(served: Any, tmp_path: Path) -> None:
     _, plan = served
     assert_learned_as_one_device(plan[8], tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_all_workers_read_from_the_first_row_after_a_checkpoint_of_another_folder(served: Any, tmp_path: Path) -> None:
+    job, plan = served
+    assert [r["start_step"] for r in (job.results(name)[9] for name in ("worker0", "worker1"))] == [20, 20]
+    assert_learned_as_one_device(plan[9], tmp_path / "alone")
 
 
 @pytest.mark.slow
@@ -215,6 +223,8 @@ def test_an_address_without_host_or_port_is_refused(train: Any, address: str) ->
 def test_a_collective_that_another_worker_left_in_the_middle_is_no_error_of_this_one() -> None:
     broken = tf1.errors.InternalError(None, None, "Error received from peer: Delete called on non-empty BufRendezvous")
     assert is_lost(broken)
+    assert is_lost(tf1.errors.CancelledError(None, None, "Collective ops is aborted by: op cancelled"))
+    assert not is_lost(tf1.errors.CancelledError(None, None, "RunManyGraphs"))
     assert not is_lost(tf1.errors.InternalError(None, None, "Failed to call the py_func"))
 
 

@@ -89,6 +89,9 @@ class AsynchronousWorkers(ParameterServerWorkers):
         """How many of the steps so far were this worker's."""
         return self.steps_before
 
+    def _own_of(self, step: int) -> int:
+        return self._shares(step)[self.topology.index]
+
     def wait_for_others(self, session: Any, clock: Clock) -> None:
         """Be done; the chief, who saves what all have learned, waits for the rest."""
         if clock.stopped():

@@ -26,6 +26,7 @@ class Startup:
         restore: takes a session and restores from a checkpoint, where there is one; after `initial`.
         spread: operations that carry the restored variables to the towers of this process.
         global_step: the counter.
+        anew: whether the input begins anew, since nothing in `log_dir` is gone on from.
     """
 
     initial: Any
@@ -33,6 +34,7 @@ class Startup:
     restore: Callable[[Any], None]
     spread: tuple[Any, ...] = ()
     global_step: Any = None
+    anew: bool = False
 
 
 class Workers:
@@ -119,6 +121,12 @@ class Workers:
     def done_steps(self, global_step: int) -> int:
         """How many of the steps so far count against this process's number of steps, and for its place in the input."""
         return global_step
+
+    def began_at(self, startup: Startup, global_step: int) -> int | None:
+        """How many steps of this process were made when the training began with the first row of its input; None where
+        it went on from a checkpoint in `log_dir`, with what was noted there.
+        """
+        return self.done_steps(global_step) if startup.anew else None
 
     def steps_to_make(self, goal: int, global_step: int) -> int:
         """How many steps are left for this process until it has reached `max_number_of_steps`."""

@@ -32,18 +32,19 @@ _FORGOTTEN = (
     "was closed",
 )
 # What one hears whose call was under way when another process ended: of its connection, or of a collective.
-_BROKEN_OFF = ("Stream removed", "BufRendezvous")
+_BROKEN_OFF = ("Stream removed", "BufRendezvous", "Collective ops is aborted")
 
 
 def is_lost(error: Exception) -> bool:
     """Whether an error of the runtime says that another process is gone, or came back without its state."""
     if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)):
         return True
+    telling: tuple[str, ...] = ()
     if isinstance(error, (tf.errors.FailedPreconditionError, tf.errors.NotFoundError, tf.errors.CancelledError)):
-        return any(text in str(error.message) for text in _FORGOTTEN)
-    if isinstance(error, (tf.errors.UnknownError, tf.errors.InternalError)):
-        return any(text in str(error.message) for text in _BROKEN_OFF)
-    return False
+        telling += _FORGOTTEN
+    if isinstance(error, (tf.errors.UnknownError, tf.errors.InternalError, tf.errors.CancelledError)):
+        telling += _BROKEN_OFF
+    return any(text in str(getattr(error, "message", "")) for text in telling)
 
 
 @dataclass

@@ -31,6 +31,7 @@ from moxserve.tensorflow.executor.workers.serving import leave
 __all__ = ["ParameterServerWorkers", "SharedState"]
 
 _NOT_READY, _READY, _SAVED = 0, 1, 2
+_NOT_ANEW = -1
 
 
 class SharedState:
@@ -47,10 +48,12 @@ class SharedState:
             self.done = _variable("done", [workers])
             self.steps = _variable("steps", [workers])
             self.ending = _variable("ending", [])
-            self.variables = [self.phase, self.done, self.steps, self.ending]
+            self.began = _variable("began", [])  # global step at which the input began anew; _NOT_ANEW if it did not
+            self.variables = [self.phase, self.done, self.steps, self.ending, self.began]
             self.value = tf1.placeholder(tf.int64, None)
             self.set_phase = self.phase.assign(tf.reshape(self.value, []), read_value=False)
             self.set_ending = self.ending.assign(tf.reshape(self.value, []), read_value=False)
+            self.set_began = self.began.assign(tf.reshape(self.value, []), read_value=False)
             self.set_done = self.done.assign(tf.reshape(self.value, [workers]), read_value=False)
             self.set_steps = self.steps.assign(tf.reshape(self.value, [workers]), read_value=False)
             index = tf1.placeholder_with_default(0, [])
@@ -131,7 +134,9 @@ class ParameterServerWorkers(Workers):
             self._follow(session, startup)
         if startup.spread:
             session.run(startup.spread)
-        self.steps_before = int(session.run(self.state.steps)[self.topology.index])
+        steps, began = session.run([self.state.steps, self.state.began])
+        self.steps_before = int(steps[self.topology.index])
+        self._began = None if began == _NOT_ANEW else self._own_of(int(began))
 
     def _lead(self, session: Any, startup: Startup) -> None:
         missing = [name.decode() for name in session.run(self._uninitialized)]
@@ -150,6 +155,7 @@ class ParameterServerWorkers(Workers):
             self._set(session, self.state.set_steps, self._shares(step))
             self._set(session, self.state.set_done, [0] * self.topology.num_workers)
             self._set(session, self.state.set_ending, 0)
+            self._set(session, self.state.set_began, step if startup.anew else _NOT_ANEW)
         self._led(session, int(session.run(startup.global_step)))
         self._set(session, self.state.set_phase, _READY)
 
@@ -162,6 +168,14 @@ class ParameterServerWorkers(Workers):
         # The phase is read last: it is set when all variables have their final values.
         while len(session.run(self._uninitialized)) or int(session.run(self.state.phase)) == _NOT_READY:
             self._wait(reminder, "to give the variables their values")
+
+    def began_at(self, startup: Startup, global_step: int) -> int | None:
+        """As the chief knows it: whoever joins may find a checkpoint that was not there when the training began."""
+        return self._began
+
+    def _own_of(self, step: int) -> int:
+        """How many of the steps up to a global step count as this worker's own."""
+        return step
 
     def _shares(self, step: int) -> list[int]:
         """How many of the steps so far count as each worker's own."""
