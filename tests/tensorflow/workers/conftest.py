@@ -86,12 +86,16 @@ class Cluster:
     def ended(self, statuses: Mapping[str, int] | None = None) -> None:
         """Wait until all processes have ended, with status 0 if not told otherwise."""
         until = time.monotonic() + _PATIENCE_S
-        for name, started in self._processes.items():
-            try:
-                status = started[-1].wait(max(0.1, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                pytest.fail(f"{name} does not end:\n{self.all_text()}")
+        for name in self._processes:
+            status = self.status(name, max(0.1, until - time.monotonic()))
             assert status == (statuses or {}).get(name, 0), f"{name} ended with {status}:\n{self.all_text()}"
+
+    def status(self, name: str, patience_s: float = _PATIENCE_S) -> int:
+        """Wait until a process has ended, and tell its status."""
+        try:
+            return self._processes[name][-1].wait(patience_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"{name} does not end:\n{self.all_text()}")
 
     def all_text(self) -> str:
         """The ends of all logs."""

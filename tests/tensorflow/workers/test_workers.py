@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,32 @@ def test_all_reduce_learns_what_one_device_learns(cluster: Any, training: Any, t
     results = job.results("worker0")
     assert [(r["global_step"], r["stop_reason"]) for r in results[3:]] == [(20, "max_steps"), (7, "end_of_input")]
     assert int(reader(plan[5].folder).get_tensor("global_step")) >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("servers", [1, 0], ids=["ps", "all_reduce"])
+def test_a_signal_ends_a_step_that_waits_for_a_missing_worker(
+    cluster: Any, training: Any, tmp_path: Path, servers: int
+) -> None:
+    one = training(str(tmp_path / "log"), "momentum", steps=100000, pause=0.02)
+    job = cluster(servers, [one])
+    job.start_all()
+    job.wait_for("worker0", r"step: 10\(")
+    job.send("worker1", signal.SIGSTOP)
+    time.sleep(0.5)  # the step after the last that both made has begun
+    job.send("worker0", signal.SIGTERM)
+    assert job.status("worker0") == 128 + signal.SIGTERM
+    made = replace(one, steps=int(reader(one.folder).get_tensor("global_step")), pause=0.0)
+    assert made.steps >= 10
+    assert f"stopped by SIGTERM after step {made.steps}; checkpoint" in job.text("worker0")
+    if servers:  # whoever comes back learns of the end, and the parameter server ends, too
+        job.send("worker1", signal.SIGCONT)
+        job.ended(dict.fromkeys(("worker0", "worker1"), 128 + signal.SIGTERM))
+    else:
+        job.send("worker1", signal.SIGKILL)
+    assert_learned_as_one_device(made, tmp_path / "alone")
+    resumed = replace(made, steps=made.steps + 2).run()
+    assert (resumed.start_step, resumed.local_steps) == (made.steps, 2)
 
 
 @pytest.mark.slow
