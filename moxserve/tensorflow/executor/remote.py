@@ -148,7 +148,8 @@ class LogDirSender(Participant):
         stack = contextlib.ExitStack()
         self._send(stack.enter_context(self._mirror.snapshot()), stack)
         self._mirror.stale = self._failing
-        self._check_claim()
+        if ok:
+            self._check_claim()
 
 
 # The mirrors of this process by their local folders: several runs may go into one, of a pipeline for example.
