@@ -11,13 +11,15 @@ Source: fsspec documentation, "Developing with fsspec" (AbstractFileSystem).
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from glob import has_magic
 from typing import IO, Any
 
 from fsspec.spec import AbstractFileSystem
 
 from moxserve.errors import UsageError
 from moxserve.file import api
-from moxserve.file.filesystem import FileSystem, locate
+from moxserve.file.errors import MoxFileIsADirectoryException, missing
+from moxserve.file.filesystem import FileSystem, join, locate
 
 __all__ = ["ObsFileSystem"]
 
@@ -100,28 +102,71 @@ class ObsFileSystem(AbstractFileSystem):
             found = {base: self.info(path)} if fs.is_file(url) else {}
         return found if detail else sorted(found)
 
-    def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
-        """Copy an object; the store does it."""
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        """Return an object's content, or a stretch of it; negative numbers count from its end."""
         del kwargs
-        api.copy(self._place(path1)[1], self._place(path2)[1])
+        fs, url = self._place(path)
+        with fs.open(url, "rb") as f:
+            if start is None and end is None:
+                return bytes(f.read())
+            first, last, _ = slice(start, end).indices(f.seek(0, 2))
+            f.seek(first)
+            return bytes(f.read(max(0, last - first)))
+
+    def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
+        """Copy an object, which the store does; of a directory make the like, as fsspec copies trees."""
+        del kwargs
+        (fs, source), (_, target) = self._place(path1), self._place(path2)
+        try:
+            api.copy(source, target)
+        except MoxFileIsADirectoryException:
+            if fs.is_file(source):
+                raise
+            fs.make_dirs(target)
 
     def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
-        """Move an object or a directory."""
+        """Move an object or a directory; an object goes into what ends in a slash."""
         del recursive, maxdepth, kwargs
-        api.rename(self._place(path1)[1], self._place(path2)[1])
+        (fs, source), (_, target) = self._place(path1), self._place(path2)
+        if path2.endswith("/") and fs.is_file(source):
+            target = join(target, source.rpartition("/")[2])
+        api.rename(source, target)
 
     def rm_file(self, path: str) -> None:
         """Remove an object."""
         api.remove(self._place(path)[1])
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """Remove objects, and directories when `recursive`."""
+        """Remove objects, what matches patterns, and directories when `recursive`.
+
+        Raises:
+            FileNotFoundError: it is not there, or nothing matches.
+            IsADirectoryError: it is a directory, and `recursive` is false.
+        """
         del maxdepth
         for one in [path] if isinstance(path, str) else path:
-            fs, url = self._place(one)
-            if recursive and not fs.is_file(url):
-                url = url.rstrip("/") + "/"
-            fs.remove(url, recursive)
+            for name in self._matching(one):
+                self._rm(name, recursive)
+
+    def _matching(self, path: str) -> list[str]:
+        """Return what a pattern means; what is there under that very name is none."""
+        if not has_magic(path) or self._place(path)[0].is_file(self._place(path)[1]):
+            return [path]
+        found: list[str] = self.glob(path)
+        if not found:
+            raise missing(path)
+        return found
+
+    def _rm(self, path: str, recursive: bool) -> None:
+        fs, url = self._place(path)
+        if fs.is_file(url):
+            fs.remove(url, recursive=False)
+        elif not fs.is_directory(url):
+            raise missing(url)
+        elif not recursive:
+            raise MoxFileIsADirectoryException(f"{url!r} is a directory", hint="recursive=True removes directories")
+        else:
+            fs.remove(url.rstrip("/") + "/", recursive=True)
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
         """Make a directory."""

@@ -80,6 +80,12 @@ def test_reading_and_writing(obs: str, filesystem: Any) -> None:
         filesystem.open(f"{obs}/a", "xb")
     filesystem.pipe_file(f"{obs}/b", b"piped")
     assert filesystem.cat(f"{obs}/b") == b"piped"
+    assert [filesystem.cat_file(f"{obs}/b", *range_) for range_ in ((-2,), (1, -1), (3, 1), (-9, 9))] == [
+        b"ed",
+        b"ipe",
+        b"",
+        b"piped",
+    ]
 
 
 def test_changing(obs: str, filesystem: Any) -> None:
@@ -96,6 +102,23 @@ def test_changing(obs: str, filesystem: Any) -> None:
     filesystem.rm_file(f"{obs}/c")
     filesystem.rm(f"{obs}/d", recursive=True)
     assert file.list_directory(obs) == ["e"]
+
+
+def test_trees_and_patterns(obs: str, filesystem: Any) -> None:
+    for name in ("d/a", "d/e/b", "d/e/c", "d/x[1]"):
+        file.write(f"{obs}/{name}", name)
+    filesystem.copy(f"{obs}/d", f"{obs}/copy", recursive=True)
+    assert file.list_directory(f"{obs}/copy", recursive=True) == ["a", "e", "e/b", "e/c", "x[1]"]
+    filesystem.rm(f"{obs}/copy/e/*")
+    filesystem.rm([f"{obs}/copy/a", f"{obs}/copy/x[1]"])
+    filesystem.mv(f"{obs}/d/a", f"{obs}/d/e/")
+    assert file.list_directory(f"{obs}/d", recursive=True) == ["e", "e/a", "e/b", "e/c", "x[1]"]
+    with pytest.raises(IsADirectoryError, match="recursive=True"):
+        filesystem.rm(f"{obs}/d")
+    for missing in ("missing", "d/*.jpg"):
+        with pytest.raises(FileNotFoundError):
+            filesystem.rm(f"{obs}/{missing}", recursive=True)
+    assert file.exists(f"{obs}/d/x[1]")
 
 
 def test_options_have_another_place() -> None:
