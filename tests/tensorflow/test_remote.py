@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 import moxserve.tensorflow as mox
 from moxserve import file
 from moxserve.errors import CheckpointError, InterruptedRunError, UsageError
-from moxserve.tensorflow.executor import remote
+from moxserve.tensorflow.executor import one_run, remote
 from moxserve.tensorflow.executor.mirror import Mirror
 
 Train = Callable[..., mox.RunResult]
@@ -169,8 +168,7 @@ def test_the_last_checkpoint_is_stored_before_the_export(
     train: Train, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, there = f"{store.base}/run", []
-    module = importlib.import_module("moxserve.tensorflow.executor.run")
-    monkeypatch.setattr(module, "export_run", lambda *given: there.extend(names(url)))
+    monkeypatch.setattr(one_run, "export_run", lambda *given: there.extend(names(url)))
     mox.set_flag("timeline_steps", "1")
     result = train(log_dir=url, max_number_of_steps=3, export_model=mox.ExportKeys.TF_SERVING)
     assert {"checkpoint", "model.ckpt-3.index"} <= set(there)
