@@ -305,7 +305,7 @@ def _here(run: RunPlugin) -> Iterator[str]:
     from moxserve.tensorflow.executor.remote import Share, mirrored
 
     topology = Topology.from_flags(store)
-    share = Share.of(topology, training=run.trains)
+    share = Share.of(topology, training=run.trains, phased=True)  # perhaps: there is no model yet
     # A run that trains nothing leaves the file of the one that did alone.
     with mirrored(run.log_dir, share, topology.index, also=(RESOLVED,) if share is Share.READS else ()) as folder:
         yield folder

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -91,25 +88,6 @@ def test_how_old_a_claim_is_the_store_tells(url: str, monkeypatch: pytest.Monkey
         assert patient == []
 
 
-@pytest.mark.slow
-def test_the_claim_of_a_process_that_was_killed_is_free_at_once(url: str, patient: list[float]) -> None:
-    hold = f"from moxserve.tensorflow.executor.claims import claimed\nwith claimed({url!r}):\n print(1, flush=True)\n"
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"{hold} input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "1\n"
-        process.send_signal(signal.SIGKILL)
-        process.wait(30)
-        assert file.exists(f"{url}/{CLAIM_FILE}")
-        with claimed(url):
-            assert patient == []
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def test_a_claim_is_renewed_and_its_loss_is_noticed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "_RENEW_S", 0.01)
     with claimed(url) as claim:
@@ -122,6 +100,16 @@ def test_a_claim_is_renewed_and_its_loss_is_noticed(url: str, monkeypatch: pytes
         with pytest.raises(ClaimLostError):
             claim.renew()
     assert json.loads(file.read(f"{url}/{CLAIM_FILE}"))["host"] == "far"
+
+
+def test_nothing_is_left_of_a_claim_whenever_it_is_released(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "_RENEW_S", 0.0)
+    for _ in range(5):
+        with claimed(url) as claim:
+            claim.renew()
+        claim.renew()  # who comes too late
+        claim._keeper.join(30)
+        assert not file.exists(f"{url}/{CLAIM_FILE}")
 
 
 def test_a_claim_that_was_removed_is_made_again(url: str) -> None:

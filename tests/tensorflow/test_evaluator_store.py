@@ -16,6 +16,7 @@ import tensorflow as tf
 import moxserve.tensorflow as mox
 from moxserve import file
 from moxserve.tensorflow.executor import evaluator, job, watching
+from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.remote import Share, mirrored
 from moxserve.tensorflow.executor.workers import Part
 
@@ -216,6 +217,25 @@ def test_a_follower_sends_what_is_its_own(store: Any) -> None:
         Path(folder, "input-1.json").write_text('{"runs": []}')
     assert [path.partition("/run/")[2] for method, path in store.calls if method == "PUT"][2:] == ["input-1.json"]
     assert file.list_directory(url) == ["checkpoint", "input-1.json"]
+    file.write(f"{url}/hooks.json", "{}")
+    with mirrored(url, Share.FOLLOWS, 1) as folder:  # what is not its own it may drop here, but not there
+        for path in Path(folder).iterdir():
+            path.unlink()
+    assert file.list_directory(url) == ["checkpoint", "hooks.json"]
+
+
+def test_a_worker_of_a_training_in_phases_looks_at_the_checkpoint(store: Any) -> None:
+    url = f"{store.base}/run"
+    file.write(f"{url}/checkpoint", 'model_checkpoint_path: "model.ckpt-7" all_model_checkpoint_paths: "model.ckpt-3"')
+    for step in (3, 7):
+        for part in ("index", "data-00000-of-00001"):
+            file.write(f"{url}/model.ckpt-{step}.{part}", "x")
+    file.write(f"{url}/input-1.json", "{}")
+    topology = Topology(job="worker", index=1, workers=("a:1", "b:1"))
+    share = Share.of(topology, training=True, phased=True)
+    with mirrored(url, share, 1) as folder:
+        there = sorted(path.name for path in Path(folder).iterdir())
+    assert there == ["checkpoint", "input-1.json", "model.ckpt-7.data-00000-of-00001", "model.ckpt-7.index"]
 
 
 def until(condition: Callable[[], bool]) -> None:

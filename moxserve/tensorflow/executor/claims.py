@@ -103,13 +103,22 @@ class Claim:
             UsageError: another training holds it.
             DataError: the store refuses, or cannot be reached.
         """
+        _here.add(self._token)
+        try:
+            self._take()
+        except BaseException:
+            _here.discard(self._token)
+            raise
+        self._keeper.start()
+
+    def _take(self) -> None:
         watched: _Found | None = None
         until = 0.0
         while True:
             found = self._look()
             if found is None:
                 if self._put({"IfNoneMatch": "*"}):
-                    break
+                    return
                 continue
             if found.is_own:
                 raise self._refusal("another run of this process")
@@ -120,11 +129,9 @@ class Claim:
             if found.is_dead or time.monotonic() >= until:
                 if self._put({"IfMatch": found.etag}):
                     tf1.logging.info("log_dir %s is taken over from %s, which is gone", self.url, found.who)
-                    break
+                    return
                 continue
             self._wait(until, tell=found if watched is found else None)
-        _here.add(self._token)
-        self._keeper.start()
 
     def _wait(self, until: float, tell: _Found | None) -> None:
         left = until - time.monotonic()
@@ -143,12 +150,16 @@ class Claim:
             DataError: the store cannot be reached.
         """
         with self._lock:
-            if self._lost is not None:
-                raise self._lost
-            for _ in range(_TRIES):
-                if self._put(self._condition()):
-                    return
-            self._lose(self._look())
+            if not self._ending.is_set():
+                self._renew()
+
+    def _renew(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+        for _ in range(_TRIES):
+            if self._put(self._condition()):
+                return
+        self._lose(self._look())
 
     def _condition(self) -> dict[str, str]:
         """What binds the next writing to the one before. Asked first, since not every store looks at conditions."""
@@ -180,8 +191,9 @@ class Claim:
         """Give it up. Where the store is away it lapses by itself."""
         self._ending.set()
         try:
-            self.renew()
-            self._bucket.delete([self._key])
+            with self._lock:
+                self._renew()  # what is removed must be our own
+                self._bucket.delete([self._key])
         except ClaimLostError:
             return  # told by whoever noticed
         except (MoxserveError, OSError) as error:
@@ -239,7 +251,9 @@ class Claim:
         except MoxFileNotExistsException as error:
             if getattr(getattr(error, "resp", None), "code", "") == "NoSuchBucket":
                 raise _no_bucket(self.url) from error
-            return False
+            if "IfMatch" not in condition:
+                raise
+            return False  # what was to be replaced is gone
         return True
 
     def _look(self) -> _Found | None:

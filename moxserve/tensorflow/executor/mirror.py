@@ -45,15 +45,17 @@ class Mirror:
         url: of the directory.
         folder: the local folder; made if missing.
         claim: of the training that writes there; None for who does not train.
+        owned: names of the files that may be removed from the store because they are gone here; None for all.
 
     Attributes:
         stale: whether the store did not take what a run left when its steps were done.
     """
 
-    def __init__(self, url: str, folder: str, claim: Claim | None = None) -> None:
+    def __init__(self, url: str, folder: str, claim: Claim | None = None, owned: Sequence[str] | None = None) -> None:
         self.url = url.rstrip("/")
         self.folder = folder
         self.claim = claim
+        self._owned = owned
         self._there: dict[str, tuple[int, int]] = {}  # size and time of the local files that the store has
         self._lock = threading.Lock()
         self.stale = False
@@ -96,7 +98,7 @@ class Mirror:
             UsageError: there is no such bucket.
         """
         self._fetch_all(names)
-        if not self._there:
+        if names and not self._there:
             self._require_bucket()
 
     @property
@@ -150,7 +152,7 @@ class Mirror:
         with self._lock:
             identities = {name: _identity(os.path.join(frozen, name)) for name in _files(frozen)}
             changed = [name for name in identities if self._there.get(name) != identities[name]]
-            gone = [name for name in self._there if name not in identities]
+            gone = [name for name in self._there if name not in identities and self._owns(name)]
             if not changed and not gone:
                 return
             self._require_claim()
@@ -171,6 +173,9 @@ class Mirror:
                 with contextlib.suppress(FileNotFoundError):
                     file.remove(join(self.url, name))
                 del self._there[name]
+
+    def _owns(self, name: str) -> bool:
+        return self._owned is None or name in self._owned
 
     def _upload(self, name: str, folder: str, identity: tuple[int, int]) -> None:
         file.copy(os.path.join(folder, name), join(self.url, name))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from moxserve import file
 from moxserve.errors import CheckpointError, MoxserveError, first_line
 from moxserve.file.filesystem import is_remote, join, locate
-from moxserve.tensorflow.executor.claims import ClaimLostError, claimed
+from moxserve.tensorflow.executor.claims import Claim, ClaimLostError, claimed
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.hooks.states import HOOK_STATES
@@ -46,36 +46,56 @@ class Share(enum.Enum):
     TRAINS = "checkpoints, the best ones, and what is known beside them; nobody else may train there"
     READS = "the checkpoint that counts"
     FOLLOWS = "its place in the input, and whether there is a checkpoint, which another process restores"
+    LOOKS = "the same, and the checkpoint, which says what comes next in a training in phases"
     SERVES = "whether the training is over"
     EVALUATES = "what was evaluated; checkpoints one by one"
 
     @classmethod
-    def of(cls, topology: Topology, *, training: bool) -> Share:
-        """Return the share of a process in a run."""
+    def of(cls, topology: Topology, *, training: bool, phased: bool) -> Share:
+        """Return the share of a process in a run.
+
+        Args:
+            topology: of the process.
+            training: whether the run is a training.
+            phased: whether that may have phases.
+        """
         if not training:
             return cls.SERVES if topology.job == "ps" else cls.READS
         if topology.is_chief:
             return cls.TRAINS
-        return {"ps": cls.SERVES, "evaluator": cls.EVALUATES}.get(topology.job, cls.FOLLOWS)
+        return {"ps": cls.SERVES, "evaluator": cls.EVALUATES}.get(topology.job, cls.LOOKS if phased else cls.FOLLOWS)
 
-    def fetch(self, mirror: Mirror, worker: int) -> None:
-        """Bring it here.
+    @property
+    def restores(self) -> bool:
+        """Whether the process looks at checkpoints to start from."""
+        return self in (Share.TRAINS, Share.READS, Share.LOOKS)
+
+    def mirror(self, url: str, folder: str, worker: int, claim: Claim | None) -> Mirror:
+        """Bring here what is needed.
 
         Args:
-            mirror: of the `log_dir`.
+            url: of the `log_dir`.
+            folder: to bring it to.
             worker: number of this process among the workers.
+            claim: of who trains.
         """
-        if self in (Share.TRAINS, Share.READS):
-            mirror.fetch(newest=self is Share.READS)
-            return
-        known = PositionLog(mirror.folder, worker)
-        beside = [os.path.basename(path) for path in (known.path, known.skipped_path)]
+        known = PositionLog(folder, worker)
+        place = [os.path.basename(path) for path in (known.path, known.skipped_path)]
+        follows = self in (Share.FOLLOWS, Share.LOOKS)
+        owned = None if self is Share.TRAINS else place if follows else ()
+        mirror = Mirror(url, folder, claim, owned)
+        if claim is not None:
+            mirror.begin()
+        if self.restores:
+            mirror.fetch(newest=self is not Share.TRAINS)
         names = {
-            Share.FOLLOWS: (STATE_FILE, JOB_FILE, HOOK_STATES, *beside),
+            Share.FOLLOWS: (STATE_FILE, JOB_FILE, HOOK_STATES, *place),
+            Share.LOOKS: (JOB_FILE, HOOK_STATES, *place),
             Share.SERVES: (STATE_FILE, JOB_FILE),
             Share.EVALUATES: (EVALUATIONS,),
         }
-        mirror.fetch_files(names[self])
+        mirror.fetch_files(names.get(self, ()))
+        return mirror
 
 
 class LogDirSender(Participant):
@@ -174,12 +194,8 @@ def mirrored(url: str, share: Share, worker: int = 0, also: Sequence[str] = ()) 
     with contextlib.ExitStack() as stack:
         claim = stack.enter_context(claimed(url)) if share is Share.TRAINS else None
         scratch = stack.enter_context(file.scratch_directory())
-        mirror = Mirror(url, os.path.join(scratch, "log_dir"), claim)
-        if claim is not None:
-            mirror.begin()
-        share.fetch(mirror, worker)
-        if also:
-            mirror.fetch_files(also)
+        mirror = share.mirror(url, os.path.join(scratch, "log_dir"), worker, claim)
+        mirror.fetch_files(also)
         tf1.logging.info("log_dir %s is kept in %s while the run lasts", url, mirror.folder)
         _mirrors[mirror.folder] = mirror
         try:
@@ -198,13 +214,14 @@ def mirrored(url: str, share: Share, worker: int = 0, also: Sequence[str] = ()) 
 
 
 @contextlib.contextmanager
-def kept_here(settings: Settings, topology: Topology) -> Iterator[Settings]:
+def kept_here(settings: Settings, topology: Topology, *, phased: bool = False) -> Iterator[Settings]:
     """Let local folders stand for what a run is given in a store, while it lasts: `log_dir`, `checkpoint_path`, the
     checkpoint of `warm_start`.
 
     Args:
         settings: of the run.
         topology: of this process.
+        phased: whether the training has phases.
 
     Yields:
         The settings of the same run with local paths.
@@ -214,7 +231,7 @@ def kept_here(settings: Settings, topology: Topology) -> Iterator[Settings]:
         UsageError: there is no such bucket; or another training writes there.
         CheckpointError: there is no checkpoint to start from; or the store does not take what the run left at its end.
     """
-    share = Share.of(topology, training=settings.mode == ModeKeys.TRAIN)
+    share = Share.of(topology, training=settings.mode == ModeKeys.TRAIN, phased=phased)
     with contextlib.ExitStack() as stack:
         if settings.log_dir is not None and is_remote(settings.log_dir):
             folder = stack.enter_context(mirrored(settings.log_dir, share, topology.index))
@@ -222,7 +239,7 @@ def kept_here(settings: Settings, topology: Topology) -> Iterator[Settings]:
         settings = replace(settings, mirror=_mirrors.get(settings.log_dir or ""))
         start, warm = settings.checkpoint_path, settings.warm_start
         path = start if warm is None else os.fspath(warm.checkpoint)  # one of the two is None
-        if path is not None and is_remote(path) and share not in (Share.TRAINS, Share.READS):
+        if path is not None and is_remote(path) and not share.restores:
             settings = replace(settings, checkpoint_path=None, warm_start=None)  # another process restores it
         elif path is not None and is_remote(path) and latest_checkpoint(settings.log_dir) is None:
             path = stack.enter_context(local_checkpoint(path))

@@ -16,7 +16,7 @@ from moxserve.tensorflow.executor.evaluator import evaluate_beside
 from moxserve.tensorflow.executor.flags import store
 from moxserve.tensorflow.executor.observe.logs import logged, process_name
 from moxserve.tensorflow.executor.one_run import OneRun
-from moxserve.tensorflow.executor.phases import run_phases
+from moxserve.tensorflow.executor.phases import phases_of, run_phases
 from moxserve.tensorflow.executor.remote import kept_here
 from moxserve.tensorflow.executor.settings import Functions, RunArguments, Settings
 from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
@@ -109,7 +109,7 @@ def run(
         functions = Functions(input_fn, model_fn, optimizer_fn, output_fn, fetch_strategy_fn)  # type: ignore[arg-type]
         functions.check(resolved)
         topology = Topology.from_flags(store)
-        settings = stack.enter_context(kept_here(resolved, topology))
+        settings = stack.enter_context(kept_here(resolved, topology, phased=bool(phases_of(model_fn))))
         if topology.job == "evaluator":
             return told(evaluate_beside(settings, functions, topology, lambda *run: OneRun(*run).execute()))
         with Part.taken(topology, training=settings.mode == ModeKeys.TRAIN) as part:
