@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import random
+import re
 import threading
 import time
 from base64 import b64encode
@@ -65,6 +66,15 @@ _HINTS = {
     "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_REGION",
     "NotImplemented": "the store lacks an operation of S3 that is needed here (conditional writes, copies)",
 }
+# What the ways to a store look like when they are the wrong ones.
+_NO_HTTPS = "the store speaks http, not https: set_auth(is_secure=False), S3_USE_HTTPS=0, or an endpoint with http://"
+_WAY_HINTS = {
+    "WRONG_VERSION_NUMBER": _NO_HTTPS,
+    "record layer failure": _NO_HTTPS,
+    "CERTIFICATE_VERIFY_FAILED": "name the file of its authority: set_auth(ssl_verify=...) or AWS_CA_BUNDLE",
+}
+_WAY_HINT = "look at the network and AWS_ENDPOINT_URL"
+_QUERY = re.compile(r"\?[^\s\"']*")
 
 
 class _CutOffError(Exception):
@@ -368,10 +378,11 @@ def _translated(url: str, error: Exception, secrets: tuple[str, ...]) -> Moxserv
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or call mox.file.set_auth"
         return UsageError(f"{url}: {text}", hint=hint)
     if isinstance(error, (exceptions.HTTPClientError, exceptions.ConnectionError)):
+        text = _QUERY.sub("", text)  # it says nothing that the URL does not
         return MoxFileConnectionException(
             Response(0, reason=type(error).__name__, message=text),
             f"{url}: the store cannot be reached: {text}",
-            hint="look at the network and AWS_ENDPOINT_URL",
+            hint=next((hint for sign, hint in _WAY_HINTS.items() if sign in text), _WAY_HINT),
         )
     if isinstance(error, exceptions.ParamValidationError):
         return UsageError(f"{url}: {' '.join(str(error.kwargs.get('report', error)).split())}")

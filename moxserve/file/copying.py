@@ -6,6 +6,7 @@ first byte is written. A target is replaced at once, when all of it is there.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass
@@ -172,22 +173,34 @@ def _is_a_directory(path: str) -> MoxFileIsADirectoryException:
 
 def absolute(place: Place) -> str:
     """Return the path of a directory, with a slash at its end, by which two places can be compared."""
-    path = place.path if place.remote else os.path.realpath(place.path)
-    return path.rstrip("/") + "/"
+    if place.remote:
+        return place.path if place.path.endswith("/") else f"{place.path}/"  # `d//` is another directory than `d/`
+    return os.path.realpath(place.path).rstrip("/") + "/"
+
+
+def _rename_local(source: str, target: str) -> None:
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        if os.path.isdir(target):  # `move` would put it inside
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+        shutil.move(source, target)
 
 
 def rename(source: Place, target: Place) -> None:
-    """Move a file or directory.
+    """Move a file or directory; a file that has the new name is replaced.
 
     Raises:
         MoxFileNotExistsException: the source is not there.
+        OSError: as `os.rename` has it, where both are local: a directory of the new name is not empty, for example.
         UsageError: a directory would be moved into itself, or onto one that it is in.
     """
     if not source.remote and not target.remote:
         if not os.path.lexists(source.path):
             raise missing(source.path)
-        if source.path != target.path:
-            shutil.move(source.path, target.path)
+        _rename_local(source.path, target.path)
         return
     same = absolute(source) == absolute(target)
     if source.fs.is_file(source.path):

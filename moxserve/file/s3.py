@@ -12,6 +12,7 @@ import base64
 import contextlib
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -31,6 +32,8 @@ _PART_BYTES = 16 << 20
 _COPY_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 20
 _DELETE_AT_ONCE = 1000
+# Characters that keys may have, and a request to remove several may not.
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 def open_bucket(url: str) -> tuple[Bucket, str]:
@@ -132,6 +135,11 @@ class Bucket:
             head = self._ask(key, "head_object")
         except MoxFileNotExistsException:
             return None
+        except MoxFileRespException as error:
+            if error.resp.status in (400, 403):
+                # An answer to HEAD has no words: this one says whether a key is wrong, or the bucket's name.
+                self.has_any(key)
+            raise
         return _info(head)
 
     # Reading
@@ -337,10 +345,14 @@ class Bucket:
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; one that is not there is no error."""
-        for first in range(0, len(keys), _DELETE_AT_ONCE):
-            batch = [{"Key": key} for key in keys[first : first + _DELETE_AT_ONCE]]
+        alone = {key for key in keys if len(keys) == 1 or _NOT_IN_XML.search(key)}
+        for key in alone:
+            self._ask(key, "delete_object")
+        together = [key for key in keys if key not in alone]
+        for first in range(0, len(together), _DELETE_AT_ONCE):
+            batch = [{"Key": key} for key in together[first : first + _DELETE_AT_ONCE]]
             delete = {"Objects": batch, "Quiet": True}
-            answer = self.store.ask(self.url(keys[first]), "delete_objects", Bucket=self.name, Delete=delete)
+            answer = self.store.ask(self.url(together[first]), "delete_objects", Bucket=self.name, Delete=delete)
             for refused in answer.get("Errors", ()):
                 raise DataError(
                     f"{self.url(refused['Key'])} could not be removed: {refused.get('Code')}: {refused.get('Message')}"

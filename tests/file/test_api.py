@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -133,6 +134,38 @@ def test_directories_are_made(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no such file"):
         file.mk_dir(tmp_path / "no" / "w")
     assert file.list_directory(tmp_path, recursive=True) == ["x", "x/y", "z"]
+
+
+def test_rename_is_os_rename(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "f").write_text("new")
+    (tmp_path / "g").write_text("old")
+    with pytest.raises(IsADirectoryError):
+        file.rename(tmp_path / "f", tmp_path / "full")
+    with pytest.raises(OSError, match="not empty"):
+        file.rename(tmp_path / "empty", tmp_path / "full")
+    file.rename(tmp_path / "f", tmp_path / "g")
+    file.rename(tmp_path / "full", tmp_path / "empty")
+    assert sorted(os.listdir(tmp_path)) == ["empty", "g"]
+    assert (tmp_path / "g").read_text() == "new"
+    assert os.listdir(tmp_path / "empty") == ["x"]
+
+
+def test_rename_to_another_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(source: str, target: str) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source)
+
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "x").touch()
+    (tmp_path / "taken").mkdir()
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(FileExistsError, match="taken"):
+        file.rename(tmp_path / "d", tmp_path / "taken")
+    file.rename(tmp_path / "d", tmp_path / "e")
+    assert os.listdir(tmp_path / "e") == ["x"]
+    assert not (tmp_path / "d").exists()
 
 
 def test_rename_and_copy(tree: Path) -> None:

@@ -211,10 +211,19 @@ def test_set_auth_counts_from_the_next_operation_on(account: Any, signed: Any, s
     file.set_auth(ak="AKIAUNKNOWNUNKNOWN00", sk=SECRET)
     with pytest.raises(PermissionError, match=r"InvalidAccessKeyId|SignatureDoesNotMatch"):
         file.write(f"{s3}/f", "y")
-    with pytest.raises(PermissionError):
-        file.exists(f"{s3}/f")
+    for call in (file.exists, file.stat, file.get_size, file.remove):  # these ask by HEAD, whose answers have no words
+        with pytest.raises(PermissionError, match=r"InvalidAccessKeyId|SignatureDoesNotMatch"):
+            call(f"{s3}/f")
     file.set_auth(ak=account.ak, sk=account.sk)
     assert file.read(f"{s3}/f") == "x"
+
+
+def test_https_to_a_store_without_it(account: Any, signed: Any, s3: str) -> None:
+    file.set_auth(server=account.endpoint.removeprefix("http://"), is_secure=True, retry=1)
+    with pytest.raises(file.MoxFileConnectionException) as raised:
+        file.list_directory(s3)
+    assert "is_secure=False" in str(raised.value.hint)
+    assert "?" not in raised.value.message
 
 
 def test_no_credentials_at_all(bare: None, monkeypatch: pytest.MonkeyPatch) -> None:

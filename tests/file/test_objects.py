@@ -98,6 +98,21 @@ def test_strange_keys(s3: str, raw: Any, tmp_path: Path) -> None:
     assert file.list_directory(f"{s3}-copy", recursive=True, skip_dir=True) == names
 
 
+def test_keys_that_no_request_to_remove_several_can_name(s3: str, raw: Any) -> None:
+    for key in ("d/\x01", "d/a\x1fb", "d/plain", "d/tab\t"):
+        raw.put(key)
+    file.remove(f"{s3}/d", recursive=True)
+    assert raw.keys() == []
+
+
+def test_a_slash_more_is_another_directory(s3: str, raw: Any) -> None:
+    raw.put("d//x", b"1")
+    file.copy_parallel(f"{s3}/d//", f"{s3}/d")
+    assert raw.keys() == ["d//x", "d/x"]
+    with pytest.raises(UsageError, match="one is inside the other"):
+        file.rename(f"{s3}/d//", f"{s3}/d")
+
+
 def test_directories_one_in_another_by_the_hundred(s3: str, raw: Any) -> None:
     deep = "d/" * 500
     raw.put(f"{deep}f")
