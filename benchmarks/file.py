@@ -10,8 +10,7 @@ listing           10,000 keys, 1,000 a page
 The store is moto's server in a process of its own, unless --endpoint (with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)
 names another one. CPU seconds are those of the program and its children, without the import of its libraries; memory is
 the peak of the program's resident set, with Python and libraries (`at rest` is what it has before it begins). Programs
-take turns; the table shows medians. `small` is also shown with `is_processing=False`, since two processes share the
-work only from 2,000 files on.
+take turns; the table shows medians.
 """
 
 from __future__ import annotations

@@ -23,21 +23,26 @@ from typing import TYPE_CHECKING, Any
 from moxserve.cores import available_cores
 from moxserve.errors import DataError
 from moxserve.file import auth
-from moxserve.file.copying import Place
+from moxserve.file.copying import Place, copy_file
+from moxserve.file.quick import copier
 
 if TYPE_CHECKING:
     from moxserve.file.trees import Plan
 
 __all__ = ["copied_by_processes", "worth_processes"]
 
-# Starting a process with its client costs as much as some hundred small requests.
+# Starting a process with its client costs as much as some hundred small requests; obstore's cost a third, and most of
+# that not in the interpreter.
 _WORTH_FILES = 2000
+_WORTH_QUICK_FILES = 20_000
 _MOST = 8
 
 
 def worth_processes(made: Plan, files: int) -> bool:
     """Whether processes would be faster than threads: many requests, and cores to make them on."""
-    return files >= _WORTH_FILES and available_cores() > 1 and (made.source.remote or made.target.remote)
+    if files < _WORTH_FILES or available_cores() == 1 or not (made.source.remote or made.target.remote):
+        return False
+    return files >= _WORTH_QUICK_FILES or copier(made.source, made.target, files) is copy_file
 
 
 def copied_by_processes(made: Plan, names: Sequence[str], threads: int) -> Iterator[str]:

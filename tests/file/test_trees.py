@@ -147,6 +147,7 @@ def test_old_journals_are_forgotten(many: Path, cache: Path, tmp_path: Path, mon
 def by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even a few files are worth processes."""
     monkeypatch.setattr(copiers, "_WORTH_FILES", 1)
+    monkeypatch.setattr(copiers, "_WORTH_QUICK_FILES", 1)
     monkeypatch.setattr(copiers, "available_cores", lambda: 2)
 
 
