@@ -103,6 +103,16 @@ _lock = threading.Lock()
 _current = Auth()
 
 
+def _unlocked() -> None:
+    """Make the lock anew in a process that was forked: a thread that is not there may have held it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlocked)
+
+
 def set_auth(  # MoXing's signature
     ak: str | None = None,
     sk: str | None = None,
