@@ -195,6 +195,16 @@ _stores: dict[tuple[int, Connection], Store] = {}
 _lock = threading.Lock()
 
 
+def _unlocked() -> None:
+    """Make the lock anew in a process that was forked: a thread that is not there may have held it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlocked)
+
+
 def store_of(scheme: str, url: str) -> Store:
     """Give the store that URLs of a scheme lead to, by the settings of this moment. Sends nothing.
 
