@@ -311,6 +311,15 @@ def _here(run: RunPlugin) -> Iterator[str]:
         yield folder
 
 
+def _shown(path: str | None, log_dir: str) -> str | None:
+    """Return the URL of a path in the folder that stands for a log_dir in a store."""
+    if path is None or not is_remote(log_dir):
+        return path
+    from moxserve.tensorflow.executor.remote import known_as
+
+    return known_as(path)
+
+
 def _next_version(base: str) -> int:
     from moxserve.export.publish import next_version
 
@@ -375,7 +384,8 @@ class _Stages:
         run = _plugins(self._config)[3]
         with _here(run) as folder:
             result = self._run_in(folder)
-        return replace(result, log_dir=run.log_dir)
+            report = replace(result.report, checkpoint=_shown(result.report.checkpoint, run.log_dir))
+        return replace(result, log_dir=run.log_dir, report=report)
 
     def _run_in(self, folder: str) -> PipelineResult:
         prepared = self._timed("prepare", lambda: prepare(self._loaded, folder, talk=self._talk))
@@ -467,7 +477,8 @@ class _Stages:
         checkpoint = self._checkpoint(report)
         metrics = evaluate(prepared.data, prepared.model_fn, checkpoint, prepared.log_dir)
         output = config.output or os.path.join(prepared.log_dir, EVALUATION)
-        facts = {"checkpoint": checkpoint, "rows": prepared.data.num_samples["EVAL"], "metrics": metrics}
+        shown = _shown(checkpoint, _plugins(self._config)[3].log_dir)
+        facts = {"checkpoint": shown, "rows": prepared.data.num_samples["EVAL"], "metrics": metrics}
         os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
         atomic_write(output, orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         self._check_limits(config.require, metrics)

@@ -30,12 +30,15 @@ predict: {{output: predictions.jsonl}}
 """
     path = softmax(("log_dir: run", f'log_dir: "{run}"'), more=later)
     first = run_pipeline(path)
-    assert first.log_dir == run
+    assert (first.log_dir, first.report.checkpoint) == (run, f"{run}/model.ckpt-30")
     assert first.export is not None
     assert first.export.path == f"{models}/1"
     there = file.list_directory(run, recursive=True, skip_dir=True)
     assert {"checkpoint", "model.ckpt-30.index", "config.resolved.yaml", "evaluation.json"} <= set(there)
-    assert json.loads(file.read(f"{run}/evaluation.json"))["metrics"] == first.evaluate
+    evaluation = json.loads(file.read(f"{run}/evaluation.json"))
+    assert (evaluation["metrics"], evaluation["checkpoint"]) == (first.evaluate, f"{run}/model.ckpt-30")
+    with file.local_copy(first.export.path) as version:
+        assert read_manifest(version).source.checkpoint == f"{run}/model.ckpt-30"
     assert len((work / "predictions.jsonl").read_text().splitlines()) == first.evaluated
     assert not (work / "run").exists()
     second = run_pipeline(path, ["run.max_number_of_steps=40"])

@@ -139,6 +139,15 @@ def test_what_does_not_train_fetches_the_newest_checkpoint_alone(train: Train, s
     assert warm.start_step == 0
 
 
+@pytest.mark.slow
+def test_errors_name_the_url(train: Train, store: Any, linear: Any) -> None:
+    url = f"{store.base}/run"
+    train(log_dir=url, max_number_of_steps=2)
+    linear.x = linear.x[:, :2]
+    with pytest.raises(CheckpointError, match=rf"checkpoint '{url}/model.ckpt-2' does not fit the model"):
+        train(log_dir=url, max_number_of_steps=3)
+
+
 def test_a_store_that_is_not_there_is_told_before_the_training(train: Train, store: Any) -> None:
     with pytest.raises(UsageError, match=r"there is no bucket 's3://mistyped'"):
         train(log_dir="s3://mistyped/run", max_number_of_steps=1)

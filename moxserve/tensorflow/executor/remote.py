@@ -33,7 +33,16 @@ from moxserve.tensorflow.executor.spec import ModeKeys
 if TYPE_CHECKING:
     from moxserve.tensorflow.executor.settings import Settings
 
-__all__ = ["LogDirSender", "Share", "checkpoint_here", "kept_here", "local_checkpoint", "mirrored", "told_as"]
+__all__ = [
+    "LogDirSender",
+    "Share",
+    "checkpoint_here",
+    "kept_here",
+    "known_as",
+    "local_checkpoint",
+    "mirrored",
+    "told_as",
+]
 
 _EVERY_S = 60.0
 _RETRY_S = 10.0
@@ -197,6 +206,7 @@ def mirrored(url: str, share: Share, worker: int = 0, also: Sequence[str] = ()) 
         mirror = share.mirror(url, os.path.join(scratch, "log_dir"), worker, claim)
         mirror.fetch_files(also)
         tf1.logging.info("log_dir %s is kept in %s while the run lasts", url, mirror.folder)
+        stack.enter_context(told_as(mirror.folder, mirror.url))
         _mirrors[mirror.folder] = mirror
         try:
             yield mirror.folder
@@ -294,7 +304,7 @@ def checkpoint_here(path: str) -> Iterator[tuple[str, str]]:
         CheckpointError: there is none.
     """
     if not is_remote(path):
-        yield path, path
+        yield path, known_as(path)
         return
     with file.scratch_directory() as scratch:
         folder = os.path.join(scratch, "checkpoint_path")
@@ -306,6 +316,12 @@ def checkpoint_here(path: str) -> Iterator[tuple[str, str]]:
             if prefix is None:
                 raise CheckpointError(f"no checkpoint at {path!r}", hint="give a prefix, a file or a folder")
             yield prefix, join(url, os.path.relpath(prefix, folder))
+
+
+def known_as(path: str) -> str:
+    """Return the URL of what is in a folder that stands for a `log_dir` in a store now; any other path as it is."""
+    urls = (mirror.url_of(path) for mirror in tuple(_mirrors.values()))
+    return next((url for url in urls if url != path), path)
 
 
 @contextlib.contextmanager
