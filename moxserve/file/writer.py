@@ -10,13 +10,13 @@ store itself copies what it has (5 MiB and more), and the rest is sent.
 from __future__ import annotations
 
 import io
-import threading
 from typing import TYPE_CHECKING, Any
 
 from moxserve.file.client import ConflictError
 from moxserve.file.errors import MoxFileNotExistsException, MoxFileReadException, MoxFileRespException
 from moxserve.file.multipart import MIN_PART_BYTES, Copied, Piece, spool
 from moxserve.file.reader import position
+from moxserve.file.turns import turn
 
 if TYPE_CHECKING:
     from moxserve.file.keys import ObjectInfo
@@ -26,7 +26,6 @@ __all__ = ["Appending", "WorkingCopy", "append_file"]
 
 _COPY_CHUNK_BYTES = 1 << 20
 _APPENDS = 20
-_turns = [threading.Lock() for _ in range(64)]
 
 
 class _Uploading(io.RawIOBase):
@@ -317,8 +316,7 @@ def append_file(bucket: Bucket, key: str, f: Any, size: int) -> int:
     while True:
         attempt += 1
         try:
-            # Threads of one process take turns: there are stores that cannot refuse.
-            with _turns[hash((bucket.name, key)) % len(_turns)]:
+            with turn(f"{bucket.name}/{key}"):  # there are stores that cannot refuse
                 return _append_once(bucket, key, f, size)
         except (ConflictError, MoxFileReadException):
             if attempt >= _APPENDS:

@@ -295,6 +295,38 @@ def test_a_store_without_conditions(proxy: Any, s3: str, raw: Any) -> None:
     assert raw.get("f") == b"theirs"
 
 
+APPENDS = """
+import sys
+from moxserve import file
+for n in range(8):
+    file.append(sys.argv[1], f"{sys.argv[2]}{n} ")
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_append_to_a_store_without_conditions_take_turns(
+    proxy: Any, s3: str, raw: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("MOXSERVE_CACHE", str(tmp_path))
+    proxy.fault = _without("if-match", "if-none-match")
+    raw.put("f", b"")
+    started = [subprocess.Popen([sys.executable, "-c", APPENDS, f"{s3}/f", name]) for name in "ab"]
+    try:
+        assert [process.wait(60) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+    assert sorted(raw.get("f").decode().split()) == [f"{name}{n}" for name in "ab" for n in range(8)]
+
+
+def test_appending_needs_no_place_to_write(s3: str, raw: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MOXSERVE_CACHE", str(tmp_path / "file"))
+    file.append(f"{s3}/f", "1")
+    file.append(f"{s3}/f", "2")
+    assert raw.get("f") == b"12"
+
+
 @pytest.mark.slow
 def test_a_store_that_copies_nothing(proxy: Any, s3: str, raw: Any) -> None:
     proxy.fault = _without("x-amz-copy-source")
