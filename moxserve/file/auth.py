@@ -20,12 +20,14 @@ Source: MoXing guide §1.1.2.3 (set_auth); AWS SDK reference (environment, share
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -151,27 +153,58 @@ def set_auth(  # MoXing's signature
         UsageError: a value that cannot be; nothing is changed then.
     """
     given: dict[str, Any] = {name: value for name, value in locals().items() if value is not None}
-    _check(given)
+    kept = _checked(given)
     global _current
     with _lock:
-        _current = replace(_current, **given)
+        _current = replace(_current, **kept)
 
 
-def _check(given: Mapping[str, Any]) -> None:
-    limits: dict[str, tuple[float, float]] = {
-        "port": (1, 65535), "retry": (1, 1000), "retry_wait": (0, 3600), "client_timeout": (1e-3, 86400),
-        "list_max_keys": (1, 1000),
-    }  # fmt: skip
-    for name, (low, high) in limits.items():
-        value = given.get(name, low)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-            raise UsageError(f"set_auth({name}={value!r}): expected a number from {low:g} to {high:g}")
-    for name in ("ak", "sk", "server"):
-        # The value is not told: it may be a key.
-        if name in given and (not isinstance(given[name], str) or not given[name].strip()):
-            raise UsageError(f"set_auth: {name} must be text that is not empty, not {type(given[name]).__name__}")
-    if "server" in given:
-        _url(given["server"], None, None)
+_NUMBERS = {
+    "port": (1, 65535), "retry": (1, 1000), "retry_wait": (0, 3600), "client_timeout": (1e-3, 86400),
+    "list_max_keys": (1, 1000),
+}  # fmt: skip
+_COUNTS = {"port", "retry", "list_max_keys"}
+_SWITCHES = {"is_secure", "ssl_verify", "long_conn_mode", "path_style"}
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as they are kept.
+
+    Raises:
+        UsageError: one that cannot be. What should be text is not told: it may be a key.
+    """
+    kept: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in _NUMBERS:
+            kept[name] = _number(name, value)
+        elif name in _SWITCHES:
+            kept[name] = _switch(name, value)
+        elif not isinstance(value, str) or not value.strip():
+            raise UsageError(f"set_auth: {name} must be text that is not empty, not {type(value).__name__}")
+        else:
+            kept[name] = value
+    if "server" in kept:
+        _url(kept["server"], None, None)
+    return kept
+
+
+def _number(name: str, value: Any) -> float:
+    low, high = _NUMBERS[name]
+    whole = name in _COUNTS
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not low <= number <= high or (whole and number % 1):
+        told = "a whole number" if whole else "a number"
+        raise UsageError(f"set_auth({name}={value!r}): expected {told} from {low:g} to {high:g}")
+    return int(number) if whole else number
+
+
+def _switch(name: str, value: Any) -> bool | str:
+    if name == "ssl_verify" and isinstance(value, str) and os.path.exists(value):
+        return value
+    if isinstance(value, str) or value not in (0, 1):
+        other = ", or the path of a file of certificate authorities" if name == "ssl_verify" else ""
+        raise UsageError(f"set_auth({name}={value!r}): expected True or False{other}")
+    return bool(value)
 
 
 def _reset() -> None:

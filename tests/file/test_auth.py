@@ -127,6 +127,7 @@ def test_connections_are_kept_or_not(proxy: Any, s3: str) -> None:
     [
         {"port": 0}, {"port": "80"}, {"retry": 0}, {"retry": True}, {"retry_wait": -1}, {"client_timeout": 0},
         {"list_max_keys": 1001}, {"ak": ""}, {"sk": 5}, {"server": " "}, {"server": "ftp://store"},
+        {"port": 80.5}, {"retry": 2.5}, {"is_secure": "false"}, {"long_conn_mode": 2}, {"ssl_verify": "/missing"},
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_change_nothing(told: dict[str, Any], bare: None) -> None:
@@ -142,6 +143,20 @@ def test_a_password_in_the_address_is_refused(where: str, bare: None, monkeypatc
     with pytest.raises(UsageError, match="has a name or password in it") as raised:
         file.set_auth(server=address) if where == "told" else file.exists("s3://b/k")
     assert "password@" not in str(raised.value)
+
+
+def test_numbers_stand_for_yes_and_no(bare: None, tmp_path: Path) -> None:
+    """As scripts that are older than `bool` have them."""
+    file.set_auth(server="store", port=80.0, is_secure=0, path_style=1, long_conn_mode=0, ssl_verify=0)
+    found = auth.resolve("s3")
+    assert (found.endpoint, found.path_style, found.long_connections, found.verify) == (
+        "http://store:80",
+        True,
+        False,
+        False,
+    )
+    file.set_auth(ssl_verify=str(tmp_path))
+    assert auth.resolve("s3").verify == str(tmp_path)
 
 
 # Who we are
