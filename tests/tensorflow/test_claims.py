@@ -136,6 +136,35 @@ def test_a_store_that_is_away_costs_no_claim(
     assert not file.exists(f"{url}/{CLAIM_FILE}")
 
 
+def test_a_store_without_conditional_writes_will_do(url: str, store: Any) -> None:
+    unknown = (
+        "501 Not Implemented",
+        [("Content-Type", "application/xml")],
+        b"<Error><Code>NotImplemented</Code></Error>",
+    )
+    puts = []
+
+    def lacks(method: str, path: str, query: str) -> Any:
+        if method != "PUT":
+            return None
+        puts.append(path)
+        return unknown if len(puts) % 2 else None  # with a condition, then without
+
+    store.before = lacks
+    with claimed(url) as claim:
+        claim.renew()
+        assert len(puts) == 4
+        with pytest.raises(UsageError, match="another run of this process"), claimed(url):
+            pytest.fail("two hold it")
+        store.before = None
+        of_another_machine(url)
+        store.before = lacks
+        with pytest.raises(ClaimLostError):
+            claim.renew()
+        assert len(puts) == 4
+    assert json.loads(file.read(f"{url}/{CLAIM_FILE}"))["host"] == "far"
+
+
 @pytest.mark.parametrize("content", ["", "{", '{"token": 1}'])
 def test_a_claim_that_cannot_be_read_counts_as_one(url: str, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write(f"{url}/{CLAIM_FILE}", content)
