@@ -77,7 +77,7 @@ class LocalFileSystem:
         """
         del recursive
         if os.path.isdir(path):
-            return sum(_size(os.path.join(d, f)) for d, _, files in os.walk(path) for f in files)
+            return sum(_size(os.path.join(d, f)) for d, _, files in os.walk(path, onerror=_unreadable) for f in files)
         return self.stat(path).length
 
     def listing(self, path: str, recursive: bool) -> tuple[list[str], list[str]]:
@@ -99,7 +99,7 @@ class LocalFileSystem:
 
     def contents(self, path: str) -> Iterator[FileInfo]:
         """Yield what is known of each file below a directory, and behind the symbolic links there."""
-        for folder, _, names in os.walk(path, followlinks=True):
+        for folder, _, names in os.walk(path, onerror=_unreadable, followlinks=True):
             for name in names:
                 full = os.path.join(folder, name)
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile, or a link to nowhere
@@ -192,7 +192,7 @@ def _listed(path: str, recursive: bool, followlinks: bool) -> tuple[list[str], l
     dirs: list[str] = []
     files: list[str] = []
     above = {path: {_identity(path)}}
-    for folder, inner, names in os.walk(path, followlinks=followlinks):
+    for folder, inner, names in os.walk(path, onerror=_unreadable, followlinks=followlinks):
         prefix = os.path.relpath(folder, path)
         prefix = "" if prefix == "." else f"{prefix}/"
         if followlinks:
@@ -202,6 +202,12 @@ def _listed(path: str, recursive: bool, followlinks: bool) -> tuple[list[str], l
         if not recursive:
             break
     return sorted(dirs), sorted(files)
+
+
+def _unreadable(error: OSError) -> None:
+    """Let a walk fail at a directory that cannot be read, which os.walk leaves out; one may have been removed."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _stop_at_circles(folder: str, inner: list[str], above: dict[str, set[tuple[int, int]]]) -> None:

@@ -179,6 +179,30 @@ def test_a_process_that_dies_is_told(s3: str, many: Path, by_processes: None, mo
         file.copy_parallel(many, s3)
 
 
+def test_a_directory_that_cannot_be_read_is_not_left_out(
+    s3: str, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def refusing(path: Any = ".") -> Any:
+        if os.fspath(path) == str(many / "3"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    for target in (s3, tmp_path / "copy"):
+        with pytest.raises(PermissionError):
+            file.copy_parallel(many, target)
+        assert not file.exists(f"{target}/0/0")
+    for look in (
+        file.get_size,
+        lambda p: file.list_directory(p, recursive=True),
+        lambda p: file.list_directory(p / "3"),
+    ):
+        with pytest.raises(PermissionError):
+            look(many)
+
+
 # The bar, and what is refused
 
 
