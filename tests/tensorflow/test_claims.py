@@ -104,7 +104,7 @@ def test_a_claim_is_renewed_and_its_loss_is_noticed(url: str, monkeypatch: pytes
 
 def test_nothing_is_left_of_a_claim_whenever_it_is_released(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "_RENEW_S", 0.0)
-    for _ in range(5):
+    for _ in range(3):
         with claimed(url) as claim:
             claim.renew()
         claim.renew()  # who comes too late
