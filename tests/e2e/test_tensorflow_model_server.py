@@ -1,6 +1,6 @@
 """What TensorFlow Serving's own end-to-end test asks of its binary, asked of `moxserve serve` under that name.
 
-The scenarios, flags, waits and expectations are those of that test; `docs/compatibility.md` lists them. Clients are the
+The scenarios, flags and expectations are those of that test; `docs/compatibility.md` lists them. Clients are the
 official stubs of tensorflow-serving-api and urllib. As there, a server is started once for each set of arguments and
 lives until the end, and all of them are given the same UNIX socket.
 """
@@ -29,7 +29,7 @@ grpc = pytest.importorskip("grpc")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 RPC_TIMEOUT_S = 5.0
-READY_TRIES = 60
+READY_TRIES = 600
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 
 # Models that TensorFlow itself saves. In a process of their own: virtual CPUs must be set before TensorFlow is used,
@@ -114,11 +114,11 @@ class Binary:
 
 
 def wait_until_ready(server: Running) -> None:
-    """Ask for a model that is not there each second, until the answer says that no such servable is there."""
+    """Ask for a model that is not there again and again, until the answer says that no such servable is there."""
     from tensorflow_serving.apis import predict_pb2
 
     for _ in range(READY_TRIES):
-        time.sleep(1)
+        time.sleep(0.1)
         assert server.process.poll() is None, "the server ended"
         request = predict_pb2.PredictRequest()
         request.model_spec.name = "intentionally_missing_model"
@@ -428,9 +428,15 @@ def test_the_profiler(binary, half, tmp_path) -> None:
 
     server = binary.serve(half)
     url = f"http://{server.rest}/v1/models/default:predict"
-    asking = f"for n in 1 2 3; do curl -s -d '{json.dumps({'instances': [2.0, 3.0, 4.0]})}' {url}; sleep 1; done"
+    curl = f"curl -s -d '{json.dumps({'instances': [2.0, 3.0, 4.0]})}' {url}"
+    traced = tmp_path / "traced"
+    # To the end of the trace: a client that finds no request in it gives up after some tries.
+    asking = f"while [ ! -e {traced} ]; do {curl} || exit; sleep 0.2; done"
     with subprocess.Popen(["sh", "-c", asking], stdout=subprocess.PIPE) as requests:
-        profiler_client.trace(server.grpc, str(tmp_path), 1000, "", 10)
+        try:
+            profiler_client.trace(server.grpc, str(tmp_path), 1000, "", 10)
+        finally:
+            traced.touch()
         assert b"predictions" in requests.communicate(timeout=30)[0]
     assert list(tmp_path.rglob("*.xplane.pb"))
 

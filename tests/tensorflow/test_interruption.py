@@ -197,7 +197,7 @@ for line in sys.stdin:
 def test_kill_9_at_any_moment_of_saving_leaves_a_complete_checkpoint(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    rounds = 20
+    rounds = 12
     chance = random.Random(20)
     reached = in_the_middle = 0
     process = start(script(ROUNDS, pace_s=0.0, size=300_000), str(tmp_path))

@@ -111,8 +111,8 @@ def of(ended: Sequence[tuple[str, float]], status: str) -> list[float]:
             STORM_S,
             id="parameters",
         ),
-        pytest.param(BatchingOptions(True, threads=1), 1, 10.0, id="adaptive"),
-        pytest.param(BatchingOptions(), 1, 10.0, id="unbatched"),
+        pytest.param(BatchingOptions(True, threads=1), 1, 6.0, id="adaptive"),
+        pytest.param(BatchingOptions(), 1, 6.0, id="unbatched"),
     ],
 )
 def test_three_times_the_capacity(

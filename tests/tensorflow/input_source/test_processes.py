@@ -19,6 +19,9 @@ import tensorflow.compat.v1 as tf
 import moxserve.tensorflow as mox
 from moxserve.dataflow import DataFlow
 from moxserve.tensorflow.input_source import *
+from moxserve.tensorflow.input_source import pump
+
+pump._JOIN_S = 0.5  # what is given up after five seconds is given up all the same
 
 class Stuck(DataFlow):
     def __iter__(self):
