@@ -61,7 +61,8 @@ def _among_processes(number: int) -> Iterator[None]:
         return
     try:
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Not flock: a process that is forked meanwhile would have a share in it, and wait for itself.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

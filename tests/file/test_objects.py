@@ -399,6 +399,44 @@ def test_those_who_append_at_once_lose_nothing(s3: str, raw: Any) -> None:
     assert sorted(raw.get("f").split()) == [b"%d" % n for n in range(6)]
 
 
+FORKED = """
+import os, sys, threading, time
+from moxserve import file
+
+url, done = sys.argv[1], threading.Event()
+file.append(url, "first\\n")
+
+def work():
+    while not done.wait(0.01):
+        file.append(url, "parent\\n")
+
+thread = threading.Thread(target=work, daemon=True)
+thread.start()
+for number in range(3):
+    child = os.fork()
+    if not child:
+        file.append(url, f"child {number}\\n")
+        os._exit(0)
+    end = time.monotonic() + 30
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        if time.monotonic() > end:
+            os.kill(child, 9)
+            sys.exit("a child waits for a thread that it does not have")
+        time.sleep(0.01)
+done.set()
+thread.join()
+print(file.read(url))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_forked_while_others_append(s3: str, raw: Any) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, f"{s3}/log"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    assert {"first", "parent", "child 0", "child 1", "child 2"} == set(run.stdout.split("\n")) - {""}
+
+
 @pytest.mark.parametrize("mode", ["r+", "a+"])
 def test_a_change_by_somebody_else_is_not_written_over(mode: str, s3: str, raw: Any) -> None:
     raw.put("f", b"mine")
