@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from moxserve.cores import available_cores
 from moxserve.errors import DataError
 from moxserve.file import auth
-from moxserve.file.copying import Place, copy_file
-from moxserve.file.quick import copier
+from moxserve.file.copying import Place
+from moxserve.file.quick import is_quick
 
 if TYPE_CHECKING:
     from moxserve.file.trees import Plan
@@ -42,7 +42,7 @@ def worth_processes(made: Plan, files: int) -> bool:
     """Whether processes would be faster than threads: many requests, and cores to make them on."""
     if files < _WORTH_FILES or available_cores() == 1 or not (made.source.remote or made.target.remote):
         return False
-    return files >= _WORTH_QUICK_FILES or copier(made.source, made.target, files) is copy_file
+    return files >= _WORTH_QUICK_FILES or not is_quick(made.source, made.target, files)
 
 
 def copied_by_processes(made: Plan, names: Sequence[str], threads: int) -> Iterator[str]:

@@ -24,10 +24,11 @@ from moxserve.file.filesystem import FileSystem, Url, join, locate
 if TYPE_CHECKING:
     from moxserve.file.s3 import Bucket
 
-__all__ = ["Place", "absolute", "copy_file", "rename", "replacing"]
+__all__ = ["STREAMS", "Place", "absolute", "copy_file", "rename", "replacing"]
 
 _CHUNK_BYTES = 1 << 20
-_STREAMS = 4
+# How many ranges of a large object come at once, by default.
+STREAMS = 4
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Place:
         return self.fs.at(self.path)  # type: ignore[attr-defined]
 
 
-def copy_file(source: Place, target: Place, streams: int = _STREAMS) -> None:
+def copy_file(source: Place, target: Place, streams: int = STREAMS) -> None:
     """Copy one file.
 
     Args:

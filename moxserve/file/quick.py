@@ -13,6 +13,7 @@ import re
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from moxserve.file.client import Store
     from moxserve.file.s3 import Bucket
 
-__all__ = ["copier"]
+__all__ = ["copier", "is_quick"]
 
 _WORTH_FILES = 16
 _UP_BYTES = 1 << 20
 _DOWN_BYTES = 64 << 20
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 256 << 10
 _PATIENCE = 3
 # Stricter than the protocol: obstore takes empty segments, dots and slashes at the ends for mistakes, and mends them.
 _PLAIN_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[\w.=@+,-]+(?:/(?!\.{1,2}(?:/|\Z))[\w.=@+,-]+)*\Z", re.ASCII)
@@ -42,19 +43,26 @@ _FOREIGN = (
 Copy = Callable[[Place, Place], None]
 
 
-def copier(source: Place, target: Place, files: int) -> Copy:
+def copier(source: Place, target: Place, files: int, streams: int = 1) -> Copy:
     """Give what copies the files of one directory to another one: as `copy_file` does, with less work if possible.
 
     Args:
         source: the directory.
         target: the directory.
         files: how many there will be; for a few it is not worth the while.
+        streams: as for `copy_file`.
     """
+    plain = partial(copy_file, streams=streams)
     if files < _WORTH_FILES or source.remote == target.remote:
-        return copy_file
+        return plain
     bucket = (source if source.remote else target).at()[0]
     opened = _open(bucket)
-    return copy_file if opened is None else _Copier(opened)
+    return plain if opened is None else _Copier(opened, plain)
+
+
+def is_quick(source: Place, target: Place, files: int) -> bool:
+    """Whether obstore will copy most of them, for all that is known before."""
+    return isinstance(copier(source, target, files), _Copier)
 
 
 class _Copier:
@@ -62,10 +70,11 @@ class _Copier:
 
     Args:
         opened: obstore's store of the bucket.
+        plain: `copy_file`.
     """
 
-    def __init__(self, opened: Any) -> None:
-        self._opened = opened
+    def __init__(self, opened: Any, plain: Copy) -> None:
+        self._opened, self._plain = opened, plain
         self._lock = threading.Lock()
         self._failed = 0  # one after the other: a store that it cannot talk to is not tried for ever
 
@@ -73,7 +82,7 @@ class _Copier:
         key = (target if target.remote else source).at()[1]
         if self._failed < _PATIENCE and _PLAIN_KEY.match(key) and self._try(source, target, key):
             return
-        copy_file(source, target)
+        self._plain(source, target)
 
     def _try(self, source: Place, target: Place, key: str) -> bool:
         from obstore.exceptions import BaseError

@@ -19,7 +19,7 @@ from typing import Any
 
 from moxserve.errors import UsageError
 from moxserve.file.atomic import sweep
-from moxserve.file.copying import Place, absolute
+from moxserve.file.copying import STREAMS, Place, absolute
 from moxserve.file.errors import (
     MoxFileNameDuplicateException,
     MoxFileNotExistsException,
@@ -216,7 +216,9 @@ def copied_by_threads(source: Place, target: Place, names: Sequence[str], thread
     Raises:
         OSError: the first that failed; no more are begun then.
     """
-    copy = copier(source, target, len(names))
+    # So many ranges of large objects come at once that all together are no more than the threads.
+    streams = max(1, min(STREAMS, threads // max(1, len(names))))
+    copy = copier(source, target, len(names), streams)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="moxserve-copy")
     waiting = iter(names)
     begun: dict[Future[None], str] = {}

@@ -53,8 +53,8 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     told: list[str] = []
     original = trees.copier
 
-    def copier(source: Place, target: Place, files: int) -> Callable[[Place, Place], None]:
-        copy = original(source, target, files)
+    def copier(source: Place, target: Place, files: int, streams: int) -> Callable[[Place, Place], None]:
+        copy = original(source, target, files, streams)
 
         def one(source: Place, target: Place) -> None:
             told.append(source.path)
