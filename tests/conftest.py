@@ -6,8 +6,12 @@ AWS_SECRET_ACCESS_KEY, names another one: what is tested is the protocol, not mo
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import itertools
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -74,6 +78,69 @@ def run_moxserve() -> Runner:
         )
 
     return run
+
+
+# Reads a request a line; what it forks for one lives on below the loop, as if Python had just been started.
+FORKS = """
+import json, os, sys
+import tensorflow.compat.v1
+import moxserve.tensorflow
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    process = os.fork()
+    if not process:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+else:
+    sys.exit()
+for number, path in enumerate([os.devnull, asked["output"], asked["output"]]):
+    os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
+os.chdir(asked["cwd"])
+sys.argv = [asked["script"], *asked["arguments"]]
+sys.path[0] = os.path.dirname(asked["script"])
+__file__ = asked["script"]
+with open(__file__) as f:
+    text = f.read()
+exec(compile(text, __file__, "exec"))
+"""
+
+
+@pytest.fixture(scope="session")
+def run_tensorflow_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """Run a script that imports TensorFlow: `run_tensorflow_script(path, *arguments, cwd=…, timeout=…)`.
+
+    In a process of its own, with its arguments and its exit status; `stdout` has what it prints on either stream. It is
+    forked from one that has imported TensorFlow already, which takes longer than most scripts: for scripts that set no
+    environment before that.
+    """
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    folder = tmp_path_factory.mktemp("scripts")
+    numbers = itertools.count()
+
+    def run(
+        path: str | os.PathLike[str], *args: str | os.PathLike[str], cwd: str | os.PathLike[str], timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        output = folder / str(next(numbers))
+        asked = {"script": os.fspath(path), "arguments": [*map(os.fspath, args)], "cwd": os.fspath(cwd)}
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        parent.stdin.write(json.dumps({**asked, "output": str(output)}) + "\n")
+        parent.stdin.flush()
+        limit = threading.Timer(timeout, os.killpg, [parent.pid, signal.SIGKILL])
+        limit.start()
+        answer = parent.stdout.readline()
+        limit.cancel()
+        printed = output.read_text(errors="replace")
+        assert answer, f"{path} did not end within {timeout:g} s:\n{printed[-3000:]}"
+        return subprocess.CompletedProcess([os.fspath(path), *map(os.fspath, args)], int(answer), printed)
+
+    yield run
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(parent.pid, signal.SIGKILL)
+    parent.communicate()
 
 
 @dataclass(frozen=True)

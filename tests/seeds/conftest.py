@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,20 +40,11 @@ def flowers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start_script() -> Callable[..., tuple[int, str]]:
+def start_script(run_tensorflow_script: Callable[..., Any]) -> Callable[..., tuple[int, str]]:
     """Run a script in a folder: `(name, folder, *arguments)` gives its status, and what it printed."""
 
     def start(name: str, folder: Path, *arguments: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, str(HERE / "scripts" / name), *arguments],
-            cwd=folder,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=LIMIT_S,
-        )
+        done = run_tensorflow_script(HERE / "scripts" / name, *arguments, cwd=folder, timeout=LIMIT_S)
         return done.returncode, done.stdout
 
     return start
