@@ -60,59 +60,59 @@ def _prepare(source: str) -> PreparedRun | None:
     from moxserve.file.filesystem import is_remote, join
     from moxserve.pipeline.runner import RESOLVED, load_run, prepare
 
-    remote = is_remote(source)
-    if source.endswith((".yaml", ".yml")) and (remote or os.path.isfile(source)):
+    if source.endswith((".yaml", ".yml")) and (is_remote(source) or os.path.isfile(source)):
         loaded = load_pipeline(source, check=True)
         import_tensorflow()
         return prepare(loaded)
-    if remote or os.path.isfile(os.path.join(source, RESOLVED)):
-        if remote and not file.exists(join(source, RESOLVED)):
-            raise _not_here(source)
+    if _is_file(join(source, RESOLVED)):
         import_tensorflow()
         return load_run(source)
-    if os.path.isdir(source) and not _saved_model(source):
+    if file.is_directory(source) and not _saved_model(source):
         raise _no_source(source)
     return None
 
 
-def _not_here(url: str) -> UsageError:
-    """Say that a URL is none of a run, which is all that is fetched from a store by itself."""
-    from moxserve import file
-    from moxserve.pipeline.runner import RESOLVED
+def _is_file(path: str) -> bool:
+    """Whether there is a file, here or in a store."""
+    from moxserve.file.filesystem import locate
 
-    what = f"holds no {RESOLVED}, which a run leaves there" if file.exists(url) else "is not there"
-    return UsageError(
-        f"{url!r} {what}; of what is in a store, pipelines and the directories of runs can be exported",
-        hint="copy anything else here first: mox.file.copy_parallel",
-    )
+    fs, path = locate(path)
+    return fs.is_file(path)
 
 
 def _no_source(folder: str) -> UsageError:
     """Say that a folder is nothing that can be exported, what it holds, and what may have been meant."""
+    from moxserve import file
+    from moxserve.file.filesystem import join
     from moxserve.pipeline.runner import RESOLVED
 
-    names = sorted(os.listdir(folder))
+    names = file.list_directory(folder)
     held = f"it holds {', '.join(names[:6])}{' …' if len(names) > 6 else ''}" if names else "it is empty"
     hint = "give the log_dir of a finished `moxserve pipeline run`, or the folder of a SavedModel"
     checkpoints = [name.removesuffix(".index") for name in names if name.endswith(".index")]
     if checkpoints:
-        prefix = os.path.join(folder, checkpoints[-1])
+        prefix = join(folder, checkpoints[-1])
         hint = f"a checkpoint needs its model: {prefix} --model-fn MODULE:NAME --input NAME=DTYPE[SHAPE]"
     return UsageError(f"{folder!r} holds no {RESOLVED}, which a run leaves there, and no SavedModel; {held}", hint=hint)
 
 
 def _saved_model(source: str) -> str:
     """Return the directory of the SavedModel that SOURCE names, the newest version of a base; empty when it is none."""
+    from moxserve import file
     from moxserve.export.versions import parse_version
+    from moxserve.file.filesystem import join
 
-    if os.path.basename(source) in _SAVED_MODEL and os.path.isfile(source):
+    if source.rpartition("/")[2] in _SAVED_MODEL and _is_file(source):
         return os.path.dirname(source) or "."
-    if any(os.path.isfile(os.path.join(source, name)) for name in _SAVED_MODEL):
+    if not file.is_directory(source):
+        return ""
+    names = file.list_directory(source)
+    if not set(names).isdisjoint(_SAVED_MODEL):
         return source
     # By name, not by number: `00000123` is a version, too.
-    names = [name for name in os.listdir(source) if parse_version(name) is not None] if os.path.isdir(source) else []
-    newest = os.path.join(source, max(names, key=lambda name: parse_version(name) or 0)) if names else ""
-    return newest if any(os.path.isfile(os.path.join(newest, name)) for name in _SAVED_MODEL) else ""
+    versions = [name for name in names if parse_version(name) is not None]
+    newest = join(source, max(versions, key=lambda name: parse_version(name) or 0)) if versions else ""
+    return newest if newest and any(_is_file(join(newest, name)) for name in _SAVED_MODEL) else ""
 
 
 def _of_pipeline(prepared: PreparedRun, base_dir: str | None, options: Mapping[str, Any]) -> JobOptions:
@@ -143,7 +143,7 @@ def _model_file(source: str, base_dir: str | None, options: Mapping[str, Any]) -
         raise UsageError("nothing says where to publish", hint="--tf-serving DIR")
     name = options["model_name"] or _name_of(base_dir)
     stage = read_stage({**stage_changes(options), "tf_serving": base_dir, "model_name": name})
-    if os.path.isfile(f"{source}.index"):
+    if _is_file(f"{source}.index"):
         return _of_checkpoint(source, stage, options)
     _refuse(options, ("checkpoint", "model_fn"), "a model that is whole")
     return _of_file(source, stage, options)
@@ -155,10 +155,12 @@ def _check_kind(source: str) -> None:
     Raises:
         UsageError: it is not.
     """
+    from moxserve import file
+
     known = source.endswith((".pb", ".pbtxt", ".keras", ".h5", ".hdf5"))
-    if _saved_model(source) or os.path.isfile(f"{source}.index") or (os.path.isfile(source) and known):
+    if _saved_model(source) or _is_file(f"{source}.index") or (_is_file(source) and known):
         return
-    there = "" if os.path.exists(source) else "there is no such file or directory; "
+    there = "" if file.exists(source) else "there is no such file or directory; "
     raise UsageError(f"{source!r}: {there}expected {_KINDS}", hint="moxserve pipeline list shows pipelines")
 
 

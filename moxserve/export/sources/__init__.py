@@ -19,9 +19,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from moxserve.errors import UsageError
-from moxserve.export.job import ExportJob, GraphJob, JobOptions, KerasJob, SavedModelJob
+from moxserve.export.job import ExportJob, GraphJob, JobOptions, KerasJob, ModelFileJob, SavedModelJob
 from moxserve.export.op_libraries import copy_op_libraries, load_op_library
 from moxserve.export.sources.base import OpenSource, StagedModel
+from moxserve.file import local_copy
+from moxserve.file.filesystem import is_remote
 from moxserve.types import DEFAULT_SIGNATURE
 
 __all__ = ["OpenSource", "StagedModel", "open_source", "stage_model"]
@@ -32,7 +34,7 @@ def open_source(job: JobOptions) -> Iterator[OpenSource]:
     """Read what a job is made of, so far as that is possible without writing anything.
 
     Args:
-        job: of any kind.
+        job: of any kind. A model that is in a store is fetched.
 
     Yields:
         The source; it must be staged inside the block.
@@ -40,11 +42,24 @@ def open_source(job: JobOptions) -> Iterator[OpenSource]:
     Raises:
         UsageError: there is no source of that kind, or it is not what it was said to be.
         ExportError: it cannot be read.
+        MoxFileNotExistsException: it is not in the store.
     """
     for path in job.op_libraries:
         load_op_library(path)
-    with _open(job) as source:
-        yield _WithLibraries(source, job.op_libraries)
+    with _here(job) as (job_here, url), _open(job_here) as source:
+        yield _Named(_WithLibraries(source, job.op_libraries), url)
+
+
+@contextlib.contextmanager
+def _here(job: JobOptions) -> Iterator[tuple[JobOptions, str]]:
+    """Let a local path stand for a model in a store; gives the URL too, empty for all other jobs."""
+    if not isinstance(job, ModelFileJob) or not is_remote(job.path):
+        yield job, ""
+        return
+    from moxserve.tensorflow.executor.remote import told_as
+
+    with local_copy(job.path) as path, told_as(path, job.path):
+        yield replace(job, path=path), job.path
 
 
 def _open(job: JobOptions) -> AbstractContextManager[OpenSource]:
@@ -68,6 +83,22 @@ def _open(job: JobOptions) -> AbstractContextManager[OpenSource]:
 
         return open_keras(job)
     raise UsageError(f"nothing exports a {type(job).__name__}")
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A source that is known by its URL, if it has one."""
+
+    source: OpenSource
+    url: str
+
+    @property
+    def version(self) -> int | str:
+        return self.source.version
+
+    def stage(self, directory: str) -> StagedModel:
+        model = self.source.stage(directory)
+        return replace(model, source=model.source.model_copy(update={"path": self.url})) if self.url else model
 
 
 @dataclass(frozen=True)
