@@ -24,10 +24,10 @@ def export(source: str, base_dir: str | None, as_json: bool, dry_run: bool, **op
     """Turn a trained model into a verified, measured, versioned artifact.
 
     SOURCE is a pipeline's YAML file, the directory of a run of it, a SavedModel, a frozen graph (.pb), a Keras file, or
-    a checkpoint with --model-fn; here, or in a store (s3://…, obs://…). The SavedModel, and each variant that is asked for, is loaded back in its own runtime
-    and compared with the source on real rows before anything is published. When the SavedModel answers differently,
-    nothing is published and the exit code is 5; a variant that is not good enough is left out with a warning, unless
-    --require asks for it.
+    a checkpoint with --model-fn; here, or in a store (s3://…, obs://…). The SavedModel, and each variant that is asked
+    for, is loaded back in its own runtime and compared with the source on real rows before anything is published. When
+    the SavedModel answers differently, nothing is published and the exit code is 5; a variant that is not good enough
+    is left out with a warning, unless --require asks for it.
     """
     from moxserve.cli.export_show import print_json, print_result, show_plan
     from moxserve.cli.export_source import open_job
