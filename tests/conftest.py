@@ -84,7 +84,6 @@ def run_moxserve() -> Runner:
 FORKS = """
 import json, os, sys
 import tensorflow.compat.v1
-import moxserve.tensorflow
 
 for line in sys.stdin:
     asked = json.loads(line)
@@ -94,25 +93,25 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 else:
     sys.exit()
-for number, path in enumerate([os.devnull, asked["output"], asked["output"]]):
+for number, path in enumerate([os.devnull, *asked["streams"]]):
     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
 os.chdir(asked["cwd"])
-sys.argv = [asked["script"], *asked["arguments"]]
-sys.path[0] = os.path.dirname(asked["script"])
-__file__ = asked["script"]
-with open(__file__) as f:
-    text = f.read()
-exec(compile(text, __file__, "exec"))
+os.environ.clear()
+os.environ.update(asked["environment"])
+sys.argv = [asked["path"] or "-c", *asked["arguments"]]
+if asked["path"]:
+    sys.path[0], __file__ = os.path.dirname(asked["path"]), asked["path"]
+exec(compile(asked["text"], sys.argv[0], "exec"))
 """
 
 
 @pytest.fixture(scope="session")
 def run_tensorflow_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """Run a script that imports TensorFlow: `run_tensorflow_script(path, *arguments, cwd=…, timeout=…)`.
+    """Run a script that imports TensorFlow: `run_tensorflow_script(Path or text, *arguments, cwd=…, timeout=…)`.
 
-    In a process of its own, with its arguments and its exit status; `stdout` has what it prints on either stream. It is
-    forked from one that has imported TensorFlow already, which takes longer than most scripts: for scripts that set no
-    environment before that.
+    In a process of its own, with its own arguments, standard streams and exit status, but forked from one that has
+    imported TensorFlow already, which takes longer than most scripts. For scripts that end by themselves, and set no
+    variable that counts when TensorFlow is imported.
     """
     parent = subprocess.Popen(
         [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -121,21 +120,33 @@ def run_tensorflow_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     numbers = itertools.count()
 
     def run(
-        path: str | os.PathLike[str], *args: str | os.PathLike[str], cwd: str | os.PathLike[str], timeout: float = 120
+        script: str | Path,
+        *args: str | os.PathLike[str],
+        cwd: str | os.PathLike[str] = ".",
+        stderr: int = subprocess.PIPE,
+        timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
-        output = folder / str(next(numbers))
-        asked = {"script": os.fspath(path), "arguments": [*map(os.fspath, args)], "cwd": os.fspath(cwd)}
+        number = next(numbers)
+        streams = [folder / f"{number}.{name}" for name in ("stdout", "stderr")]
+        asked = {
+            "path": str(script) if isinstance(script, Path) else "",
+            "text": script.read_text() if isinstance(script, Path) else script,
+            "arguments": [*map(os.fspath, args)],
+            "cwd": os.path.abspath(cwd),
+            "environment": dict(os.environ),
+            "streams": [str(streams[0]), str(streams[stderr == subprocess.PIPE])],
+        }
         assert parent.stdin is not None
         assert parent.stdout is not None
-        parent.stdin.write(json.dumps({**asked, "output": str(output)}) + "\n")
+        parent.stdin.write(json.dumps(asked) + "\n")
         parent.stdin.flush()
         limit = threading.Timer(timeout, os.killpg, [parent.pid, signal.SIGKILL])
         limit.start()
         answer = parent.stdout.readline()
         limit.cancel()
-        printed = output.read_text(errors="replace")
-        assert answer, f"{path} did not end within {timeout:g} s:\n{printed[-3000:]}"
-        return subprocess.CompletedProcess([os.fspath(path), *map(os.fspath, args)], int(answer), printed)
+        printed = [path.read_text(errors="replace") if path.exists() else "" for path in streams]
+        assert answer, f"it did not end within {timeout:g} s: {args}\n{''.join(printed)[-3000:]}"
+        return subprocess.CompletedProcess([asked["path"] or "-c", *asked["arguments"]], int(answer), *printed)
 
     yield run
     with contextlib.suppress(ProcessLookupError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,16 +109,10 @@ print("published", result.export.path)
 
 
 @pytest.fixture(scope="session")
-def version(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def version(library: Path, tmp_path_factory: pytest.TempPathFactory, run_tensorflow_script: Any) -> Path:
     """A version whose model needs MoxserveTwice, of a training script that loaded it."""
     folder = tmp_path_factory.mktemp("trained")
-    run = subprocess.run(
-        [sys.executable, "-c", TRAIN, str(library), str(folder), "TF_SERVING"],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    run = run_tensorflow_script(TRAIN, library, folder, "TF_SERVING", timeout=200)
     assert run.returncode == 0, run.stderr[-3000:]
     return folder / "1"
 
@@ -153,12 +146,13 @@ else:
 
 
 @pytest.fixture
-def serve() -> Callable[..., str]:
+def serve(run_tensorflow_script: Any) -> Callable[..., str]:
     """`serve(version, "allowed" or "not", *own)`: what a server with these options answers, in a process of its own."""
 
     def run(path: Path, *args: str) -> str:
-        command = [sys.executable, "-c", SERVE, str(path), *args]
-        return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
+        done = run_tensorflow_script(SERVE, path, *args, timeout=100)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
 
     return run
 
@@ -196,11 +190,12 @@ except MoxserveError as error:
 
 @pytest.mark.slow
 def test_a_version_is_exported_again_with_the_library_named(
-    version: Path, library: Path, serve: Any, tmp_path: Path
+    version: Path, library: Path, serve: Any, tmp_path: Path, run_tensorflow_script: Any
 ) -> None:
     def export(*libraries: str) -> str:
-        command = [sys.executable, "-c", EXPORT, str(version), str(tmp_path / "base"), *libraries]
-        return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
+        done = run_tensorflow_script(EXPORT, version, tmp_path / "base", *libraries, timeout=100)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
 
     refused = export()
     assert "needs operations that TensorFlow does not have: MoxserveTwice" in refused
@@ -215,16 +210,10 @@ def test_a_version_is_exported_again_with_the_library_named(
 
 
 @pytest.mark.slow
-def test_variants_are_made_with_the_library(library: Path, tmp_path: Path) -> None:
+def test_variants_are_made_with_the_library(library: Path, tmp_path: Path, run_tensorflow_script: Any) -> None:
     from moxserve.export.manifest import read_manifest
 
-    run = subprocess.run(
-        [sys.executable, "-c", TRAIN, str(library), str(tmp_path), "FROZEN,ONNX"],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    run = run_tensorflow_script(TRAIN, library, tmp_path, "FROZEN,ONNX", timeout=280)
     assert run.returncode == 0, run.stderr[-3000:]
     manifest = read_manifest(str(tmp_path / "1"))
     assert manifest is not None

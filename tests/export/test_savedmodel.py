@@ -113,17 +113,13 @@ print(sorted(signatures), len(loaded.variables), *names)
 
 
 @pytest.mark.slow
-def test_tf_saved_model_load_takes_two_versions_in_eager_mode(conv_case: Any, export: Any, tmp_path: Path) -> None:
+def test_tf_saved_model_load_takes_two_versions_in_eager_mode(
+    conv_case: Any, export: Any, tmp_path: Path, run_tensorflow_script: Any
+) -> None:
     result, other = export(conv_case.job), export(conv_case.job, labels=["x", "y", "z"])
     images, logits = tmp_path / "images.npy", tmp_path / "logits.npy"
     np.save(images, conv_case.images[:6])
-    run = subprocess.run(
-        [sys.executable, "-c", TF2_LOAD, result.path, str(images), str(logits), other.path],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    run = run_tensorflow_script(TF2_LOAD, result.path, images, logits, other.path)
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.strip() == "['classify', 'serving_default'] 4 dög y"
     np.testing.assert_allclose(np.load(logits), conv_case.logits[:6], atol=1e-5)

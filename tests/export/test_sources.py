@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,12 +70,12 @@ tf.saved_model.save(net, sys.argv[1], signatures={"serving_default": net.dot, "l
 
 
 @pytest.fixture(scope="session")
-def v2_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+def v2_model(tmp_path_factory: pytest.TempPathFactory, run_tensorflow_script: Any) -> str:
     """A SavedModel of TensorFlow 2: a matrix product on a GPU, and a table from a file."""
     folder = tmp_path_factory.mktemp("v2")
     (folder / "words.txt").write_text("apple\nplum\n")
     target = str(folder / "model")
-    subprocess.run([sys.executable, "-c", V2, target, str(folder / "words.txt")], check=True, timeout=100)
+    run_tensorflow_script(V2, target, folder / "words.txt").check_returncode()
     (folder / "words.txt").unlink()
     return target
 
@@ -112,7 +110,9 @@ def test_a_tf2_model_is_copied_whole_and_without_devices(v2_model: str, stage: A
 
 
 @pytest.mark.slow
-def test_signatures_are_chosen_and_renamed_for_both_loaders(v2_model: str, stage: Any, load_model: Any) -> None:
+def test_signatures_are_chosen_and_renamed_for_both_loaders(
+    v2_model: str, stage: Any, load_model: Any, run_tensorflow_script: Any
+) -> None:
     model, directory = stage(SavedModelJob, v2_model, signatures={"dot": "serving_default"})
     assert list(model.signatures) == ["dot"]
     assert model.main == "dot"
@@ -121,9 +121,7 @@ def test_signatures_are_chosen_and_renamed_for_both_loaders(v2_model: str, stage
         "import sys, tensorflow as tf; m = tf.saved_model.load(sys.argv[1]); "
         "print(list(m.signatures), m.signatures['dot'](x=tf.constant([[0.0, 1.0]]))['y'].numpy().tolist())"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code, directory], capture_output=True, text=True, timeout=100, check=True
-    )
+    run = run_tensorflow_script(code, directory)
     assert run.stdout.strip() == "['dot'] [[3.0, 4.0]]"
 
 

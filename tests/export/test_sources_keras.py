@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -50,11 +48,11 @@ own.save(os.path.join(folder, f"own{sys.argv[1]}.keras"))
 
 
 @pytest.fixture(scope="session")
-def keras_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def keras_files(tmp_path_factory: pytest.TempPathFactory, run_tensorflow_script: Any) -> Path:
     """Models of Keras 2 and 3 with two inputs and two outputs, rows for them, and what they answer."""
     folder = tmp_path_factory.mktemp("keras")
     for generation in "23":
-        subprocess.run([sys.executable, "-c", MAKE, generation, str(folder)], check=True, timeout=200)
+        run_tensorflow_script(MAKE, generation, folder).check_returncode()
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def start_script(run_tensorflow_script: Callable[..., Any]) -> Callable[..., tup
     """Run a script in a folder: `(name, folder, *arguments)` gives its status, and what it printed."""
 
     def start(name: str, folder: Path, *arguments: str) -> tuple[int, str]:
-        done = run_tensorflow_script(HERE / "scripts" / name, *arguments, cwd=folder, timeout=LIMIT_S)
+        path = HERE / "scripts" / name
+        done = run_tensorflow_script(path, *arguments, cwd=folder, stderr=subprocess.STDOUT, timeout=LIMIT_S)
         return done.returncode, done.stdout
 
     return start

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -500,9 +498,9 @@ mox.run(
 
 
 @pytest.mark.slow
-def test_an_export_with_scores_is_classified(tmp_path, serve) -> None:
+def test_an_export_with_scores_is_classified(tmp_path, serve, run_tensorflow_script) -> None:
     # A process of its own: training turns eager execution off for the whole process.
-    done = subprocess.run([sys.executable, "-c", TRAIN, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = run_tensorflow_script(TRAIN, tmp_path)
     assert done.returncode == 0, done.stderr
     server = serve(tmp_path)
     rows = [[10, 200, 30], [255, 0, 0]]

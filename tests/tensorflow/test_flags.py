@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -368,14 +365,15 @@ def test_stores_are_independent() -> None:
     assert other.get("num_gpus") == 1
 
 
-def run_script(text: str, *arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", text, *arguments],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+@pytest.fixture
+def run_script(run_tensorflow_script: Any) -> Callable[..., dict[str, Any]]:
+    def run(text: str, *arguments: str) -> dict[str, Any]:
+        done = run_tensorflow_script(text, *arguments)
+        assert done.returncode == 0, done.stderr[-2000:]
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return result
+
+    return run
 
 
 BESIDE_ABSL = """
@@ -408,7 +406,7 @@ print(json.dumps({'user': args.data_url, 'ours': [mox.get_flag('num_gpus'), mox.
 
 
 @pytest.mark.slow
-def test_beside_the_users_own_tf_flags() -> None:
+def test_beside_the_users_own_tf_flags(run_script: Any) -> None:
     arguments = [
         "--num_gpus=2",
         "--augment",
@@ -429,6 +427,6 @@ def test_beside_the_users_own_tf_flags() -> None:
 
 
 @pytest.mark.slow
-def test_beside_the_users_own_argparse() -> None:
+def test_beside_the_users_own_argparse(run_script: Any) -> None:
     got = run_script(BESIDE_ARGPARSE, "--num_gpus", "3", "--data_url=d", "--checkpoint_path=c")
     assert got == {"user": "d", "ours": [3, "c"]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -352,10 +351,8 @@ def test_of_several_without_a_savedmodel_the_most_precise_is_the_measure(
     assert backends.load(path).variant == "i8"
 
 
-# TensorFlow is imported once, for all three processes.
 CRASH = """
 import os, sys
-import tensorflow
 from moxserve.serving import backends
 from moxserve.serving.backends import choose
 from moxserve.serving.backends.onnx import OnnxGraph
@@ -370,9 +367,11 @@ for _ in range(3):
 
 
 @pytest.mark.slow
-def test_a_variant_that_ends_the_process_is_given_up(version: Make, forms: Any, own_cache: Path) -> None:
+def test_a_variant_that_ends_the_process_is_given_up(
+    version: Make, forms: Any, own_cache: Path, run_tensorflow_script: Any
+) -> None:
     path = version(variants={"v": forms.onnx})
-    done = subprocess.run([sys.executable, "-c", CRASH, str(path)], capture_output=True, text=True, timeout=120)
+    done = run_tensorflow_script(CRASH, path)
     assert done.stdout.split() == ["9", "9", "saved_model", "0"], done.stderr
     assert done.stderr.count("the process ended twice while it was tried") == 1
 

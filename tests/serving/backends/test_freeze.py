@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,10 +114,10 @@ model.export(sys.argv[1])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["keras", "tf_keras"])
-def test_keras(package: str, tmp_path: Path) -> None:
+def test_keras(package: str, tmp_path: Path, run_tensorflow_script: Any) -> None:
     path = str(tmp_path / "1")
     # In a process of its own: Keras exports eagerly, and graph mode, once chosen by another test, stays.
-    subprocess.run([sys.executable, "-c", KERAS.format(package=package), path], check=True, timeout=120)
+    run_tensorflow_script(KERAS.format(package=package), path).check_returncode()
     plain, frozen = SavedModelBackend(path, LoadOptions()), SavedModelBackend(path, FREEZE)
     assert frozen.frozen
     (alias,) = plain.signatures["serving_default"].inputs

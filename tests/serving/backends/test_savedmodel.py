@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -64,9 +62,9 @@ np.save(sys.argv[1] + "/y.npy", np.asarray(model(np.float32([[1, 2, 3], [4, 5, 6
 
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["keras", "tf_keras"])
-def test_keras(tmp_path: Path, package: str) -> None:
+def test_keras(tmp_path: Path, package: str, run_tensorflow_script: Any) -> None:
     # In a process of its own: Keras exports eagerly, and graph mode, once chosen by another test, stays.
-    subprocess.run([sys.executable, "-c", KERAS.format(package=package), str(tmp_path)], check=True, timeout=120)
+    run_tensorflow_script(KERAS.format(package=package), tmp_path).check_returncode()
     backend = backends.load(tmp_path / "1")
     (name,) = backend.signatures["serving_default"].inputs
     x = np.float32([[1, 2, 3], [4, 5, 6]])
@@ -126,7 +124,7 @@ def test_what_does_not_load(testdata: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_that_would_end_the_process(tmp_path: Path) -> None:
+def test_a_rank_that_would_end_the_process(tmp_path: Path, run_tensorflow_script: Any) -> None:
     """Convolutions of TensorFlow (oneDNN) abort when the input has not their rank: any client could stop the server."""
     import tensorflow as tf
 
@@ -147,8 +145,7 @@ for shape in ((), (3,), (8, 8), (8, 8, 1), (1, 8, 8, 1, 1)):
     except InvalidArgument as error:
         print(error.message)
 """
-    command = [sys.executable, "-c", code, str(tmp_path / "1")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run_tensorflow_script(code, tmp_path / "1")
     assert done.returncode == 0, done.stderr[-2000:]
     first, *refused = done.stdout.splitlines()
     assert first == "[[9.0, 9.0], [9.0, 9.0]]"
