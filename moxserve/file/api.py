@@ -323,13 +323,21 @@ def scan_dir(url: Url) -> Entries:
     return fs.scan(path)
 
 
-def stat(url: Url) -> Stat:
+def stat(url: Url | None = None, *, src_url: Url | None = None) -> Stat:
     """Return size, time and kind of a file or directory, as os.stat and as MoXing name them.
+
+    Args:
+        url: the file or directory.
+        src_url: the same, by the name that MoXing's document has for it.
 
     Raises:
         MoxFileNotExistsException: it is not there.
+        UsageError: it is named twice, or not at all.
     """
-    fs, path = locate(url)
+    named = [given for given in (url, src_url) if given is not None]
+    if len(named) != 1:
+        raise UsageError("stat: expected one path or URL")
+    fs, path = locate(named[0])
     return fs.stat(path)
 
 

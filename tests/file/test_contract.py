@@ -390,6 +390,9 @@ def test_sizes(tree: str, remote: bool) -> None:
 
 def test_stat(tree: str) -> None:
     found = file.stat(f"{tree}/d/b")
+    assert file.stat(src_url=f"{tree}/d/b").length == found.length
+    with pytest.raises(UsageError, match="expected one path"):
+        file.stat()
     assert (found.length, found.is_directory, found.st_size) == (3, False, 3)
     assert stat.S_ISREG(found.st_mode)
     assert abs(found.mtime_nsec / 1e9 - time.time()) < 3600
