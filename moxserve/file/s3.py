@@ -173,7 +173,7 @@ class Bucket:
         """
         with self.open(key) as reader:
             if streams > 1 and reader.size >= ranges.WORTH_BYTES:
-                ranges.fetch(reader, out.fileno(), streams)
+                ranges.fetch(reader, out.fileno(), streams, ranges.quick_spans(self, key, reader.etag))
                 return reader.size
             buffer = memoryview(bytearray(min(_CHUNK_BYTES, max(1, reader.size))))
             while count := reader.readinto(buffer):
