@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import moxserve.tensorflow as mox
 from moxserve.tensorflow.executor.env import setup, tf, tf1
@@ -43,3 +48,36 @@ def test_public_names_are_there() -> None:
     from moxserve.tensorflow.executor.hooks import FeedSessionRunHook
 
     assert FeedSessionRunHook is mox.FeedSessionRunHook
+
+
+KERAS_LATER = """
+import sys
+HOW
+found = lambda: [name for name in ("keras", "tf_keras", "pandas", "sklearn") if name in sys.modules]
+assert "tensorflow" in sys.modules and not found(), found()
+import tensorflow as tf
+print(tf.keras.layers.Dense.__module__)
+from tensorflow.keras import layers
+import tensorflow.keras.models
+assert layers.Dense is tf.keras.layers.Dense and tf.optimizers.Adam is tf.keras.optimizers.Adam
+assert isinstance(tf.losses.MeanSquaredError(), tf.keras.losses.Loss) and tensorflow.keras.models.Model
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "package"),
+    [
+        ("import moxserve.tensorflow", "tf_keras"),
+        ("from moxserve.serving import backends; backends.load(sys.argv[1])", "keras"),
+    ],
+    ids=["training", "serving"],
+)
+def test_keras_is_imported_when_it_is_used(how: str, package: str, toy_base: Path) -> None:
+    script = KERAS_LATER.replace("HOW", how)
+    command = [sys.executable, "-c", script, str(toy_base / "1")]
+    # Graph mode's choice of Keras, which this process has made, is none for a server.
+    environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith(f"{package}.src.layers")

@@ -28,6 +28,7 @@ from moxserve.errors import (
     first_line,
     serving_error,
 )
+from moxserve.light import keras_when_used
 from moxserve.protocol import messages
 from moxserve.protocol.metadata import signatures_from_map
 from moxserve.serving.backends.base import LoadOptions
@@ -242,7 +243,8 @@ def _no_fetch(options: Any) -> Callable[..., list[Any]]:  # noqa: ARG001 - as th
 
 def _import_tensorflow() -> Any:
     try:
-        import tensorflow as tf
+        with keras_when_used():
+            import tensorflow as tf
     except ImportError as error:
         if error.name != "tensorflow":
             raise

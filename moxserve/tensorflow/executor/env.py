@@ -13,6 +13,8 @@ import sys
 import warnings
 from typing import Any
 
+from moxserve.light import keras_when_used
+
 __all__ = ["check_version", "setup", "tf", "tf1"]
 
 _QUIET = "TF_CPP_MIN_LOG_LEVEL"
@@ -94,7 +96,8 @@ _choose_keras()
 os.environ.setdefault(_QUIET, "1")  # the C++ INFO lines at import and session start say nothing about the user's job
 _alias_legacy_layers()
 
-import tensorflow as tf  # noqa: E402 - the variables above are read while it is imported
+with keras_when_used():  # the variables above are read in it
+    import tensorflow as tf
 from tensorflow.python.util import deprecation  # noqa: E402
 
 tf1 = tf.compat.v1
