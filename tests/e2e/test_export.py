@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,27 +96,38 @@ model.save(sys.argv[3])
 """
 
 
-def run(*command: Any) -> None:
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+MAIN = "from moxserve.cli.main import main; main()"
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def run(run_tensorflow_script: Run) -> Run:
+    """What gives a model to export; the exports are processes from their beginning."""
+
+    def call(*command: Any) -> subprocess.CompletedProcess[str]:
+        done = run_tensorflow_script(*command, timeout=400)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done
+
+    return call
 
 
 # What else is set: half of the rows, which are enough.
 SETTINGS = {"digits": [], "digits_resnet": ["input.batch_size=32", "optimizer.learning_rate=0.002"]}
 
 
-def pipeline(name: str, folder: Path, digits_dir: Path, repo_root: Path) -> list[Any]:
+def pipeline(name: str, folder: Path, digits_dir: Path, repo_root: Path, run: Run) -> list[Any]:
     images = f"{digits_dir}/images"
     settings = [f"input.train_dir={images}/train", f"input.eval_dir={images}/eval", f"run.log_dir={folder}/run"]
     settings += SETTINGS[name]
     text = (repo_root / "pipelines" / f"{name}.yaml").read_text()
     path = folder / f"{name}.yaml"
     path.write_text(text[: text.index("\nexport:")] + "\n")
-    run("-m", "moxserve", "pipeline", "run", path, *(word for text in settings for word in ("--set", text)))
+    run(MAIN, "pipeline", "run", path, *(word for text in settings for word in ("--set", text)))
     return [folder / "run"]
 
 
-def two_heads(folder: Path) -> list[Any]:
+def two_heads(folder: Path, run: Run) -> list[Any]:
     script, rows = folder / "two_heads.py", folder / "rows.npz"
     script.write_text(TWO_HEADS)
     run(script, folder / "run", rows)
@@ -129,7 +140,7 @@ def two_heads(folder: Path) -> list[Any]:
     return [checkpoint, "--model-fn", f"{script}:model_fn", *options, "--rows", rows_of]
 
 
-def keras(folder: Path, digits_dir: Path) -> list[Any]:
+def keras(folder: Path, digits_dir: Path, run: Run) -> list[Any]:
     from moxserve.file.idx import read_idx
 
     def load(part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -152,16 +163,20 @@ def keras(folder: Path, digits_dir: Path) -> list[Any]:
 
 @pytest.fixture(scope="module", params=["digits", "digits_resnet", "two_heads", "keras"])
 def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, digits_dir: Path, repo_root: Path
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    digits_dir: Path,
+    repo_root: Path,
+    run: Run,
 ) -> tuple[Path, dict[str, Any]]:
     """The version directory and what `moxserve export --json` said."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "two_heads":
-        source = two_heads(folder)
+        source = two_heads(folder, run)
     elif request.param == "keras":
-        source = keras(folder, digits_dir)
+        source = keras(folder, digits_dir, run)
     else:
-        source = pipeline(request.param, folder, digits_dir, repo_root)
+        source = pipeline(request.param, folder, digits_dir, repo_root, run)
     options = [word for flag, precisions in TARGETS.items() for word in (flag, ",".join(precisions))]
     command = [*source, "--tf-serving", folder / "models", *options, "--samples", "232", "--no-measure", "--json"]
     done = subprocess.run(

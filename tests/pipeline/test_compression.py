@@ -45,7 +45,7 @@ def test_the_plan_tells_of_both(work: Path) -> None:
 
 @pytest.mark.slow
 def test_training_for_int8_costs_no_accuracy(work: Path) -> None:
-    result = run_pipeline("pipelines/digits_qat.yaml")
+    result = run_pipeline("pipelines/digits_qat.yaml", ["export.measure=false", "export.warmup=[1]"])
     prepared = load_run("runs/digits_qat")
     float_fn = prepared.model_fn.model_fn  # type: ignore[attr-defined]
     float_accuracy = max(
