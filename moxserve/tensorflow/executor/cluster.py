@@ -121,6 +121,11 @@ class Topology:
         return max(1, len(self.workers))
 
     @property
+    def counters(self) -> int:
+        """How many workers make their steps apart, all of which the global step counts."""
+        return 1 if self.synchronous or self.chief_counts else self.num_workers
+
+    @property
     def distributed(self) -> bool:
         """Whether there are other processes to talk to: several workers, or a parameter server."""
         return len(self.workers) > 1 or bool(self.ps)

@@ -30,7 +30,7 @@ class Phase:
 
     Attributes:
         model_fn: what is trained.
-        until: global step that it ends at.
+        until: global step that it ends at; where workers step apart, the number of steps of each.
         successor: name scope of variables that only what comes after it makes: a checkpoint with such is past it.
     """
 
@@ -38,11 +38,13 @@ class Phase:
     until: int
     successor: str
 
-    def is_over(self, checkpoint: str | None) -> bool:
-        """Whether training from a checkpoint (None for the start) has this phase behind it."""
+    def is_over(self, checkpoint: str | None, workers: int = 1) -> bool:
+        """Whether training from a checkpoint (None for the start) has this phase behind it; the steps of so many
+        workers are in the global step.
+        """
         if checkpoint is None:
             return False
-        if checkpoints.global_step_of(checkpoint) >= self.until:
+        if checkpoints.global_step_of(checkpoint) >= self.until * workers:
             return True
         return any(name.startswith(f"{self.successor}/") for name in checkpoints.variable_names(checkpoint))
 
@@ -54,14 +56,15 @@ def phases_of(model_fn: Any) -> list[Phase]:
 
 
 def run_phases(
-    settings: Settings, functions: Functions, execute: Callable[[Settings, Functions], RunResult]
+    settings: Settings, functions: Functions, execute: Callable[[Settings, Functions, int], RunResult], workers: int = 1
 ) -> RunResult:
     """Run what a model_fn wants trained before it, then the run itself.
 
     Args:
         settings: of the whole run.
         functions: the user's.
-        execute: makes one run.
+        execute: makes one run, given its settings, its functions and the number of the phase, from 0.
+        workers: how many count their steps apart, each up to the end of a phase.
 
     Returns:
         The last run's result, with the first one's start and the steps of all.
@@ -71,19 +74,18 @@ def run_phases(
     """
     phases = phases_of(functions.model_fn) if settings.mode == ModeKeys.TRAIN else []
     done: list[RunResult] = []
-    for phase in phases:
+    for number, phase in enumerate(phases):
         start = checkpoints.latest_checkpoint(settings.log_dir) or checkpoints.latest_checkpoint(
             settings.checkpoint_path
         )
-        if phase.is_over(start):
+        if phase.is_over(start, workers):
             continue
         _check(phase, settings)
-        done.append(
-            execute(replace(settings, max_steps=phase.until, export=()), replace(functions, model_fn=phase.model_fn))
-        )
+        until = replace(settings, max_steps=phase.until, export=())
+        done.append(execute(until, replace(functions, model_fn=phase.model_fn), number))
         _set_aside(str(settings.log_dir), phase)
         tf1.logging.info("%s begins at step %d", phase.successor, done[-1].global_step)
-    last = execute(settings, functions)
+    last = execute(settings, functions, len(phases))
     if not done:
         return last
     return replace(last, start_step=done[0].start_step, local_steps=sum(r.local_steps for r in (*done, last)))

@@ -118,8 +118,9 @@ def run(
                 return told(served)
             whole, here = job.what_is_left(settings, part)
 
-            def execute(of: Settings, using: Functions) -> RunResult:
-                number = part.run if of is whole and here.is_chief else 0  # a phase before it is no end
+            def execute(of: Settings, using: Functions, phase: int) -> RunResult:
+                part.phase, part.is_last = phase, of is whole
+                number = part.run if part.is_last and here.is_chief else 0  # a phase before it is no end
                 return part.persist(lambda: OneRun(of, using, here, number).execute())
 
-            return told(run_phases(whole, functions, execute))
+            return told(run_phases(whole, functions, execute, here.counters))

@@ -19,6 +19,8 @@ import tensorflow.compat.v1 as tf
 import moxserve.tensorflow as mox
 from moxserve.dataflow.order import EpochOrder
 from moxserve.tensorflow.datasets.base import ordered_rows
+from moxserve.tensorflow.executor.phases import Phase
+from moxserve.tensorflow.executor.variables import TowerContext
 
 ROWS = 512
 _random = np.random.RandomState(3)
@@ -44,6 +46,7 @@ class Training:
         save_steps: between checkpoints; 0 for the end only.
         rows: of a batch of a tower.
         start: the checkpoint_path.
+        until: global step up to which a model without the scale of the outputs is trained before; 0 for none.
     """
 
     folder: str
@@ -57,6 +60,7 @@ class Training:
     save_steps: int = 0
     rows: int = 8
     start: str | None = None
+    until: int = 0
 
     def rows_of(self, worker: int, workers: int) -> np.ndarray:
         """The rows of a worker, in the order in which it takes them."""
@@ -80,6 +84,11 @@ class Training:
         x, y = inputs
         hidden = tf.layers.dense(x, 5, tf.nn.tanh, kernel_initializer=tf.constant_initializer(FIRST))
         logits = tf.layers.dense(hidden, 3, kernel_initializer=tf.constant_initializer(SECOND))
+        if kwargs.get("scaled"):
+            scale = tf.get_variable("scaling/scale", [3], initializer=tf.constant_initializer(2), trainable=False)
+            if (context := TowerContext.current()) is not None:
+                context.make_optional(scale)  # what was trained before has no such variable
+            logits *= scale
         loss = tf.losses.sparse_softmax_cross_entropy(y, logits)
         return mox.ModelSpec(loss=loss, log_info={"loss": loss}, hooks=[Pause(self.pause)] if self.pause else [])
 
@@ -106,7 +115,7 @@ class Training:
         mox.set_flag("num_gpus", self.towers)
         return mox.run(
             self.input_fn,
-            model_fn=self.model_fn,
+            model_fn=Phased(self) if self.until else self.model_fn,
             optimizer_fn=self.optimizer_fn,
             run_mode=getattr(mox.ModeKeys, self.mode),
             batch_size=self.rows,
@@ -117,6 +126,25 @@ class Training:
             save_summary_steps=0,
             log_every_n_steps=10,
         )
+
+
+class Phased:
+    """A model_fn that has another one trained before it, of other variables.
+
+    Args:
+        training: whose model it is.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+
+    def __call__(self, inputs: list[Any], mode: str, **kwargs: Any) -> mox.ModelSpec:
+        """The model, with a scale."""
+        return self._training.model_fn(inputs, mode, scaled=True)
+
+    def phases(self) -> list[Phase]:
+        """The model without."""
+        return [Phase(self._training.model_fn, self._training.until, "scaling")]
 
 
 class Pause(tf.train.SessionRunHook):

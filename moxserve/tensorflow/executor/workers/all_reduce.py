@@ -33,8 +33,9 @@ from moxserve.tensorflow.executor.workers.wire import Wire
 __all__ = ["AllReduceWorkers"]
 
 # Names of what meets, the same in all processes: which group, which collective of it, and which of the session's graphs
-# it is in. Any numbers do, if no other collective in the graph has them.
-_GROUP, _FIRST_INSTANCE, _INSTANCES_OF_RUN = 7100, 7101, 10_000
+# it is in. A server remembers the shape of each collective that it made, so that each phase of each run has its own
+# numbers; any do, if no other collective has them.
+_GROUP, _FIRST_INSTANCE, _INSTANCES, _PHASES = 7100, 7101, 1000, 100
 _STEP_GRAPH, _START_GRAPH, _END_GRAPH, _TOLD_GRAPH = 71, 72, 73, 74
 _BROADCAST = {tf.bool, tf.int32, tf.int64, tf.float16, tf.float32, tf.float64}
 _LEADER = "/job:worker/replica:0/task:0"
@@ -52,23 +53,22 @@ class AllReduceWorkers(Lockstep, Workers):
 
     def __init__(self, topology: Topology, devices: Devices, part: Part) -> None:
         super().__init__(topology, devices)
-        name = f"moxserve/run{part.run}/attempt{part.attempt}"
+        name = f"{part.name}/attempt{part.attempt}"
         self._placement = Placement(topology, name, name, on_ps=False)
-        self._run = part.run
+        self._number = part.run * _PHASES + part.phase
         self.run_options = self._options(_STEP_GRAPH)
         config = topology.session_config()
         self._add_collectives(config)
         self.target = server_of(topology, config, jobs=("worker",)).target
-        # A server remembers the shape of each collective that it made: each run has its own.
-        self._instances = _FIRST_INSTANCE + part.run * _INSTANCES_OF_RUN
+        self._instances = _FIRST_INSTANCE + self._number * _INSTANCES
         self._bundles: list[Bundle] = []
         self._totals: list[Any] = []
         self._updates: list[Any] = []
 
     def _options(self, graph: int) -> Any:
-        """RunOptions for one of the graphs of a session that have collectives; each run has its own."""
+        """RunOptions for one of the graphs of a session that have collectives; each phase has its own."""
         options = tf1.RunOptions()
-        options.experimental.collective_graph_key = graph + 100 * self._run
+        options.experimental.collective_graph_key = graph + 100 * self._number
         return options
 
     def _add_collectives(self, config: Any) -> None:
@@ -92,7 +92,8 @@ class AllReduceWorkers(Lockstep, Workers):
                 means += zip(bundle.means(total), bundle.variables, strict=True)
             self._bundles += bundles
             self._totals += totals
-            with tf1.control_dependencies(self._updates):
+            # With all totals or with none, so that a collective that fails leaves the variables as they were.
+            with tf1.control_dependencies([*self._updates, *totals]):
                 applied = optimizer.apply_gradients(means, global_step=global_step)
             self._updates.append(applied)
             if global_step is not None:
@@ -158,6 +159,11 @@ class AllReduceWorkers(Lockstep, Workers):
     def news(self) -> Any:
         """The global step after the step, and reasons to leave."""
         return self._news
+
+    @property
+    def has_all(self) -> bool:
+        """The chief has, after a loss that failed as a whole; one of several may be applied and the next one not."""
+        return self.topology.is_chief and len(self._updates) == 1
 
     # -- while the session is open
 

@@ -41,6 +41,8 @@ class Lockstep:
         wire: what breaks a step; made with the participants.
         apart: this worker has left without the others, for whom it must not wait any more.
         out_of_reach: the variables are, too.
+        lost: what told that another worker is gone, where this one has all that is to be saved; it ends the run when
+            that is done.
     """
 
     goal: int = 0
@@ -48,6 +50,7 @@ class Lockstep:
     wire: Wire
     apart: bool = False
     out_of_reach: bool = False
+    lost: Exception | None = None
     _abandoned: threading.Timer | None = None
 
     def news(self) -> Any:
@@ -67,6 +70,11 @@ class Lockstep:
         within = tf1.RunOptions(timeout_in_ms=_REACH_MS)
         return int(session.run(tf1.train.get_global_step(session.graph), options=within))
 
+    @property
+    def has_all(self) -> bool:
+        """Whether this worker can save what the last whole step has left, when another one is gone."""
+        return False
+
     def told_to_end(self, session: Any) -> bool:
         """Whether another worker has broken off, and nobody else can tell this one."""
         return False
@@ -76,7 +84,13 @@ class Lockstep:
         return optimizer.apply_gradients(gradients, name=name)
 
     def ending(self, reason: str, signum: int) -> tuple[str, int]:
-        """Why the run ended, for all workers the same."""
+        """Why the run ended, for all workers the same.
+
+        Raises:
+            OpError: another worker is gone.
+        """
+        if self.lost is not None:
+            raise self.lost
         told = next((name for bit, name in REASONS.items() if self.left & bit), None)
         if told is None:
             return ("max_steps" if reason == "request_stop" else reason), 0
@@ -135,11 +149,16 @@ class Member(Participant):
         self._asked = context.stop_requested
 
     def cause(self, error: Exception) -> BaseException | None:
-        """A step that was broken is no failure; nor is one that others broke, where this worker was to end anyway."""
+        """A step that was broken is no failure; nor is one that others broke, where this worker was to end anyway, or
+        can save what there is.
+        """
         stopped = self._clock is not None and self._clock.stopped()
-        broken = is_lost(error) or isinstance(error, tf.errors.CancelledError)
+        lost = is_lost(error)
+        broken = lost or isinstance(error, tf.errors.CancelledError)
         if not self._workers.wire.is_cut and not (stopped and broken):
-            return None
+            if not lost or not self._workers.has_all:
+                return None
+            self._workers.lost = error
         self._workers.apart = True
         return RunStopped()
 

@@ -1,8 +1,9 @@
 """The part of this process in the distributed trainings of its script: which run it is, and which attempt.
 
 A script may train several times, one `run` after the other, and each process of the job runs the same script: the runs
-have numbers, from 1, by which the processes know what they talk about. A process that loses the others in a run tries
-again by itself, with a new graph and session, before it gives up.
+have numbers, from 1, by which the processes know what they talk about. So have the phases of a training, each of which
+has a graph of its own. A process that loses the others in a run tries again by itself, with a new graph and session,
+before it gives up.
 """
 
 from __future__ import annotations
@@ -55,11 +56,15 @@ class Part:
         topology: of the job.
         run: number of the distributed training in this process, from 1; 0 for a run that is none.
         attempt: how often this process has tried, from 1.
+        phase: number of the phase of the training, from 0: the same in all processes, also in one that begins late.
+        is_last: whether no other phase follows.
     """
 
     topology: Topology
     run: int = 0
     attempt: int = 0
+    phase: int = 0
+    is_last: bool = True
 
     _runs: ClassVar[int] = 0
     _current: ClassVar[Part | None] = None
@@ -85,6 +90,15 @@ class Part:
     def current(cls) -> Part | None:
         """The part of the run in progress."""
         return Part._current
+
+    @property
+    def name(self) -> str:
+        """Of the resource containers that the processes share in this phase."""
+        return self.name_of(self.phase)
+
+    def name_of(self, phase: int) -> str:
+        """Like `name`, of another phase of the training."""
+        return f"moxserve/run{self.run}/phase{phase}"
 
     def persist(self, attempt: Callable[[], Any]) -> Any:
         """Make an attempt, and further ones while the other processes fail.

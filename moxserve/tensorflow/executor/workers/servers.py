@@ -84,9 +84,7 @@ class ParameterServerWorkers(Workers):
 
     def __init__(self, topology: Topology, devices: Devices, part: Part) -> None:
         super().__init__(topology, devices)
-        self.placement = Placement(
-            topology, f"moxserve/run{part.run}", f"moxserve/run{part.run}/attempt{part.attempt}", on_ps=True
-        )
+        self.placement = Placement(topology, part.name, f"{part.name}/attempt{part.attempt}", on_ps=True)
         self._part = part
         config = topology.session_config()
         devices.configure(config)
@@ -98,7 +96,20 @@ class ParameterServerWorkers(Workers):
     def _device_scope(self) -> Iterator[None]:
         with self.placement.scope():
             self.state = SharedState(self.placement, self.topology.num_workers)
+            self._phase_before = self._end_of_phase_before()
             yield
+
+    def _end_of_phase_before(self) -> Any:
+        """Make the operation that lets those go on who still wait for the last checkpoint of the phase before."""
+        if not self._part.phase:
+            return tf.no_op()
+        server = self.placement.servers[0]
+        with tf1.device(server):
+            phase = tf.raw_ops.VarHandleOp(
+                container=self._part.name_of(self._part.phase - 1), shared_name=self.state.phase.op.name,
+                dtype=tf.int64, shape=[],
+            )  # fmt: skip
+            return tf.raw_ops.AssignVariableOp(resource=phase, value=tf.constant(_SAVED, tf.int64))
 
     def participants(self) -> list[Participant]:
         """Nobody yet; the model is complete here, so that its variables are known."""
@@ -139,6 +150,7 @@ class ParameterServerWorkers(Workers):
         self._began = None if began == _NOT_ANEW else self._own_of(int(began))
 
     def _lead(self, session: Any, startup: Startup) -> None:
+        session.run(self._phase_before)  # which a chief that was started again here has not ended itself
         missing = [name.decode() for name in session.run(self._uninitialized)]
         live = not missing and int(session.run(self.state.phase)) != _NOT_READY
         if live:
@@ -241,7 +253,8 @@ class ParameterServerWorkers(Workers):
                     self._wait(reminder, "to write the last checkpoint")
                     self._mark_done(own)  # again: a chief that had to begin anew may have cleared it
                     self._idle(own)
-        leave(self.topology, self._part.run, self._config)
+        if self._part.is_last:  # else the parameter servers are needed again
+            leave(self.topology, self._part.run, self._config)
 
     def _mark_done(self, session: Any) -> None:
         session.run(self.state.mark_done, {self.state.index: self.topology.index})
