@@ -16,6 +16,7 @@ from moxserve.errors import MoxserveError, first_line
 from moxserve.export.children import die_with_parent
 from moxserve.export.op_libraries import load_inherited
 from moxserve.export.variants.work import Built, Converter, Failure, Work
+from moxserve.light import keras_when_used
 
 __all__ = ["main"]
 
@@ -26,6 +27,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # the log: nothing else may write between the answers
     requests = sys.stdin.buffer
+    with keras_when_used():
+        importlib.import_module("tensorflow")
     load_inherited()
     while True:
         try:
