@@ -19,6 +19,8 @@ from typing import Any
 
 import click
 
+from moxserve.light import keras_when_used
+
 __all__ = ["hush_tensorflow", "import_tensorflow", "native_stderr_hidden", "verbose"]
 
 
@@ -62,7 +64,7 @@ def import_tensorflow() -> None:
     if "tensorflow" in sys.modules:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose() else "2")
-    with native_stderr_hidden(hidden=not verbose()), contextlib.suppress(ModuleNotFoundError):
+    with native_stderr_hidden(hidden=not verbose()), contextlib.suppress(ModuleNotFoundError), keras_when_used():
         importlib.import_module(
             "tensorflow"
         ).config.list_physical_devices()  # it has more to say when it looks for GPUs
