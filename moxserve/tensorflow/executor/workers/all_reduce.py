@@ -92,8 +92,7 @@ class AllReduceWorkers(Lockstep, Workers):
                 means += zip(bundle.means(total), bundle.variables, strict=True)
             self._bundles += bundles
             self._totals += totals
-            # With all totals or with none, so that a collective that fails leaves the variables as they were.
-            with tf1.control_dependencies([*self._updates, *totals]):
+            with tf1.control_dependencies(self._updates):
                 applied = optimizer.apply_gradients(means, global_step=global_step)
             self._updates.append(applied)
             if global_step is not None:
@@ -162,8 +161,8 @@ class AllReduceWorkers(Lockstep, Workers):
 
     @property
     def has_all(self) -> bool:
-        """The chief has, after a loss that failed as a whole; one of several may be applied and the next one not."""
-        return self.topology.is_chief and len(self._updates) == 1
+        """The chief has, where a step is one collective; of several, one may be applied and the next one not."""
+        return self.topology.is_chief and len(self._totals) == 1
 
     # -- while the session is open
 
