@@ -21,24 +21,119 @@ from moxserve.ports import free_port
 
 _SCRIPT = Path(__file__).with_name("job.py")
 _PATIENCE_S = 240.0
+# Forks a process for each request that has a script, and tells its number; tells the status of others, once it has one.
+# TensorFlow is imported before: each process would need seconds for it. What is forked lives on below the loop.
+_FORKS = """
+import json, os, sys
+import tensorflow.compat.v1
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "script" in asked:
+        process = os.fork()
+        if not process:
+            break
+        print(process, flush=True)
+    else:
+        process, status = os.waitpid(asked["process"], os.WNOHANG)
+        print(json.dumps(os.waitstatus_to_exitcode(status) if process else None), flush=True)
+else:
+    sys.exit()
+for number, path in enumerate([os.devnull, asked["log"], asked["log"]]):
+    os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
+os.environ.clear()
+os.environ.update(asked["environment"])
+sys.argv = [asked["script"], *asked["arguments"]]
+with open(asked["script"]) as script:
+    text = script.read()
+exec(compile(text, asked["script"], "exec"))
+"""
+
+
+class Forks:
+    """Starts processes, as forks of one that has imported TensorFlow."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", _FORKS]
+        self._parent = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
+
+    def start(self, log: Path, arguments: list[str], environment: Mapping[str, str]) -> Process:
+        """Start the script."""
+        variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
+        asked = {"script": str(_SCRIPT), "log": str(log), "arguments": arguments, "environment": variables}
+        return Process(self, self.ask(asked))
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        """Send a request, and read the answer."""
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        self._parent.stdin.write(json.dumps(request) + "\n")
+        self._parent.stdin.flush()
+        return json.loads(self._parent.stdout.readline())
+
+    def stop(self) -> None:
+        """Kill all processes."""
+        os.killpg(self._parent.pid, signal.SIGKILL)
+        self._parent.communicate()
+
+
+class Process:
+    """One of the forks.
+
+    Args:
+        forks: where it comes from.
+        number: of the process.
+    """
+
+    def __init__(self, forks: Forks, number: int) -> None:
+        self._forks, self._number = forks, number
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """The status, as subprocess has it; None while the process runs."""
+        if self._status is None:
+            self._status = self._forks.ask({"process": self._number})
+        return self._status
+
+    def wait(self, patience_s: float) -> int:
+        """Wait until the process has ended, and tell its status.
+
+        Raises:
+            TimeoutError: it does not end.
+        """
+        until = time.monotonic() + patience_s
+        while (status := self.poll()) is None:
+            if time.monotonic() > until:
+                raise TimeoutError(f"process {self._number} does not end")
+            time.sleep(0.05)
+        return status
+
+    def send(self, signum: int) -> None:
+        """Send a signal."""
+        if self._status is None:
+            os.kill(self._number, signum)
 
 
 class Cluster:
     """Processes of one job.
 
     Args:
+        forks: where they come from.
         folder: of their logs.
         ps: how many parameter servers.
         plan: what each process runs.
         flags: more flags, of all processes.
     """
 
-    def __init__(self, folder: Path, ps: int, plan: list[Any], flags: tuple[str, ...] = ()) -> None:
-        self._folder = folder
+    def __init__(self, forks: Forks, folder: Path, ps: int, plan: list[Any], flags: tuple[str, ...] = ()) -> None:
+        self._forks, self._folder = forks, folder
         self._ps = [f"localhost:{free_port()}" for _ in range(ps)]
         self._workers = [f"localhost:{free_port()}" for _ in range(2)]
         self._arguments = [f"--plan={json.dumps([asdict(one) for one in plan])}", *flags]
-        self._processes: dict[str, list[subprocess.Popen[bytes]]] = {}
+        self._processes: dict[str, list[Process]] = {}
 
     def start(self, name: str, environment: Mapping[str, str] | None = None) -> None:
         """Start a process, again if it was there: `ps0`, `worker1`."""
@@ -47,11 +142,10 @@ class Cluster:
         hosts = [f"--worker_hosts={','.join(self._workers)}"] + (
             [f"--ps_hosts={','.join(self._ps)}"] if self._ps else []
         )
-        command = [sys.executable, str(_SCRIPT), f"--job_name={job}", f"--task_index={index}", *hosts]
-        variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
-        variables.update(environment or {})
-        with open(self._log(name, len(started)), "wb") as log:
-            started.append(subprocess.Popen([*command, *self._arguments], stdout=log, stderr=log, env=variables))
+        arguments = [f"--job_name={job}", f"--task_index={index}", *hosts, *self._arguments]
+        log = self._log(name, len(started))
+        log.touch()
+        started.append(self._forks.start(log, arguments, environment or {}))
 
     def start_all(self, environment: Mapping[str, str] | None = None) -> None:
         """Start every process once."""
@@ -62,9 +156,9 @@ class Cluster:
     def send(self, name: str, signum: int) -> None:
         """Send a signal to the process that has the name now."""
         process = self._processes[name][-1]
-        process.send_signal(signum)
+        process.send(signum)
         if signum == signal.SIGKILL:
-            process.wait()
+            process.wait(_PATIENCE_S)
 
     def _log(self, name: str, number: int) -> Path:
         return self._folder / f"{name}.{number}.log"
@@ -94,7 +188,7 @@ class Cluster:
         """Wait until a process has ended, and tell its status."""
         try:
             return self._processes[name][-1].wait(patience_s)
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             pytest.fail(f"{name} does not end:\n{self.all_text()}")
 
     def all_text(self) -> str:
@@ -113,22 +207,24 @@ class Cluster:
         for started in self._processes.values():
             for process in started:
                 if process.poll() is None:
-                    process.kill()
-                process.wait()
+                    process.send(signal.SIGKILL)
+                process.wait(_PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cluster]]:
     """Make clusters; what is left of them at the end is killed."""
     made: list[Cluster] = []
+    forks = Forks()
 
     def make(ps: int, plan: list[Any], *flags: str) -> Cluster:
-        made.append(Cluster(tmp_path_factory.mktemp("logs"), ps, plan, flags))
+        made.append(Cluster(forks, tmp_path_factory.mktemp("logs"), ps, plan, flags))
         return made[-1]
 
     yield make
     for one in made:
         one.stop()
+    forks.stop()
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,8 @@ def served(cluster: Any, training: Any, tmp_path_factory: pytest.TempPathFactory
         training(str(folder / "finite"), steps=0, batches=7),
         training(str(folder / "compressed"), "compressed", synchronous=False),
         training(str(folder / "onward"), steps=30, start=str(folder / "sgd")),
+        training(str(folder / "phases"), "momentum", steps=12, until=6),
+        training(str(folder / "phases apart"), synchronous=False, steps=8, until=4),
         training(str(folder / "stopped"), steps=100000, pause=0.02),
     ]
     job = cluster(1, plan, "--log_first_worker=false")
@@ -118,6 +120,17 @@ def test_all_workers_read_from_the_first_row_after_a_checkpoint_of_another_folde
 
 
 @pytest.mark.slow
+def test_workers_with_parameter_servers_train_in_phases(served: Any, tmp_path: Path) -> None:
+    job, plan = served
+    assert_learned_as_one_device(plan[10], tmp_path / "alone")
+    for number, step, own in ((10, 12, 12), (11, 16, 8)):
+        results = [job.results(name)[number] for name in ("worker0", "worker1")]
+        assert [(r["start_step"], r["local_steps"], r["stop_reason"]) for r in results] == [(0, own, "max_steps")] * 2
+        assert int(reader(plan[number].folder).get_tensor("global_step")) == step
+        assert reader(plan[number].folder).has_tensor("scaling/scale")
+
+
+@pytest.mark.slow
 def test_the_end_of_one_workers_input_ends_all(served: Any) -> None:
     job, _ = served
     results = [job.results(name)[7] for name in ("worker0", "worker1")]
@@ -147,30 +160,28 @@ def test_all_reduce_learns_what_one_device_learns(cluster: Any, training: Any, t
         training(str(tmp_path / "towers"), "adam", towers=2),
         *(training(str(tmp_path / name), name) for name in OPTIMIZERS),
         training(str(tmp_path / "finite"), steps=0, batches=7),
-        training(str(tmp_path / "killed"), steps=100000, pause=0.02, save_steps=20),
+        training(str(tmp_path / "sgd"), mode="EVAL", steps=0),
+        training(str(tmp_path / "phases"), "momentum", steps=12, until=6),
+        training(str(tmp_path / "killed"), "momentum", steps=100000, pause=0.02),
     ]
     job = cluster(0, plan)
     job.start_all()
-    job.wait_for("worker0", r"(?s)RESULT 4 .*Saving checkpoints for 40")
+    job.wait_for("worker0", r"(?s)RESULT 6 .*step: 40\(")
     job.send("worker1", signal.SIGKILL)
     job.ended({"worker0": 75, "worker1": -signal.SIGKILL})  # a collective cannot be taken up again
     assert "worker 1 at localhost:" in job.text("worker0")
-    for one in plan[:4]:
-        assert_learned_as_one_device(one, tmp_path / f"alone-{one.optimizer}{one.towers}")
+    made = replace(plan[-1], steps=int(reader(plan[-1].folder).get_tensor("global_step")), pause=0.0)
+    assert made.steps >= 40  # the chief has saved what the last whole step has left
+    for one in (*plan[:4], plan[6], made):
+        assert_learned_as_one_device(one, tmp_path / f"alone-{one.optimizer}{one.towers}{one.steps}")
     results = job.results("worker0")
-    assert [(r["global_step"], r["stop_reason"]) for r in results[3:]] == [(20, "max_steps"), (7, "end_of_input")]
-    assert int(reader(plan[5].folder).get_tensor("global_step")) >= 40
+    assert [(r["global_step"], r["stop_reason"]) for r in results[3:5]] == [(20, "max_steps"), (7, "end_of_input")]
+    assert [job.results(name)[5]["metrics"] for name in ("worker0", "worker1")] == [results[5]["metrics"]] * 2
+    assert [(job.results(name)[6]["local_steps"]) for name in ("worker0", "worker1")] == [12, 12]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("servers", [1, 0], ids=["ps", "all_reduce"])
-def test_a_signal_ends_a_step_that_waits_for_a_missing_worker(
-    cluster: Any, training: Any, tmp_path: Path, servers: int
-) -> None:
-    one = training(str(tmp_path / "log"), "momentum", steps=100000, pause=0.02)
-    job = cluster(servers, [one])
-    job.start_all()
-    job.wait_for("worker0", r"step: 10\(")
+def assert_a_signal_ends_a_step_without_the_missing(job: Any, one: Any, *, served: bool, alone: Path) -> None:
+    """The chief, who gets a signal while worker 1 stands still, saves what the last whole step has left."""
     job.send("worker1", signal.SIGSTOP)
     time.sleep(0.5)  # the step after the last that both made has begun
     job.send("worker0", signal.SIGTERM)
@@ -178,31 +189,43 @@ def test_a_signal_ends_a_step_that_waits_for_a_missing_worker(
     made = replace(one, steps=int(reader(one.folder).get_tensor("global_step")), pause=0.0)
     assert made.steps >= 10
     assert f"stopped by SIGTERM after step {made.steps}; checkpoint" in job.text("worker0")
-    if servers:  # whoever comes back learns of the end, and the parameter server ends, too
+    if served:  # whoever comes back learns of the end, and the parameter server ends, too
         job.send("worker1", signal.SIGCONT)
         job.ended(dict.fromkeys(("worker0", "worker1"), 128 + signal.SIGTERM))
     else:
         job.send("worker1", signal.SIGKILL)
-    assert_learned_as_one_device(made, tmp_path / "alone")
+    assert_learned_as_one_device(made, alone)
     resumed = replace(made, steps=made.steps + 2).run()
     assert (resumed.start_step, resumed.local_steps) == (made.steps, 2)
 
 
 @pytest.mark.slow
+def test_a_signal_ends_a_collective_that_waits_for_a_missing_worker(
+    cluster: Any, training: Any, tmp_path: Path
+) -> None:
+    one = training(str(tmp_path / "log"), "momentum", steps=100000, pause=0.02)
+    job = cluster(0, [one])
+    job.start_all()
+    job.wait_for("worker0", r"step: 10\(")
+    assert_a_signal_ends_a_step_without_the_missing(job, one, served=False, alone=tmp_path / "alone")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_survives_the_kill_of_each_process(cluster: Any, training: Any, tmp_path: Path) -> None:
-    one = training(str(tmp_path / "log"), "momentum", steps=300, pause=0.02, save_steps=20)
-    job = cluster(1, [one])
+    one = training(str(tmp_path / "log"), "momentum", steps=100, pause=0.05, save_steps=10)
+    stopped = training(str(tmp_path / "stopped"), "momentum", steps=100000, pause=0.02)
+    job = cluster(1, [one, stopped])
     job.start_all()
-    job.wait_for("worker0", "Saving checkpoints for 40")
+    job.wait_for("worker0", "Saving checkpoints for 10")
     job.send("worker1", signal.SIGKILL)
     job.start("worker1")
-    job.wait_for("worker0", "Saving checkpoints for 80")  # not without the other one
+    job.wait_for("worker0", "Saving checkpoints for 30")  # not without the other one
     job.send("worker0", signal.SIGKILL)
     job.start("worker0")
     # What the parameter server has is not rolled back to the checkpoint.
     live = int(job.wait_for("worker0", r"hold the variables, at global step (\d+)").group(1))
-    assert live >= 80
+    assert live >= 30
     job.wait_for("worker0", "Saving checkpoints for")
     before = int(tf1.train.latest_checkpoint(one.folder).rpartition("-")[2])
     job.send("ps0", signal.SIGKILL)
@@ -210,11 +233,12 @@ def test_a_job_survives_the_kill_of_each_process(cluster: Any, training: Any, tm
     # The workers stay, and the chief restores.
     restored = job.wait_for("worker0", r"Restoring parameters from \S+model.ckpt-(\d+): 9 of 9 variables")
     assert int(restored.group(1)) >= before
-    job.ended()
+    job.wait_for("worker0", r"(?s)RESULT 0 .*step: 10\(")
     for name in ("worker0", "worker1"):
         (result,) = job.results(name)
-        assert (result["global_step"], result["stop_reason"]) == (300, "max_steps")
-    assert int(reader(one.folder).get_tensor("global_step")) == 300
+        assert (result["global_step"], result["stop_reason"]) == (100, "max_steps")
+    assert int(reader(one.folder).get_tensor("global_step")) == 100
+    assert_a_signal_ends_a_step_without_the_missing(job, stopped, served=True, alone=tmp_path / "alone")
 
 
 def distributed(index: int = 0, **flags: Any) -> None:
