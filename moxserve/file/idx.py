@@ -4,16 +4,19 @@ dimension as big-endian uint32, then the elements in C order. Gzip-compressed wh
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import struct
 import zlib
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import numpy as np
 
 from moxserve.errors import DataError
 from moxserve.file.errors import MoxFileNotExistsException
+from moxserve.file.filesystem import locate
 
 __all__ = ["encode_idx", "idx_shape", "read_idx"]
 
@@ -69,9 +72,8 @@ def read_idx(path: str, rank: int | None = None) -> np.ndarray[Any, np.dtype[np.
 
 
 def _read(path: str, rank: int | None, body: bool) -> tuple[tuple[int, ...], bytes]:
-    opener: Any = gzip.open if path.endswith(".gz") else open
     try:
-        with opener(path, "rb") as f:
+        with _opened(path) as f:
             head = f.read(4)
             expected = _expected(path, head, rank)
             dimensions = f.read(4 * expected)
@@ -83,6 +85,17 @@ def _read(path: str, rank: int | None, body: bool) -> tuple[tuple[int, ...], byt
     if len(dimensions) < 4 * expected:
         raise DataError(f"{path!r} is cut off in its header")
     return struct.unpack(f">{expected}I", dimensions), data
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    fs, place = locate(path)
+    with fs.open(place, "rb") as raw:
+        if path.endswith(".gz"):
+            with gzip.GzipFile(fileobj=raw) as f:
+                yield f
+        else:
+            yield raw
 
 
 def _expected(path: str, head: bytes, rank: int | None) -> int:

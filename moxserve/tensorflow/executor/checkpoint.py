@@ -28,6 +28,7 @@ from moxserve.tensorflow.executor.located import (
     without_part,
 )
 from moxserve.tensorflow.executor.matching import CheckpointReport, Match, RestoreRules, listed, match, name_of
+from moxserve.tensorflow.executor.remote import known_as
 from moxserve.tensorflow.executor.train_op import matches, split_patterns
 
 __all__ = [
@@ -133,7 +134,7 @@ def _restore(session: Any, prefix: str, variables: Sequence[Any], rules: Restore
             hint=f"it holds {listed(report.unused)}",
         )
     found.restore(session)
-    tf1.logging.info("Restoring parameters from %s: %s", prefix, report.summary)
+    tf1.logging.info("Restoring parameters from %s: %s", known_as(prefix), report.summary)
     return found
 
 
@@ -220,7 +221,7 @@ class Checkpointer:
             CheckpointError: it cannot be written (disk full, say); the former checkpoint stays the current one.
         """
         prefix = self.prefix(global_step)
-        tf1.logging.info("Saving checkpoints for %d into %s", global_step, self.folder)
+        tf1.logging.info("Saving checkpoints for %d into %s", global_step, known_as(self.folder))
         try:
             self.saver.save(session, prefix, write_meta_graph=False, write_state=False)
             for path in (f"{prefix}.index", *glob.glob(f"{glob.escape(prefix)}.data-*-of-*")):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from moxserve.cores import available_cores
 from moxserve.errors import DataError
+from moxserve.file.filesystem import is_remote
 from moxserve.pipeline.slots import InputBundle
 from moxserve.pipeline.stage import first_line
 from moxserve_plugins.image_folder.index import Folder, Index, index_folders
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["bundle"]
 
 _MIB = 1 << 20
+# Files of a store that are asked for together, and how many such requests are under way.
+_AT_ONCE = 64
+_BATCHES_AHEAD = 2
 
 
 def bundle(config: ImageFolder) -> InputBundle:
@@ -56,30 +63,53 @@ def _batches(config: ImageFolder, index: Index, folder: Folder, mode: str) -> An
     import tensorflow as tf
 
     rows = len(folder.files)
-    files = tf.constant(list(folder.files))
     classes = tf.constant(list(folder.classes), tf.int64)
 
-    def decode(number: Any) -> tuple[Any, Any]:
-        return _decode(config, index.shape, tf.gather(files, number)), tf.gather(classes, number)
+    def decode(number: Any, data: Any) -> tuple[Any, Any]:
+        return _decode(config, index.shape, data), tf.gather(classes, number)
+
+    def images(numbers: Any) -> Any:
+        return _read(folder.files, numbers).map(decode, num_parallel_calls=available_cores())
 
     if rows * math.prod(index.shape) <= config.cache_mb * _MIB:
-        everything = tf.data.Dataset.range(rows).map(decode, num_parallel_calls=available_cores())
-        table = everything.batch(rows, drop_remainder=True)
+        table = images(tf.data.Dataset.range(rows).batch(_AT_ONCE)).batch(rows, drop_remainder=True)
         return batch_rows(config, mode, rows, lambda numbers: gather_rows(table, numbers))
 
     def fetch(numbers: Any) -> Any:
-        decoded = numbers.unbatch().map(decode, num_parallel_calls=available_cores())
-        return decoded.batch(config.rows_per_step(mode), drop_remainder=mode == "TRAIN")
+        return images(numbers).batch(config.rows_per_step(mode), drop_remainder=mode == "TRAIN")
 
     return batch_rows(config, mode, rows, fetch)
 
 
-def _decode(config: ImageFolder, shape: tuple[int, int, int], file: Any) -> Any:
-    """Read one file: `[height, width, channels] uint8`, whatever it was."""
+def _read(files: Sequence[str], batches: Any) -> Any:
+    """Turn a dataset of batches of row numbers into one of single numbers, each with the content of its file."""
+    import tensorflow as tf
+
+    if not is_remote(files[0]):
+        names = tf.constant(list(files))
+        return batches.unbatch().map(
+            lambda number: (number, tf.io.read_file(tf.gather(names, number))), num_parallel_calls=available_cores()
+        )
+    from moxserve.tensorflow.datasets.raw.storage import read_all
+    from moxserve.tensorflow.executor.python_calls import python_function
+
+    def contents(numbers: Any) -> Any:
+        return np.array(read_all([files[number] for number in numbers]), object)
+
+    def fetched(numbers: Any) -> tuple[Any, Any]:
+        data = python_function(contents, [numbers], tf.string)
+        data.set_shape(numbers.shape)
+        return numbers, data
+
+    return batches.map(fetched, num_parallel_calls=_BATCHES_AHEAD).unbatch()
+
+
+def _decode(config: ImageFolder, shape: tuple[int, int, int], data: Any) -> Any:
+    """Decode one image: `[height, width, channels] uint8`, whatever it was."""
     import tensorflow as tf
 
     height, width, channels = shape
-    image = tf.io.decode_image(tf.io.read_file(file), channels=channels, expand_animations=False)
+    image = tf.io.decode_image(data, channels=channels, expand_animations=False)
     if config.image_size is None:
         return tf.ensure_shape(image, shape)
     # Without a batch dimension resize needs the rank, which decode_image does not tell.
@@ -92,6 +122,8 @@ def _diagnose(index: Index, resized: bool) -> str | None:
     """Look for the file that TensorFlow could not take."""
     import tensorflow as tf
 
+    from moxserve.tensorflow.datasets.raw.storage import read_file
+
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         data = v1.placeholder(tf.string, [])
@@ -99,8 +131,7 @@ def _diagnose(index: Index, resized: bool) -> str | None:
         for folder in index.folders.values():
             for file in folder.files:
                 try:
-                    with open(file, "rb") as f:
-                        found = session.run(image, {data: f.read()}).shape
+                    found = session.run(image, {data: read_file(file)}).shape
                 except (tf.errors.InvalidArgumentError, OSError) as error:
                     return f"{file} cannot be decoded: {first_line(error)}"
                 if not resized and found != index.shape:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from moxserve.errors import DataError
+from moxserve.file import exists
 from moxserve.file.idx import idx_shape, read_idx
 
 __all__ = ["file_name", "read_array", "read_headers"]
@@ -43,7 +44,7 @@ def read_headers(folder: str) -> dict[str, tuple[int, int, int]]:
     missing = [
         name
         for name in (file_name(part, kind) for part in ("train", "t10k") for kind in _RANK)
-        if not os.path.isfile(os.path.join(folder, name))
+        if not exists(os.path.join(folder, name))
     ]
     if missing:
         raise DataError(f"{folder!r} lacks {', '.join(missing)}")

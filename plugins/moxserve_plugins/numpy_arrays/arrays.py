@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from moxserve.errors import DataError, did_you_mean
+from moxserve.file import File
+from moxserve.file.filesystem import is_remote
 
 __all__ = ["ArraySpec", "check_alike", "read_arrays", "read_specs"]
 
@@ -64,13 +65,21 @@ def read_arrays(source: str | Mapping[str, str], names: Sequence[str]) -> list[n
     """
     try:
         if isinstance(source, str):
-            with np.load(source, allow_pickle=False) as archive:
+            with File(source, "rb") as f, np.load(f, allow_pickle=False) as archive:
                 arrays = [archive[name] for name in names]
         else:
-            arrays = [np.load(source[name], mmap_mode="r", allow_pickle=False) for name in names]
+            arrays = [_load(source[name]) for name in names]
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{_where(source)} cannot be read: {error}") from None
     return [np.char.encode(a, "utf-8").astype(object) if a.dtype.kind == "U" else _bytes(a) for a in arrays]
+
+
+def _load(path: str) -> np.ndarray[Any, Any]:
+    """Load one array; what is local is mapped, not read."""
+    if not is_remote(path):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    with File(path, "rb") as f:
+        return np.load(f, allow_pickle=False)
 
 
 def _bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -95,23 +104,31 @@ def _header(source: str | Mapping[str, str], name: str) -> tuple[np.dtype[Any], 
         if name not in source:
             raise DataError(f"no file for array {name!r}; {did_you_mean(name, source)}")
         path = source[name]
-        if not os.path.isfile(path):
-            raise DataError(f"no such file: {path!r}")
-        with open(path, "rb") as f:
+        with _opened(path) as f:
             return _npy_header(f, path)
-    if not os.path.isfile(source):
-        raise DataError(f"no such file: {source!r}")
     try:
-        with zipfile.ZipFile(source) as archive:
+        with _opened(source) as f, zipfile.ZipFile(f) as archive:
             members = [n.removesuffix(".npy") for n in archive.namelist()]
             if name not in members:
                 raise DataError(f"{source} holds no array {name!r}; {did_you_mean(name, members)}")
-            with archive.open(f"{name}.npy") as f:
-                return _npy_header(f, f"{source}[{name}]")
+            with archive.open(f"{name}.npy") as member:
+                return _npy_header(member, f"{source}[{name}]")
     except zipfile.BadZipFile:
         raise DataError(
             f"{source} is no .npz file; several .npy files are given as a mapping of names to files"
         ) from None
+
+
+def _opened(path: str) -> Any:
+    """Open a file to read.
+
+    Raises:
+        DataError: it is not there, or a directory.
+    """
+    try:
+        return File(path, "rb")
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"no such file: {path!r}") from None
 
 
 def _npy_header(f: Any, where: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
