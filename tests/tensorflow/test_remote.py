@@ -64,12 +64,16 @@ def test_it_goes_on_from_the_bucket_alone(train: Train, store: Any, variable: An
 
 
 @pytest.mark.slow
-def test_it_starts_from_a_checkpoint_in_a_bucket(train: Train, store: Any, tmp_path: Path) -> None:
+def test_it_starts_from_a_checkpoint_in_a_bucket(train: Train, store: Any, tmp_path: Path, console: Any) -> None:
     url = f"{store.base}/run"
     train(log_dir=url, max_number_of_steps=3)
+    assert train(log_dir=url, max_number_of_steps=3).stop_reason == "already_trained"
+    assert f"Nothing to train: checkpoint {url}/model.ckpt-3 is at step 3" in console.text
     for path in (url, f"{url}/model.ckpt-3", f"{url}/model.ckpt-3.index"):
         result = train(log_dir=str(tmp_path / path[-5:]), checkpoint_path=path, max_number_of_steps=4)
         assert result.start_step == 3
+    evaluated = train(run_mode=mox.ModeKeys.EVAL, checkpoint_path=url, max_number_of_steps=1)
+    assert evaluated.checkpoint == f"{url}/model.ckpt-3"
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         train(checkpoint_path=f"{url}/model.ckpt-7", max_number_of_steps=4)
 
@@ -152,7 +156,7 @@ def test_a_store_that_is_not_there_is_told_before_the_training(train: Train, sto
     with pytest.raises(UsageError, match=r"there is no bucket 's3://mistyped'"):
         train(log_dir="s3://mistyped/run", max_number_of_steps=1)
     with pytest.raises(UsageError, match="expected a bucket and a folder"):
-        train(log_dir="s3://", max_number_of_steps=1)
+        train(log_dir="s3:///run", max_number_of_steps=1)
     with pytest.raises(CheckpointError, match=rf"found none: log_dir='{store.base}/none'"):
         train(run_mode=mox.ModeKeys.EVAL, log_dir=f"{store.base}/none", max_number_of_steps=1)
 
@@ -250,3 +254,17 @@ print("from", result.start_step, "to", result.global_step)
     assert f"is taken over from process {process.pid}" in done.stderr
     assert "waiting up to" not in done.stderr
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_store_that_removes_nothing_will_do(train: Train, store: Any, console: Any) -> None:
+    url = f"{store.base}/run"
+    refused = ("403 Forbidden", [("Content-Type", "application/xml")], b"<Error><Code>AccessDenied</Code></Error>")
+    store.before = lambda method, path, query: (
+        refused if method == "DELETE" or (method == "POST" and "delete" in query) else None
+    )
+    for steps in (7, 8):
+        result = train(log_dir=url, max_number_of_steps=steps, save_model_steps=1)
+        assert (result.global_step, result.checkpoint) == (steps, f"{url}/model.ckpt-{steps}")
+    assert console.text.count(f"old checkpoints stay in {url}: ") == 2  # once a training
+    assert {f"model.ckpt-{step}.index" for step in range(6, 9)} <= set(names(url))

@@ -22,7 +22,7 @@ from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.located import is_complete, latest_checkpoint, named_in_state
 from moxserve.tensorflow.executor.lock import LOCK_FILE
 
-__all__ = ["EVALUATIONS", "JOB_FILE", "STATE_FILE", "Mirror"]
+__all__ = ["EVALUATIONS", "JOB_FILE", "STATE_FILE", "Mirror", "url_of"]
 
 STATE_FILE = "checkpoint"
 # What a job remembers of its trainings; see `job`.
@@ -59,6 +59,7 @@ class Mirror:
         self._there: dict[str, tuple[int, int]] = {}  # size and time of the local files that the store has
         self._lock = threading.Lock()
         self.stale = False
+        self._keeps_all = False
         os.makedirs(folder, exist_ok=True)
 
     def fetch(self, newest: bool = False) -> None:
@@ -169,10 +170,19 @@ class Mirror:
             # That of the log_dir itself comes after those of the folders in it.
             for name in (*sorted(pointers, key=len, reverse=True), *words):
                 upload(name)
-            for name in gone:
+            self._remove(gone)
+
+    def _remove(self, names: Iterable[str]) -> None:
+        """Remove what is named no more. A store that keeps everything, as some must, costs no training."""
+        try:
+            for name in names:
                 with contextlib.suppress(FileNotFoundError):
                     file.remove(join(self.url, name))
                 del self._there[name]
+        except PermissionError as error:
+            if not self._keeps_all:
+                tf1.logging.warning("old checkpoints stay in %s: %s", self.url, first_line(error))
+            self._keeps_all = True
 
     def _owns(self, name: str) -> bool:
         return self._owned is None or name in self._owned
@@ -205,13 +215,17 @@ class Mirror:
         Raises:
             DataError: the store refuses, or cannot be reached.
         """
-        with contextlib.suppress(FileNotFoundError):
-            file.remove(join(self.url, LOCK_FILE))
+        word = join(self.url, LOCK_FILE)
+        try:
+            file.remove(word)
+        except FileNotFoundError:
+            return
+        except PermissionError:
+            file.write(word, "")  # where nothing can be removed it can say nothing
 
     def url_of(self, path: str) -> str:
         """Return the URL of what is in the folder; any other path as it is."""
-        inside = os.path.relpath(path, self.folder)
-        return path if inside.startswith("..") else join(self.url, "" if inside == "." else inside)
+        return url_of(path, self.folder, self.url)
 
     @property
     def state_identity(self) -> tuple[int, int] | None:
@@ -220,6 +234,12 @@ class Mirror:
             return _identity(os.path.join(self.folder, STATE_FILE))
         except FileNotFoundError:
             return None
+
+
+def url_of(path: str, folder: str, url: str) -> str:
+    """Return the URL of what is in a folder that stands for a directory of a store; any other path as it is."""
+    inside = os.path.relpath(path, folder)
+    return path if inside.startswith("..") else join(url, "" if inside == "." else inside)
 
 
 def _is_state(name: str) -> bool:

@@ -25,7 +25,7 @@ from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.hooks.states import HOOK_STATES
 from moxserve.tensorflow.executor.located import find_checkpoint, latest_checkpoint, without_part
-from moxserve.tensorflow.executor.mirror import EVALUATIONS, JOB_FILE, STATE_FILE, Mirror
+from moxserve.tensorflow.executor.mirror import EVALUATIONS, JOB_FILE, STATE_FILE, Mirror, url_of
 from moxserve.tensorflow.executor.participants import NEVER, Clock, Participant, StepContext
 from moxserve.tensorflow.executor.position import PositionLog
 from moxserve.tensorflow.executor.spec import ModeKeys
@@ -183,6 +183,8 @@ class LogDirSender(Participant):
 
 # The mirrors of this process by their local folders: several runs may go into one, of a pipeline for example.
 _mirrors: dict[str, Mirror] = {}
+# The URLs that folders stand for, of these and of what is fetched alone.
+_urls: dict[str, str] = {}
 
 
 @contextlib.contextmanager
@@ -252,11 +254,11 @@ def kept_here(settings: Settings, topology: Topology, *, phased: bool = False) -
         if path is not None and is_remote(path) and not share.restores:
             settings = replace(settings, checkpoint_path=None, warm_start=None)  # another process restores it
         elif path is not None and is_remote(path) and latest_checkpoint(settings.log_dir) is None:
-            path = stack.enter_context(local_checkpoint(path))
+            local, known = stack.enter_context(checkpoint_here(path))
             if warm is None:
-                settings = replace(settings, checkpoint_path=path)
+                settings = replace(settings, checkpoint_path=local, fetched=(local, known))
             else:
-                settings = replace(settings, warm_start=replace(warm, checkpoint=path))
+                settings = replace(settings, warm_start=replace(warm, checkpoint=local))
         yield settings
 
 
@@ -319,14 +321,15 @@ def checkpoint_here(path: str) -> Iterator[tuple[str, str]]:
 
 
 def known_as(path: str) -> str:
-    """Return the URL of what is in a folder that stands for a `log_dir` in a store now; any other path as it is."""
-    urls = (mirror.url_of(path) for mirror in tuple(_mirrors.values()))
+    """Return the URL of what is in a folder that stands for a directory of a store now; any other path as it is."""
+    urls = (url_of(path, folder, url) for folder, url in tuple(_urls.items()))
     return next((url for url in urls if url != path), path)
 
 
 @contextlib.contextmanager
 def told_as(folder: str, url: str) -> Iterator[None]:
-    """Let errors speak of the directory in a store that a folder stands for."""
+    """Let errors, and `known_as`, speak of the directory in a store that a folder stands for."""
+    _urls[folder] = url
     try:
         yield
     except MoxserveError as error:
@@ -334,6 +337,8 @@ def told_as(folder: str, url: str) -> Iterator[None]:
         error.hint = error.hint and error.hint.replace(folder, url)
         error.args = (error.message,)
         raise
+    finally:
+        del _urls[folder]
 
 
 def _fetched(url: str, folder: str) -> str | None:

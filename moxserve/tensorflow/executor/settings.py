@@ -100,6 +100,7 @@ class Settings:
         warm_start: what is taken from another model when `log_dir` has no checkpoint, None for nothing.
         mirror: of `log_dir`, where that stands for a directory of a store; see `remote`.
         was_remote: whether `log_dir` was given as a URL.
+        fetched: the checkpoint at `checkpoint_path` here and in the store, where that was a URL.
     """
 
     mode: str
@@ -117,6 +118,7 @@ class Settings:
     warm_start: WarmStart | None = None
     mirror: Mirror | None = None
     was_remote: bool = False
+    fetched: tuple[str, str] | None = None
 
     @property
     def base_dir(self) -> str | None:
@@ -124,7 +126,9 @@ class Settings:
         return self.shown(self.log_dir)
 
     def shown(self, path: str | None) -> str | None:
-        """Return a path in `log_dir` as it is known outside of the run."""
+        """Return a path in `log_dir`, or the checkpoint it started from, as it is known outside of the run."""
+        if self.fetched is not None and path == self.fetched[0]:
+            return self.fetched[1]
         return self.mirror.url_of(path) if path is not None and self.mirror is not None and self.was_remote else path
 
     @property
@@ -251,6 +255,6 @@ def _path(value: Any, name: str) -> str | None:
     if not isinstance(value, (str, os.PathLike)):
         raise UsageError(f"{name}={value!r}: expected a path")
     text = os.fspath(value)
-    if is_remote(text) and not text.partition("://")[2].strip("/"):
+    if is_remote(text) and not text.partition("://")[2].partition("/")[0]:
         raise UsageError(f"{name}={text!r}: expected a bucket and a folder, such as s3://bucket/run")
     return text if is_remote(text) else local_path(text, name)

@@ -16,6 +16,7 @@ from moxserve.tensorflow.executor import checkpoint as checkpoints
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import store
 from moxserve.tensorflow.executor.hooks.lr_scale import LR_SCALE
+from moxserve.tensorflow.executor.remote import known_as
 from moxserve.tensorflow.executor.settings import Settings
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.executor.train_op import split_patterns
@@ -155,7 +156,7 @@ class Start:
         )
         tf1.logging.warning(
             "Nothing to train: checkpoint %s is at step %d, and max_number_of_steps is %d; %s",
-            self.prefix,
+            known_as(self.prefix or ""),
             global_step,
             goal,
             advice,
