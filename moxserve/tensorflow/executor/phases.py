@@ -16,6 +16,7 @@ from typing import Any
 from moxserve.errors import UsageError
 from moxserve.tensorflow.executor import checkpoint as checkpoints
 from moxserve.tensorflow.executor.best import BEST_FOLDER
+from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.hooks.states import HOOK_STATES
 from moxserve.tensorflow.executor.settings import Functions, Settings
@@ -56,7 +57,10 @@ def phases_of(model_fn: Any) -> list[Phase]:
 
 
 def run_phases(
-    settings: Settings, functions: Functions, execute: Callable[[Settings, Functions, int], RunResult], workers: int = 1
+    settings: Settings,
+    functions: Functions,
+    execute: Callable[[Settings, Functions, int], RunResult],
+    topology: Topology,
 ) -> RunResult:
     """Run what a model_fn wants trained before it, then the run itself.
 
@@ -64,7 +68,7 @@ def run_phases(
         settings: of the whole run.
         functions: the user's.
         execute: makes one run, given its settings, its functions and the number of the phase, from 0.
-        workers: how many count their steps apart, each up to the end of a phase.
+        topology: whose chief keeps order in `log_dir`; workers that step apart each make the steps of a phase.
 
     Returns:
         The last run's result, with the first one's start and the steps of all.
@@ -78,12 +82,13 @@ def run_phases(
         start = checkpoints.latest_checkpoint(settings.log_dir) or checkpoints.latest_checkpoint(
             settings.checkpoint_path
         )
-        if phase.is_over(start, workers):
+        if phase.is_over(start, topology.counters):
             continue
         _check(phase, settings)
         until = replace(settings, max_steps=phase.until, export=())
         done.append(execute(until, replace(functions, model_fn=phase.model_fn), number))
-        _set_aside(str(settings.log_dir), phase)
+        if topology.is_chief:
+            _set_aside(str(settings.log_dir), phase)
         tf1.logging.info("%s begins at step %d", phase.successor, done[-1].global_step)
     last = execute(settings, functions, len(phases))
     if not done:

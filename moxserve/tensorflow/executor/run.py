@@ -123,4 +123,4 @@ def run(
                 number = part.run if part.is_last and here.is_chief else 0  # a phase before it is no end
                 return part.persist(lambda: OneRun(of, using, here, number).execute())
 
-            return told(run_phases(whole, functions, execute, here.counters))
+            return told(run_phases(whole, functions, execute, here))
