@@ -237,7 +237,7 @@ def resolve(scheme: str) -> Connection:
         sk=sk,
         token=token,
         endpoint=endpoint,
-        region=named[1] if named else (os.environ.get("OBS_REGION") or None if obs else None),
+        region=named[1] if named else _region(obs),
         verify=verify,
         path_style=path_style,
         long_connections=told.long_conn_mode is not False,
@@ -267,6 +267,12 @@ def _keys(told: Auth, obs: bool) -> tuple[str | None, str | None, str | None]:
         if file.get("ak") and file.get("sk"):
             return file["ak"], file["sk"], file.get("token") or None
     return None, None, None
+
+
+def _region(obs: bool) -> str | None:
+    # boto3 knows the second of Amazon's two names only.
+    names = (["OBS_REGION"] if obs else []) + ["AWS_REGION"]
+    return next((value for name in names if (value := os.environ.get(name))), None)
 
 
 def _endpoint(told: Auth, obs: bool) -> str | None:

@@ -15,7 +15,6 @@ import os
 import random
 import re
 import threading
-import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from moxserve.errors import DataError, MissingExtraError, MoxserveError, UsageError, first_line
+from moxserve.file import stopping
 from moxserve.file.auth import Connection, resolve
 from moxserve.file.errors import (
     MoxFileConnectionException,
@@ -34,7 +34,7 @@ from moxserve.file.errors import (
     Response,
 )
 
-__all__ = ["ConflictError", "Store", "store_of"]
+__all__ = ["BodyError", "ConflictError", "Store", "store_of"]
 
 _ATTEMPTS = 5
 _CONNECT_TIMEOUT_S = 10.0
@@ -85,6 +85,10 @@ class ConflictError(MoxFileRespException):
     """A condition did not hold: the object is another than it was."""
 
 
+class BodyError(DataError):
+    """What should be sent is not there any more."""
+
+
 @dataclass(frozen=True)
 class Store:
     """A client of boto3 and how it is to be used; safe with threads.
@@ -119,10 +123,11 @@ class Store:
 
     def pause(self, attempt: int) -> None:
         """Wait before the next attempt."""
-        time.sleep(self.wait(attempt))
+        stopping.pause(self.wait(attempt))
 
     def again(self, attempts: int, response: Any, caught_exception: Any, **_: Any) -> float | None:
         """Answer botocore's question whether, and after how many seconds, a request is sent once more."""
+        stopping.check()
         if attempts >= self.attempts:
             return None
         if caught_exception is not None:
@@ -152,6 +157,7 @@ class Store:
         call = getattr(self.client, operation)
         attempt = 1
         while True:
+            stopping.check()
             body: Any = parameters.get("Body")
             if hasattr(body, "seek"):
                 body.seek(0)  # it may have been sent before
@@ -185,6 +191,8 @@ class Store:
                 f"{url}: the store sends every request on to somewhere else",
                 hint="look at AWS_ENDPOINT_URL and AWS_DEFAULT_REGION",
             ) from None
+        except BodyError as error:
+            raise DataError(f"{url}: {error.message}", hint=error.hint) from None
         except (exceptions.ClientError, exceptions.BotoCoreError) as error:
             # What the store said is kept out of the traceback too when it repeated a key.
             repeated = any(secret in str(error) for secret in self.secrets)
@@ -365,7 +373,15 @@ def _broken_connection(error: Any) -> bool:
     from botocore import exceptions
 
     never = (exceptions.ProxyConnectionError, exceptions.SSLError)
-    return isinstance(error, (exceptions.HTTPClientError, exceptions.ConnectionError)) and not isinstance(error, never)
+    if isinstance(error, never) or _of_the_body(error) is not None:
+        return False
+    return isinstance(error, (exceptions.HTTPClientError, exceptions.ConnectionError))
+
+
+def _of_the_body(error: Any) -> BodyError | None:
+    """Return the error of what should be sent, which botocore takes for one of the connection."""
+    inner = getattr(error, "kwargs", {}).get("error")
+    return inner if isinstance(inner, BodyError) else None
 
 
 def _translated(url: str, error: Exception, secrets: tuple[str, ...]) -> MoxserveError:
@@ -374,6 +390,8 @@ def _translated(url: str, error: Exception, secrets: tuple[str, ...]) -> Moxserv
 
     if isinstance(error, exceptions.ClientError):
         return _refused(url, error, secrets)
+    if (inner := _of_the_body(error)) is not None:
+        return DataError(f"{url}: {inner.message}", hint=inner.hint)
     text = _clean(first_line(error), secrets)
     if isinstance(
         error,

@@ -12,11 +12,11 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-from moxserve.file.client import Store
+from moxserve.file import stopping
+from moxserve.file.client import BodyError, Store
 
 __all__ = ["MIN_PART_BYTES", "WRITER", "Copied", "Piece", "Slice", "Upload", "spool"]
 
@@ -57,11 +57,18 @@ class Slice(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Read into a buffer."""
+        """Read into a buffer.
+
+        Raises:
+            BodyError: the file is shorter than it was; the store would wait for the rest.
+        """
+        stopping.check()
         wanted = min(len(buffer), self._size - self._at)
         if wanted <= 0:
             return 0
         count = os.preadv(self._fd, [memoryview(buffer)[:wanted]], self._start + self._at)
+        if not count:
+            raise BodyError("the file became shorter while it was uploaded", hint="copy it again when it is complete")
         self._at += count
         return count
 
@@ -160,12 +167,9 @@ class Upload:
             if piece.size
             for part in piece.split(part_bytes if isinstance(piece, Piece) else max(copy_bytes, part_bytes))
         ]
-        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="moxserve-parts")
-        try:
+        with stopping.working_together(_THREADS, "moxserve-parts") as pool:
             sent = [pool.submit(self._send, number, part) for number, part in enumerate(parts, start=1)]
             self._parts = [future.result() for future in sent]
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
     def _send(self, number: int, part: Piece | Copied) -> dict[str, Any]:
         where: dict[str, Any] = {

@@ -24,9 +24,9 @@ _PLAIN_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[\w.=@+,-]+(?:/(?!\.{1,2}(?:/|\Z))[
 _HOST_LABEL = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]\Z")
 # obstore reads these for itself, and boto3 does not know them.
 _FOREIGN = (
-    "AWS_CHECKSUM_ALGORITHM", "AWS_CONDITIONAL_PUT", "AWS_REQUEST_PAYER", "AWS_S3_EXPRESS",
+    "ALL_PROXY", "AWS_CHECKSUM_ALGORITHM", "AWS_CONDITIONAL_PUT", "AWS_REQUEST_PAYER", "AWS_S3_EXPRESS",
     "AWS_SERVER_SIDE_ENCRYPTION", "AWS_SKIP_SIGNATURE", "AWS_SSE_CUSTOMER_KEY_BASE64", "AWS_SSE_KMS_KEY_ID",
-    "AWS_UNSIGNED_PAYLOAD",
+    "AWS_UNSIGNED_PAYLOAD", "all_proxy",
 )  # fmt: skip
 
 
@@ -46,6 +46,7 @@ def open_native(bucket: Bucket) -> Any:
     """
     store = bucket.store
     try:
+        from obstore.exceptions import BaseError
         from obstore.store import S3Store
     except ImportError:
         return None
@@ -55,16 +56,19 @@ def open_native(bucket: Bucket) -> Any:
     if place is None or store.credentials is None:
         return None
     endpoint, by_host = place
-    return S3Store(
-        bucket.name,
-        endpoint=endpoint,
-        aws_endpoint_url_s3=endpoint,  # counts more than `endpoint` where the environment has it
-        region=store.client.meta.region_name or "us-east-1",
-        virtual_hosted_style_request=by_host,
-        credential_provider=_Credentials(store.credentials),
-        client_options=_client_options(store),
-        retry_config={"max_retries": 0},
-    )
+    try:
+        return S3Store(
+            bucket.name,
+            endpoint=endpoint,
+            aws_endpoint_url_s3=endpoint,  # counts more than `endpoint` where the environment has it
+            region=store.client.meta.region_name or "us-east-1",
+            virtual_hosted_style_request=by_host,
+            credential_provider=_Credentials(store.credentials),
+            client_options=_client_options(store),
+            retry_config={"max_retries": 0},
+        )
+    except (BaseError, ValueError):  # a variable that boto3 does not look at
+        return None
 
 
 def _client_options(store: Store) -> Any:
@@ -75,15 +79,17 @@ def _client_options(store: Store) -> Any:
         "read_timeout": timedelta(seconds=read_s),
         "timeout": timedelta(hours=1),
     }
-    verify = store.connection.verify
-    if verify is False:
+    if store.connection.verify is False:
         options["allow_invalid_certificates"] = True
-        return options
-    authorities = verify if isinstance(verify, str) else os.environ.get("AWS_CA_BUNDLE") or store.files.get("ca_bundle")
-    if authorities:
-        with open(authorities, "rb") as f:
-            options["root_certificate"] = f.read()
     return options
+
+
+def _own_authorities(store: Store) -> bool:
+    """Whether certificates count by a file alone; obstore would take those of the system's authorities as well."""
+    verify = store.connection.verify
+    if verify is None:
+        verify = os.environ.get("AWS_CA_BUNDLE") or store.files.get("ca_bundle")
+    return isinstance(verify, str) and store.client.meta.endpoint_url.startswith("https:")
 
 
 def _same_way(store: Store) -> bool:
@@ -95,6 +101,7 @@ def _same_way(store: Store) -> bool:
         and store.connection.attempts != 1
         and not set(told) - {"addressing_style"}
         and store.client.meta.config.signature_version == "s3v4"
+        and not _own_authorities(store)
         and not any(map(os.environ.get, _FOREIGN))
     )
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from moxserve.file import stopping
 from moxserve.file.copying import Place, copy_file, replacing
 from moxserve.file.native import is_plain, open_native
 
@@ -106,6 +107,7 @@ class _Copier:
         with replacing(path) as out:
             for chunk in answer.stream(min_chunk_size=_CHUNK_BYTES):
                 out.write(chunk)
+                stopping.check()
             if out.tell() != size:
                 raise ValueError(f"{out.tell()} of {size} bytes came")
         return True

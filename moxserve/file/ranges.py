@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from moxserve.file import stopping
 from moxserve.file.native import is_plain, open_native
 from moxserve.file.reader import ObjectReader
 
@@ -41,41 +40,33 @@ def fetch(reader: ObjectReader, fd: int, streams: int, quick: Quick | None = Non
     Raises:
         MoxFileReadException: the rest never came, or the object was replaced meanwhile.
     """
-    stop = threading.Event()
     # Two for each stream, so that one that is slow does not keep the others waiting for long.
     span = min(_MOST_SPAN_BYTES, max(_LEAST_SPAN_BYTES, -(-reader.size // (2 * streams))))
     spans = [(start, min(start + span, reader.size)) for start in range(0, reader.size, span)]
-    with ThreadPoolExecutor(streams, thread_name_prefix="moxserve-ranges") as pool:
-        first, *others = spans
-        coming = [pool.submit(_take, reader, fd, first, stop)]
-        coming += [pool.submit(_take_span, reader, fd, span, stop, quick) for span in others]
-        try:
-            for done in coming:
-                done.result()
-        except BaseException:
-            stop.set()
-            raise
+    first, *others = spans
+    with stopping.working_together(streams, "moxserve-ranges") as pool:
+        coming = [pool.submit(_take, reader, fd, first)]
+        coming += [pool.submit(_take_span, reader, fd, span, quick) for span in others]
+        for done in coming:
+            done.result()
 
 
-def _take_span(
-    reader: ObjectReader, fd: int, span: tuple[int, int], stop: threading.Event, quick: Quick | None
-) -> None:
+def _take_span(reader: ObjectReader, fd: int, span: tuple[int, int], quick: Quick | None) -> None:
     at, end = span
-    if quick is not None and not stop.is_set():
+    if quick is not None:
         for piece in quick(at, end):
             for written in _written(fd, memoryview(piece)[: end - at], at):
                 at += written
-            if stop.is_set():
-                return
-    if at < end and not stop.is_set():
+            stopping.check()
+    if at < end:
         with reader.span(at, end) as part:
-            _take(part, fd, (at, end), stop)
+            _take(part, fd, (at, end))
 
 
-def _take(reader: ObjectReader, fd: int, span: tuple[int, int], stop: threading.Event) -> None:
+def _take(reader: ObjectReader, fd: int, span: tuple[int, int]) -> None:
     at, end = span
     buffer = memoryview(bytearray(min(_CHUNK_BYTES, end - at)))
-    while at < end and not stop.is_set():
+    while at < end:
         count = reader.readinto(buffer[: end - at])
         for written in _written(fd, buffer[:count], at):
             at += written

@@ -6,6 +6,7 @@ import errno
 import io
 from typing import Any
 
+from moxserve.file import stopping
 from moxserve.file.client import ConflictError, Store
 from moxserve.file.errors import (
     MoxFileConnectionException,
@@ -18,6 +19,7 @@ from moxserve.file.errors import (
 __all__ = ["ObjectReader", "position"]
 
 _COPY_CHUNK_BYTES = 1 << 20
+_READ_BYTES = 256 << 10  # a read waits for all of it, and nothing ends it meanwhile
 # Nearer than this it is cheaper to read on than to ask again.
 _NEAR_BYTES = 1 << 20
 _FIRST_WINDOW_BYTES = 1 << 20
@@ -141,10 +143,11 @@ class ObjectReader(io.RawIOBase):
         """Return what can be had in one step: bytes, or why there are none."""
         from botocore import exceptions
 
+        stopping.check()
         broken = (exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError)
         try:
             self._move(wanted)
-            chunk = self._body.read(min(wanted, self._body_end - self._body_at))
+            chunk = self._body.read(min(wanted, self._body_end - self._body_at, _READ_BYTES))
         except MoxFileConnectionException as error:
             return b"", error
         except (*broken, OSError) as error:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral
@@ -29,6 +29,7 @@ from moxserve.file.errors import (
 from moxserve.file.filesystem import Url, join, text_of
 from moxserve.file.journal import Journal
 from moxserve.file.quick import copier
+from moxserve.file.stopping import working_together
 
 __all__ = ["CopyOptions", "copy_tree", "move_tree"]
 
@@ -214,15 +215,14 @@ def copied_by_threads(source: Place, target: Place, names: Sequence[str], thread
     """Copy files, a few more in hand than there are threads; yields their names when they are there.
 
     Raises:
-        OSError: the first that failed; no more are begun then.
+        OSError: the first that failed; no more are begun then, and those in hand are dropped.
     """
     # So many ranges of large objects come at once that all together are no more than the threads.
     streams = max(1, min(STREAMS, threads // max(1, len(names))))
     copy = copier(source, target, len(names), streams)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="moxserve-copy")
     waiting = iter(names)
     begun: dict[Future[None], str] = {}
-    try:
+    with working_together(threads, "moxserve-copy") as pool:
         while True:
             for name in islice(waiting, 2 * threads - len(begun)):
                 begun[pool.submit(copy, source.below(name), target.below(name))] = name
@@ -232,8 +232,6 @@ def copied_by_threads(source: Place, target: Place, names: Sequence[str], thread
                 name = begun.pop(future)
                 future.result()
                 yield name
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ __all__ = ["turn"]
 # More would be of use only to more writers than a machine has cores.
 _COUNT = 64
 _locks = [threading.Lock() for _ in range(_COUNT)]
+_here = threading.local()
 
 
 def _unlocked() -> None:
@@ -40,11 +41,19 @@ def turn(name: str) -> Iterator[None]:
     """Wait for the turn of a name, and have it while the block lasts.
 
     Args:
-        name: what must not be done by two at once; others may have to wait for it too, now and then.
+        name: what must not be done by two at once; others may have to wait for it too, now and then. Who has a turn
+            already (what a signal, or a log's handler, does in the middle of it) does not wait for another one.
     """
-    number = hashlib.sha256(name.encode()).digest()[0] % _COUNT
-    with _locks[number], _among_processes(number):
+    if getattr(_here, "busy", False):
         yield
+        return
+    number = hashlib.sha256(name.encode()).digest()[0] % _COUNT
+    _here.busy = True
+    try:
+        with _locks[number], _among_processes(number):
+            yield
+    finally:
+        _here.busy = False
 
 
 @contextlib.contextmanager

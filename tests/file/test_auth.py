@@ -95,6 +95,16 @@ def test_where_the_bucket_is_named(told: dict[str, Any], host: str, region: str,
     assert boto.meta.region_name == region
 
 
+@pytest.mark.parametrize("scheme", ["s3", "obs"])
+def test_the_region_of_the_environment(scheme: str, bare: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
+    file.set_auth(ak=ACCESS, sk=SECRET, server="store")
+    assert auth.resolve(scheme).region == "eu-central-1"
+    monkeypatch.setenv("OBS_REGION", "cn-north-4")
+    assert auth.resolve(scheme).region == {"s3": "eu-central-1", "obs": "cn-north-4"}[scheme]
+
+
 @pytest.mark.slow
 def test_what_else_set_auth_says_reaches_the_client(bare: None, tmp_path: Path) -> None:
     file.set_auth(ak=ACCESS, sk=SECRET, server="store", ssl_verify=False, long_conn_mode=False)

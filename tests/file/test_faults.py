@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from moxserve import file
+from moxserve.errors import DataError
 from moxserve.file import s3 as s3_module
 
 MIB = 1 << 20
@@ -412,3 +413,37 @@ def test_a_killed_upload_shows_nothing(s3: str, raw: Any) -> None:
     assert run.returncode == -signal.SIGKILL
     assert raw.get("big") == b"old"
     assert raw.keys() == ["big"]
+
+
+def test_a_file_that_becomes_shorter_while_it_is_uploaded(
+    proxy: Any, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(bytes(2 << 20))
+    size = os.path.getsize
+
+    def shorter(name: str) -> int:
+        found = size(name)
+        os.truncate(name, 1000)
+        return found
+
+    with monkeypatch.context() as patched, pytest.raises(DataError, match=rf"{s3}/f: the file became shorter"):
+        patched.setattr(os.path, "getsize", shorter)
+        file.copy(path, f"{s3}/f")
+    assert proxy.count("PUT") == 0
+    assert not file.exists(f"{s3}/f")
+
+
+def test_a_copy_that_fails_does_not_wait_for_what_is_in_hand(proxy: Any, s3: str, raw: Any, tmp_path: Path) -> None:
+    raw.put("bad")
+    raw.put("slow", bytes(3 << 20))
+
+    def fault(method: str, path: str, headers: dict[str, str]) -> Any:
+        if path.endswith("/slow"):
+            return ("slow", 0.15)
+        return ("status", 403) if path.endswith("/bad") else None
+
+    proxy.fault = fault
+    with pytest.raises(file.MoxFilePermissionException):
+        file.copy_parallel(s3, tmp_path / "down", threads=2)
+    assert os.listdir(tmp_path / "down") == []

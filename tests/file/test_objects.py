@@ -18,7 +18,7 @@ import pytest
 
 from moxserve import file
 from moxserve.errors import DataError, UsageError
-from moxserve.file import client
+from moxserve.file import client, turns, writer
 from moxserve.file import s3 as s3_module
 from moxserve.file.filesystem import join
 
@@ -427,6 +427,28 @@ done.set()
 thread.join()
 print(file.read(url))
 """
+
+
+@pytest.mark.parametrize("name", ["f", "g"])
+def test_who_appends_in_the_middle_of_an_append_does_not_wait_for_himself(
+    name: str, s3: str, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_COUNT", 1)
+    once = writer._append_once
+    left = [1]
+
+    def interrupted(*args: Any) -> int:
+        if left:  # as a signal's handler, or one of a log, does
+            left.clear()
+            file.append(f"{s3}/{name}", "handler ")
+        return once(*args)
+
+    monkeypatch.setattr(writer, "_append_once", interrupted)
+    thread = threading.Thread(target=file.append, args=(f"{s3}/f", "all"), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert raw.get("f") == (b"handler all" if name == "f" else b"all")
 
 
 @pytest.mark.slow

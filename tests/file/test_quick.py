@@ -162,6 +162,30 @@ def test_what_obstore_alone_would_obey_keeps_it_out(s3: str, tmp_path: Path, nam
     assert not quick.is_quick(Place.of(tmp_path), Place.of(s3), 1000)
 
 
+def test_a_variable_that_boto3_does_not_read_harms_nothing(s3: str, raw: Any, many: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("AWS_DISABLE_TAGGING", "perhaps")
+    file.copy_parallel(many, s3)
+    assert stored(raw) == contents(many)
+
+
+@pytest.mark.parametrize("authorities", ["AWS_CA_BUNDLE", "set_auth"])
+def test_obstore_which_trusts_the_systems_authorities_too_does_not_go_by_a_file_of_them(
+    authorities: str, s3: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    own = tmp_path / "own.pem"
+    own.touch()
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://localhost:1")
+    assert quick.is_quick(Place.of(tmp_path), Place.of(s3), 1000)
+    if authorities == "set_auth":
+        file.set_auth(ssl_verify=str(own))
+    else:
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(own))
+    assert not quick.is_quick(Place.of(tmp_path), Place.of(s3), 1000)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:1")
+    assert quick.is_quick(Place.of(tmp_path), Place.of(s3), 1000)
+
+
 # Ranges
 
 
