@@ -472,15 +472,15 @@ class _Stages:
     def _evaluate(self, config: EvaluateStage, prepared: PreparedRun, report: RunReport) -> dict[str, float]:
         import orjson
 
-        from moxserve.pipeline.steps import evaluate
+        from moxserve.pipeline.steps import evaluate, open_output
 
         checkpoint = self._checkpoint(report)
         metrics = evaluate(prepared.data, prepared.model_fn, checkpoint, prepared.log_dir)
         output = config.output or os.path.join(prepared.log_dir, EVALUATION)
         shown = _shown(checkpoint, _plugins(self._config)[3].log_dir)
         facts = {"checkpoint": shown, "rows": prepared.data.num_samples["EVAL"], "metrics": metrics}
-        os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-        atomic_write(output, orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        with open_output(output) as f:
+            f.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         self._check_limits(config.require, metrics)
         return metrics
 

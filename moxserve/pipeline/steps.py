@@ -5,6 +5,7 @@ TensorFlow is imported inside the functions.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
@@ -12,11 +13,11 @@ from typing import IO, Any
 import numpy as np
 
 from moxserve.errors import CheckpointError, DataError
-from moxserve.file import atomic_open
+from moxserve.file import atomic_open, copy, scratch_directory
 from moxserve.file.filesystem import is_remote
 from moxserve.pipeline.slots import InputBundle
 
-__all__ = ["evaluate", "find_checkpoint", "predict"]
+__all__ = ["evaluate", "find_checkpoint", "open_output", "predict"]
 
 _ROWS_A_WRITE = 10
 
@@ -36,6 +37,28 @@ def find_checkpoint(path: str) -> str:
     if prefix is None:
         raise CheckpointError(f"no checkpoint at {path!r}", hint="give a folder that a training run wrote, or a prefix")
     return prefix
+
+
+@contextlib.contextmanager
+def open_output(path: str) -> Iterator[IO[bytes]]:
+    """Give a file to write to; at the end of the block it is complete at a path or URL, after an error it is not there.
+
+    Args:
+        path: where to; folders are made.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    if not is_remote(path):
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with atomic_open(path) as f:
+            yield f
+        return
+    with scratch_directory() as scratch:
+        here = os.path.join(scratch, "output")
+        with open(here, "wb") as f:
+            yield f
+        copy(here, path)
 
 
 def evaluate(data: InputBundle, model_fn: Callable[..., Any], checkpoint: str | None, log_dir: str) -> dict[str, float]:
@@ -82,9 +105,7 @@ def predict(data: InputBundle, model_fn: Callable[..., Any], checkpoint: str, ou
     import moxserve.tensorflow as mox
 
     steps = data.steps("PREDICT")
-    folder = os.path.dirname(os.path.abspath(output))
-    os.makedirs(folder, exist_ok=True)
-    with atomic_open(output) as f:
+    with open_output(output) as f:
         writer = _RowWriter(f, data.row_names.get("PREDICT", ()), data.labels)
         mox.run(
             input_fn=data.input_fn,

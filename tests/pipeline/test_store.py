@@ -26,7 +26,7 @@ def test_everything_goes_to_the_bucket_and_on_from_there(softmax: Write, store: 
     later = f"""\
 export: {{tf_serving: "{models}"}}
 evaluate: {{}}
-predict: {{output: predictions.jsonl}}
+predict: {{output: "{models} told/rows.jsonl"}}
 """
     path = softmax(("log_dir: run", f'log_dir: "{run}"'), more=later)
     first = run_pipeline(path)
@@ -39,9 +39,11 @@ predict: {{output: predictions.jsonl}}
     assert (evaluation["metrics"], evaluation["checkpoint"]) == (first.evaluate, f"{run}/model.ckpt-30")
     with file.local_copy(first.export.path) as version:
         assert read_manifest(version).source.checkpoint == f"{run}/model.ckpt-30"
-    assert len((work / "predictions.jsonl").read_text().splitlines()) == first.evaluated
-    assert not (work / "run").exists()
-    second = run_pipeline(path, ["run.max_number_of_steps=40"])
+    assert len(file.read(f"{models} told/rows.jsonl").splitlines()) == first.evaluated
+    elsewhere = f"{store.base}/metrics.json"
+    second = run_pipeline(path, ["run.max_number_of_steps=40", f"evaluate.output={elsewhere}"])
+    assert json.loads(file.read(elsewhere))["checkpoint"] == f"{run}/model.ckpt-40"
+    assert [found.name for found in work.iterdir() if found != scratch] == ["p.yaml"]  # nothing stays here
     assert second.report.train is not None
     assert (second.report.train.start_step, second.report.train.global_step) == (30, 40)
     with pytest.raises(CheckpointError, match="holds checkpoints of an earlier run"):
