@@ -191,8 +191,7 @@ def copy_tree(
     with Journal(absolute(source), absolute(target)) as journal, showing(options.progress, len(made.files)) as bar:
         left = journal.left(made)
         if journal.resumed and not target.remote:
-            for folder in _local_folders(made):
-                sweep(folder)  # what was in the middle when the copy was killed
+            _sweep(made)
         bar(len(made.files) - len(left))
         for name in _copies(made, left, options):
             journal.done(name)
@@ -206,7 +205,12 @@ def _copies(made: Plan, names: Sequence[str], options: CopyOptions) -> Iterator[
         from moxserve.file.copiers import copied_by_processes, worth_processes
 
         if worth_processes(made, len(names)):
-            yield from copied_by_processes(made, names, options.threads)
+            try:
+                yield from copied_by_processes(made, names, options.threads)
+            except BaseException:
+                if not made.target.remote:
+                    _sweep(made)
+                raise
             return
     yield from copied_by_threads(made.source, made.target, names, options.threads)
 
@@ -311,6 +315,12 @@ def _local_folders(made: Plan) -> list[str]:
     wanted = {made.target.path, *(join(made.target.path, name) for name in made.dirs)}
     wanted.update(os.path.dirname(join(made.target.path, name)) for name in made.files)
     return sorted(wanted)
+
+
+def _sweep(made: Plan) -> None:
+    """Remove what was in the middle when a copy, or a process of it, was killed."""
+    for folder in _local_folders(made):
+        sweep(folder)
 
 
 def move_tree(source: Place, target: Place) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,31 @@ def test_processes_copy_the_same(s3: str, many: Path, tmp_path: Path, by_process
 def test_an_error_in_a_process_is_raised_here(s3: str, many: Path, by_processes: None) -> None:
     with pytest.raises(FileNotFoundError, match="missing"):
         file.copy_parallel(many, s3, file_list=["0/0", "missing", "1/1"])
+
+
+@pytest.mark.slow
+def test_processes_that_are_ended_leave_no_temporary_files(
+    proxy: Any, s3: str, raw: Any, tmp_path: Path, by_processes: None
+) -> None:
+    raw.put("a")
+    raw.put("b", bytes(3 << 20))
+    begun = threading.Event()
+
+    def fault(method: str, path: str, headers: dict[str, str]) -> Any:
+        if path.endswith("/b"):
+            begun.set()
+            return ("slow", 0.5)
+        if path.endswith("/a"):
+            begun.wait(20)
+            time.sleep(0.7)
+            return ("status", 403)
+        return None
+
+    proxy.fault = fault
+    with pytest.raises(file.MoxFilePermissionException):
+        file.copy_parallel(s3, tmp_path / "down", threads=2)
+    assert begun.is_set()
+    assert os.listdir(tmp_path / "down") == []
 
 
 def test_a_process_that_dies_is_told(s3: str, many: Path, by_processes: None, monkeypatch: pytest.MonkeyPatch) -> None:
