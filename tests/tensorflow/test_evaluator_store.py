@@ -152,6 +152,7 @@ def test_a_store_that_is_away_is_waited_for(
     result = evaluate_there(max_number_of_steps=4)
     assert set(failing.values()) == {0}
     assert (result.global_step, list(evaluations(url))) == (4, [2, 4])
+    assert f"Restoring parameters from {url}/model.ckpt-" in console.text
     assert console.text.count("answers again") >= 1
     assert console.text.count(f"{url} cannot be watched: ") < 7
 

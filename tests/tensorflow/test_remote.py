@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 import moxserve.tensorflow as mox
 from moxserve import file
-from moxserve.errors import CheckpointError, InterruptedRunError, UsageError
+from moxserve.errors import CheckpointError, DataError, InterruptedRunError, UsageError
 from moxserve.tensorflow.executor import one_run, remote
 from moxserve.tensorflow.executor.mirror import Mirror
 
@@ -150,6 +151,17 @@ def test_errors_name_the_url(train: Train, store: Any, linear: Any) -> None:
     linear.x = linear.x[:, :2]
     with pytest.raises(CheckpointError, match=rf"checkpoint '{url}/model.ckpt-2' does not fit the model"):
         train(log_dir=url, max_number_of_steps=3)
+
+
+def test_a_full_disk_here_is_not_taken_for_a_full_store() -> None:
+    url, full = "s3://bucket/run", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(DataError, match=rf"{url}: .*No space left") as fetched, remote.told_as("/here", url):
+        raise full
+    with pytest.raises(CheckpointError, match=f"cannot write {url}/c") as saved, remote.told_as("/here", url):
+        raise CheckpointError(f"cannot write /here/c: {full}")
+    assert "let TMPDIR name a folder" in str(fetched.value.hint)
+    assert fetched.value.hint == saved.value.hint
+    assert remote.known_as("/here/c") == "/here/c"
 
 
 def test_a_store_that_is_not_there_is_told_before_the_training(train: Train, store: Any) -> None:

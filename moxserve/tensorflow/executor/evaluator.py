@@ -31,6 +31,7 @@ from moxserve.tensorflow.executor.epochs import samples_in_epoch
 from moxserve.tensorflow.executor.located import is_complete
 from moxserve.tensorflow.executor.mirror import EVALUATIONS
 from moxserve.tensorflow.executor.phases import phases_of
+from moxserve.tensorflow.executor.remote import told_as
 from moxserve.tensorflow.executor.settings import Functions, Settings
 from moxserve.tensorflow.executor.signals import SignalGuard
 from moxserve.tensorflow.executor.spec import ModeKeys, RunResult
@@ -77,7 +78,9 @@ def evaluate_beside(settings: Settings, functions: Functions, topology: Topology
     with contextlib.ExitStack() as stack:
         watched: Watched = WatchedFolder(settings.log_dir)
         if settings.mirror is not None:
-            watched = WatchedStore(settings.mirror, stack.enter_context(file.scratch_directory()))
+            folder = stack.enter_context(file.scratch_directory())
+            stack.enter_context(told_as(folder, settings.mirror.url))
+            watched = WatchedStore(settings.mirror, folder)
         evaluator = _Evaluator(settings, functions, lambda of, using: execute(of, using, alone), watched)
         evaluator.towers = alone.num_devices
         guard = stack.enter_context(SignalGuard())

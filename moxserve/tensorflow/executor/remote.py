@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moxserve import file
-from moxserve.errors import CheckpointError, MoxserveError, first_line
+from moxserve.errors import CheckpointError, DataError, MoxserveError, first_line
 from moxserve.file.filesystem import is_remote, join, locate
 from moxserve.tensorflow.executor.claims import Claim, ClaimLostError, claimed
 from moxserve.tensorflow.executor.cluster import Topology
@@ -205,10 +207,11 @@ def mirrored(url: str, share: Share, worker: int = 0, also: Sequence[str] = ()) 
     with contextlib.ExitStack() as stack:
         claim = stack.enter_context(claimed(url)) if share is Share.TRAINS else None
         scratch = stack.enter_context(file.scratch_directory())
-        mirror = share.mirror(url, os.path.join(scratch, "log_dir"), worker, claim)
+        folder = os.path.join(scratch, "log_dir")
+        stack.enter_context(told_as(folder, url.rstrip("/")))
+        mirror = share.mirror(url, folder, worker, claim)
         mirror.fetch_files(also)
-        tf1.logging.info("log_dir %s is kept in %s while the run lasts", url, mirror.folder)
-        stack.enter_context(told_as(mirror.folder, mirror.url))
+        tf1.logging.info("log_dir %s is kept in %s while the run lasts", url, folder)
         _mirrors[mirror.folder] = mirror
         try:
             yield mirror.folder
@@ -328,17 +331,32 @@ def known_as(path: str) -> str:
 
 @contextlib.contextmanager
 def told_as(folder: str, url: str) -> Iterator[None]:
-    """Let errors, and `known_as`, speak of the directory in a store that a folder stands for."""
+    """Let errors, and `known_as`, speak of the directory in a store that a folder stands for.
+
+    Raises:
+        DataError: there is no room for the folder.
+    """
     _urls[folder] = url
     try:
         yield
     except MoxserveError as error:
         error.message = error.message.replace(folder, url)
-        error.hint = error.hint and error.hint.replace(folder, url)
+        error.hint = error.hint.replace(folder, url) if error.hint else _room_hint(error)
         error.args = (error.message,)
         raise
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DataError(f"{url}: {first_line(error)}", hint=_room_hint(error)) from error
     finally:
         del _urls[folder]
+
+
+def _room_hint(error: Exception) -> str | None:
+    """What to do where it is not the store that is full."""
+    if os.strerror(errno.ENOSPC) not in str(error):
+        return None
+    return f"{tempfile.gettempdir()}, where it is kept meanwhile, is full; let TMPDIR name a folder with more room"
 
 
 def _fetched(url: str, folder: str) -> str | None:
