@@ -130,7 +130,7 @@ def _remote_to_remote(source: Place, target: Place) -> None:
     other, target_key = target.at()
     _not_a_directory(source, key)
     _not_a_directory(target, target_key)
-    if (bucket.name, key) == (other.name, target_key) and bucket.store is other.store:
+    if _object_name(source) == _object_name(target):
         if not bucket.exists(key):
             raise missing(source.path)
         return
@@ -175,8 +175,15 @@ def _is_a_directory(path: str) -> MoxFileIsADirectoryException:
 def absolute(place: Place) -> str:
     """Return the path of a directory, with a slash at its end, by which two places can be compared."""
     if place.remote:
-        return place.path if place.path.endswith("/") else f"{place.path}/"  # `d//` is another directory than `d/`
+        name = _object_name(place)
+        return name if name.endswith("/") else f"{name}/"  # `d//` is another directory than `d/`
     return os.path.realpath(place.path).rstrip("/") + "/"
+
+
+def _object_name(place: Place) -> str:
+    """Return what an object has only one of, while `s3://` and `obs://` may both lead to it."""
+    bucket, key = place.at()
+    return f"{bucket.store.client.meta.endpoint_url}/{bucket.name}/{key}"
 
 
 def _rename_local(source: str, target: str) -> None:
@@ -203,15 +210,14 @@ def rename(source: Place, target: Place) -> None:
             raise missing(source.path)
         _rename_local(source.path, target.path)
         return
-    same = absolute(source) == absolute(target)
     if source.fs.is_file(source.path):
-        if not same or source.path != target.path:
+        if source.remote != target.remote or _object_name(source) != _object_name(target):
             copy_file(source, target)
             source.fs.remove(source.path, recursive=False)
         return
     if not source.fs.is_directory(source.path):
         raise missing(source.path)
-    if not same:
+    if absolute(source) != absolute(target):
         from moxserve.file.trees import move_tree
 
         move_tree(source, target)

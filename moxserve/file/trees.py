@@ -152,7 +152,8 @@ def _check_overlap(made: Plan) -> None:
     doubled = sorted(sources.intersection(target + name for name in made.files))
     if doubled:
         raise UsageError(
-            f"copying {made.source.path!r} to {made.target.path!r} would write over what is copied: {doubled[0]}"
+            f"copying {made.source.path!r} to {made.target.path!r} would write over what is copied: "
+            + join(made.source.path, doubled[0].removeprefix(source))
         )
 
 

@@ -624,3 +624,20 @@ def test_copies_between_two_stores_go_through_here(s3: str, raw: Any, proxy: Any
     file.copy_parallel(f"{s3}/d", s3.replace("s3://", "obs://") + "/e")
     assert raw.get("e/f") == b"x" * 100
     assert proxy.count("GET", "/d/f") == proxy.count("PUT", "/e/f") == 1
+
+
+def test_what_two_schemes_lead_to_is_one_object(
+    s3: str, raw: Any, signed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OBS_ENDPOINT", signed.endpoint)
+    monkeypatch.setenv("OBS_REGION", "other")  # other settings, the same store
+    obs = s3.replace("s3://", "obs://")
+    raw.put("f", b"1")
+    raw.put("d/g", b"2")
+    file.rename(f"{s3}/f", f"{obs}/f")
+    file.copy(f"{s3}/f", f"{obs}/f")
+    file.rename(f"{s3}/d", f"{obs}/d")
+    with pytest.raises(UsageError, match="inside the other"):
+        file.rename(f"{s3}/d", f"{obs}/d/e")
+    keys = raw.keys()
+    assert [raw.get(key) for key in keys] == [b"2", b"1"]
