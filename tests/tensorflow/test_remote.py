@@ -280,3 +280,12 @@ def test_a_store_that_removes_nothing_will_do(train: Train, store: Any, console:
         assert (result.global_step, result.checkpoint) == (steps, f"{url}/model.ckpt-{steps}")
     assert console.text.count(f"old checkpoints stay in {url}: ") == 2  # once a training
     assert {f"model.ckpt-{step}.index" for step in range(6, 9)} <= set(names(url))
+
+
+def test_credentials_for_a_folder_alone_will_do(store: Any, tmp_path: Path) -> None:
+    refused = ("403 Forbidden", [("Content-Type", "application/xml")], b"<Error><Code>AccessDenied</Code></Error>")
+    store.before = lambda method, path, query: None if "team" in f"{path}?{query}" else refused
+    mirror = Mirror(f"{store.base}/run", str(tmp_path / "here" / "run"))
+    mirror.fetch()
+    mirror.fetch_files(["checkpoint"])
+    assert mirror.named is None

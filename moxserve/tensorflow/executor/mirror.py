@@ -118,8 +118,9 @@ class Mirror:
     def _require_bucket(self) -> None:
         """A folder that is not there is made by the first upload; a bucket is not."""
         root = "/".join(self.url.split("/")[:3])
-        if root.endswith("/") or not file.is_directory(root):
-            raise UsageError(f"log_dir={self.url!r}: there is no bucket {root!r}", hint="make it first")
+        with contextlib.suppress(PermissionError):  # who may see this folder alone: there is a bucket
+            if not file.is_directory(root):
+                raise UsageError(f"log_dir={self.url!r}: there is no bucket {root!r}", hint="make it first")
 
     def _fetch_all(self, names: Iterable[str]) -> None:
         with ThreadPoolExecutor(_THREADS) as pool:
