@@ -392,6 +392,7 @@ class _Stages:
         role = _follower()
         if role is not None:
             return self._follow(prepared, role)
+        self._find_store()
         report = self._stage("run", prepared.data, lambda: self._run(prepared))
         export, metrics, predictions = None, dict(report.metrics), None
         if self._config.export is not None:
@@ -413,6 +414,13 @@ class _Stages:
             predictions=predictions,
             seconds=dict(self._seconds),
         )
+
+    def _find_store(self) -> None:
+        """See whether there is a store to export to, before a training that may take days."""
+        export = self._config.export
+        if export is not None and is_remote(export.tf_serving):
+            with stage(self._loaded, "export", silent):
+                _next_version(export.tf_serving)
 
     def _follow(self, prepared: PreparedRun, role: str) -> PipelineResult:
         """Train along; everything else is the chief's."""

@@ -11,7 +11,7 @@ import pytest
 
 from moxserve import file
 from moxserve.cli.main import main
-from moxserve.errors import CheckpointError, ConfigError, UsageError
+from moxserve.errors import CheckpointError, ConfigError, MoxserveError, UsageError
 from moxserve.export.exporter import export_version
 from moxserve.export.manifest import read_manifest
 from moxserve.inspect.detect import detect
@@ -59,6 +59,12 @@ predict: {{output: "{models} told/rows.jsonl"}}
     assert done.value.code in (None, 0)
     assert read_manifest(str(work / "here" / "1")).source.global_step == 30
     assert list(scratch.glob(f"{file.TEMP_PREFIX}*")) == []
+
+
+def test_a_bucket_that_is_not_there_is_told_before_the_training(softmax: Write, store: Any, work: Path) -> None:
+    with pytest.raises(MoxserveError, match=r"export: s3://mistyped/m.*NoSuchBucket"):
+        run_pipeline(softmax(more='export: {tf_serving: "s3://mistyped/m"}\n'))
+    assert not (work / "run").exists()
 
 
 def test_what_is_no_run_is_told_by_its_url(store: Any, capsys: pytest.CaptureFixture[str]) -> None:
