@@ -24,6 +24,7 @@ WORTH_BYTES = 32 << 20
 _LEAST_SPAN_BYTES = 16 << 20
 _MOST_SPAN_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 20
+_PIECE_BYTES = 256 << 10
 
 Quick = Callable[[int, int], Iterator[bytes]]
 
@@ -95,6 +96,6 @@ def quick_spans(bucket: Bucket, key: str, etag: str) -> Quick | None:
         with contextlib.suppress(BaseError, OSError, ValueError):
             answer = obstore.get(opened, key, options={"range": (start, end), "if_match": etag})
             if tuple(answer.range) == (start, end):
-                yield from answer.stream(min_chunk_size=_CHUNK_BYTES)
+                yield from answer.stream(min_chunk_size=_PIECE_BYTES)
 
     return pieces
