@@ -19,6 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_each_image_has_one_to_four_labels(folder: Path) -> None:
     from PIL import Image
 

@@ -235,6 +235,7 @@ def test_proxy_refuses_what_is_no_flow() -> None:
         ProxyDataFlow([1, 2])  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_guard_lets_one_iteration_in() -> None:
     flow = Guarded(Counting())
     first = iter(flow)

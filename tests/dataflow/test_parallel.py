@@ -82,7 +82,7 @@ def until_error(flow: Any, got: list[Any]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_worker_stays() -> Iterator[None]:
+def no_worker_stays(small_heap: None) -> Iterator[None]:
     yield
     gc.collect()
     assert multiprocessing.active_children() == []

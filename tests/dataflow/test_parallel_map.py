@@ -39,7 +39,7 @@ MAPS = {"process": MultiProcessMapData, "thread": MultiThreadMapData}
 
 
 @pytest.fixture(autouse=True)
-def no_worker_stays() -> Iterator[None]:
+def no_worker_stays(small_heap: None) -> Iterator[None]:
     yield
     gc.collect()
     assert multiprocessing.active_children() == []

@@ -97,6 +97,7 @@ def test_the_sender_may_be_the_one_that_waits_at_the_address(ipc: str, send: Cal
     remote.close()
 
 
+@pytest.mark.slow
 def test_back_pressure_holds_the_flow(ipc: str) -> None:
     made: list[int] = []
 

@@ -86,6 +86,7 @@ def _graph_of(directory: str) -> Any:
     return saved_model_pb2.SavedModel.FromString(Path(directory, "saved_model.pb").read_bytes()).meta_graphs[0]
 
 
+@pytest.mark.slow
 def test_a_tf2_model_is_copied_whole_and_without_devices(v2_model: str, stage: Any, load_model: Any) -> None:
     assert any(n.device for f in _graph_of(v2_model).graph_def.library.function for n in f.node_def)
     rows = np.random.default_rng(0).normal(size=(70, 2)).astype(np.float32)

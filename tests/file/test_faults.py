@@ -217,6 +217,7 @@ def test_a_body_that_never_comes_is_told_and_leaves_nothing(
     assert os.listdir(tmp_path / "d") == []
 
 
+@pytest.mark.slow
 def test_a_slow_body_is_waited_for(proxy: Any, s3: str, raw: Any) -> None:
     _impatient()
     raw.put("f", bytes(1000))

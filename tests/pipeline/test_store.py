@@ -61,6 +61,7 @@ predict: {{output: "{models} told/rows.jsonl"}}
     assert list(scratch.glob(f"{file.TEMP_PREFIX}*")) == []
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_not_there_is_told_before_the_training(softmax: Write, store: Any, work: Path) -> None:
     with pytest.raises(MoxserveError, match=r"export: s3://mistyped/m.*NoSuchBucket"):
         run_pipeline(softmax(more='export: {tf_serving: "s3://mistyped/m"}\n'))

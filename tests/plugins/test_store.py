@@ -71,6 +71,7 @@ def test_the_same_comes_from_a_store(name: str, store: Any, digits_dir: Path, tm
     assert here.build().row_names == there.build().row_names or name == "csv"
 
 
+@pytest.mark.slow
 def test_training_images_come_from_a_store(store: Any, digits_dir: Path, tmp_path: Path, read_batches: Read):
     write_images(tmp_path / "in", digits_dir)
     url = f"{store.base}/in"

@@ -151,6 +151,7 @@ def test_stop_lets_requests_finish_on_both_transports(slow_base, options: Callab
     assert server.stop()
 
 
+@pytest.mark.slow
 def test_stop_has_a_limit(slow_base, options: Callable[..., Any]) -> None:
     server = Server(options(slow_base))
     server.start()

@@ -139,6 +139,7 @@ def test_a_checkpoint_of_something_else_altogether_is_an_error(session: Any, tra
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_evaluation_needs_every_variable(train: Train, linear: Any, tmp_path: Path) -> None:
     train(log_dir=str(tmp_path))
 

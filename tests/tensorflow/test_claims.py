@@ -165,6 +165,7 @@ def test_a_store_without_conditional_writes_will_do(url: str, store: Any) -> Non
     assert json.loads(file.read(f"{url}/{CLAIM_FILE}"))["host"] == "far"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "{", '{"token": 1}'])
 def test_a_claim_that_cannot_be_read_counts_as_one(url: str, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write(f"{url}/{CLAIM_FILE}", content)

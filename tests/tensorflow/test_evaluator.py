@@ -108,6 +108,7 @@ def test_checkpoints_are_evaluated_beside_the_training(
     assert (results[0].global_step, list(evaluations(tmp_path))) == (6, [2, 4, 6])
 
 
+@pytest.mark.slow
 def test_an_end_before_the_last_step_counts_when_no_other_training_begins(
     train_here: Train, evaluate_here: Train, linear: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

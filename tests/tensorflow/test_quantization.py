@@ -285,6 +285,7 @@ def test_ranges_start_at_zero_behind_a_relu_and_are_shared_where_runtimes_demand
     ]
 
 
+@pytest.mark.slow
 def test_layers_that_depend_on_each_other_may_share_a_range(images: Images, tmp_path: Path) -> None:
     def dense_block(x: Any, training: bool) -> Any:
         for i in range(3):

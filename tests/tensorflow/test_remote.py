@@ -282,6 +282,7 @@ def test_a_store_that_removes_nothing_will_do(train: Train, store: Any, console:
     assert {f"model.ckpt-{step}.index" for step in range(6, 9)} <= set(names(url))
 
 
+@pytest.mark.slow
 def test_credentials_for_a_folder_alone_will_do(store: Any, tmp_path: Path) -> None:
     refused = ("403 Forbidden", [("Content-Type", "application/xml")], b"<Error><Code>AccessDenied</Code></Error>")
     store.before = lambda method, path, query: None if "team" in f"{path}?{query}" else refused

@@ -119,6 +119,7 @@ def test_towers_draw_apart_and_go_on_where_they_were(tmp_path: Path) -> None:
     assert differences(whole, weights(train(tmp_path / "parts", 8, batches))) == []
 
 
+@pytest.mark.slow
 def test_without_the_flag_dropout_begins_anew(tmp_path: Path) -> None:
     """What the flag is for: without it the same test fails."""
     tf1.set_random_seed(1)

@@ -205,6 +205,7 @@ def test_a_store_that_fails_at_any_write_publishes_nothing_and_leaves_nothing(
     assert publish(store.base, fill).version == 1
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_now_and_then_is_asked_again(store: Any, fill: Any) -> None:
     lock, failed = threading.Lock(), set()
 
@@ -248,6 +249,7 @@ def test_a_file_that_arrives_damaged_is_told(store: Any, fill: Any) -> None:
     assert store.listed() == []
 
 
+@pytest.mark.slow
 def test_copies_that_do_not_arrive_are_noticed(store: Any, fill: Any) -> None:
     """A store that says it has copied and has not: there is no marker then."""
 
@@ -409,6 +411,7 @@ def test_without_boto3_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     assert raised.value.hint == 'pip install "moxserve[s3]"'
 
 
+@pytest.mark.slow
 def test_every_error_is_one_of_ours(store: Any, fill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a broken store or proxy answers."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

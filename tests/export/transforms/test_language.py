@@ -154,6 +154,7 @@ def transforms(draw: st.DrawFn) -> Transform:
     return Transform(name, tuple(draw(st.permutations(kept))), draw(st.booleans()))
 
 
+@pytest.mark.slow
 @given(st.lists(transforms(), max_size=4))
 def test_reads_back_what_it_writes(wanted: list[Transform]) -> None:
     assert parse_transforms(format_transforms(wanted)) == tuple(wanted)

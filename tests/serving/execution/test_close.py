@@ -67,6 +67,7 @@ def test_who_asks_a_loop_that_has_ended_is_told(loop: LoopThread) -> None:
         loop.call(one())
 
 
+@pytest.mark.slow
 def test_who_asks_while_the_loop_ends_is_told(loop: LoopThread) -> None:
     async def never() -> None:
         await asyncio.Event().wait()

@@ -200,6 +200,7 @@ def test_the_open_inference_protocol_is_told_as_well(serve, tmp_path) -> None:
     ])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_caller_that_leaves_is_told(serve, tmp_path) -> None:
     path = tmp_path / "access.log"
     server = serve(ObserveOptions(access_log=str(path)))

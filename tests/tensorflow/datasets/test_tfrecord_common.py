@@ -198,6 +198,7 @@ def test_the_order_does_not_depend_on_the_readers(folder: Path, compressed: Path
         assert read(where, num_parallel=num_parallel, num_epochs=2) == read(where, num_epochs=2)
 
 
+@pytest.mark.slow
 def test_private_threads_and_the_buffer_change_no_exact_order(folder: Path) -> None:
     assert read(folder, private_num_threads=2, shuffle_buffer_size=1) == read(folder)
 

@@ -108,6 +108,7 @@ def test_averages_become_a_checkpoint_of_the_network_alone(published: str, tmp_p
     assert match(SMALL, done.checkpoint).unused == ()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_classes_keeps_them(tmp_path: Path) -> None:
     source = write(tmp_path / "six.ckpt", {**values_of("lenet", 6), "global_step": np.int64(3)})
     done = convert("lenet", source, str(tmp_path / "out"))

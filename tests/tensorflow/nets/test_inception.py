@@ -124,6 +124,7 @@ class TestErrors:
 class TestOptions:
     """Options, on thin networks."""
 
+    @pytest.mark.slow
     def test_depth_of_v2(self) -> None:
         logits, ends = inception_v2(images(32), evaluated(), depth_multiplier=0.25, min_depth=20)
         assert logits.shape.as_list() == [1, 7]
@@ -139,6 +140,7 @@ class TestOptions:
         ]  # outputs are not fewer: 3 * 6 <= 20
         assert shape["InceptionV2/Conv2d_1a_7x7/pointwise_weights"] == [1, 1, 18, 20]
 
+    @pytest.mark.slow
     def test_plain_first_convolution_of_v2(self) -> None:
         inception_v2(images(32), evaluated(), use_separable_conv=False, **THIN)
         assert names()[:2] == ["InceptionV2/Conv2d_1a_7x7/weights", "InceptionV2/Conv2d_1a_7x7/BatchNorm/beta"]

@@ -69,6 +69,7 @@ def slow_flow(mode: str, **kwargs: Any) -> Any:
     return DataFromGenerator(lambda: slow_rows(0.004))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("input_fn", [slow_dataset, slow_flow])
 def test_waiting_for_slow_input(train: Train, input_fn: Any) -> None:
     used = train(input_fn=input_fn, max_number_of_steps=16, log_every_n_steps=3).utilisation
