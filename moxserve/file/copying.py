@@ -12,8 +12,8 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moxserve.errors import DataError
-from moxserve.file.atomic import atomic_open
+from moxserve.errors import DataError, UsageError
+from moxserve.file.atomic import atomic_open, temp_name
 from moxserve.file.errors import (
     MoxFileIsADirectoryException,
     MoxFileNotExistsException,
@@ -197,19 +197,40 @@ def _rename_local(source: str, target: str) -> None:
         shutil.move(source, target)
 
 
+def _check_two_buckets(source: Place, target: Place) -> None:
+    """Refuse to move between two addresses of one bucket: what is removed at the end could be what was written."""
+    (bucket, key), (other, _) = source.at(), target.at()
+    if bucket.name != other.name or bucket.store.client.meta.endpoint_url == other.store.client.meta.endpoint_url:
+        return
+    mark = key.rstrip("/") + temp_name()
+    bucket.put_if(mark, b"", {})
+    try:
+        is_one = other.exists(mark)
+    finally:
+        bucket.delete([mark])
+    if is_one:
+        raise UsageError(
+            f"{source.path!r} and {target.path!r} are in one bucket under two addresses",
+            hint="use one scheme for both, or give s3:// and obs:// the same endpoint",
+        )
+
+
 def rename(source: Place, target: Place) -> None:
     """Move a file or directory; a file that has the new name is replaced.
 
     Raises:
         MoxFileNotExistsException: the source is not there.
         OSError: as `os.rename` has it, where both are local: a directory of the new name is not empty, for example.
-        UsageError: a directory would be moved into itself, or onto one that it is in.
+        UsageError: a directory would be moved into itself, or onto one that it is in; or the two are in one bucket
+            under two addresses.
     """
     if not source.remote and not target.remote:
         if not os.path.lexists(source.path):
             raise missing(source.path)
         _rename_local(source.path, target.path)
         return
+    if source.remote and target.remote:
+        _check_two_buckets(source, target)
     if source.fs.is_file(source.path):
         if source.remote != target.remote or _object_name(source) != _object_name(target):
             copy_file(source, target)

@@ -641,3 +641,18 @@ def test_what_two_schemes_lead_to_is_one_object(
         file.rename(f"{s3}/d", f"{obs}/d/e")
     keys = raw.keys()
     assert [raw.get(key) for key in keys] == [b"2", b"1"]
+
+
+def test_nothing_is_moved_between_two_addresses_of_one_bucket(
+    s3: str, raw: Any, signed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OBS_ENDPOINT", signed.endpoint.replace("127.0.0.1", "localhost"))
+    obs = s3.replace("s3://", "obs://")
+    raw.put("f", b"1")
+    raw.put("d/g", b"2")
+    for name in ("f", "d", "none"):
+        with pytest.raises(UsageError, match="one bucket under two addresses"):
+            file.rename(f"{s3}/{name}", f"{obs}/{name}")
+    assert raw.keys() == ["d/g", "f"]
+    file.copy(f"{s3}/f", f"{obs}/f")
+    assert raw.get("f") == b"1"
