@@ -236,7 +236,7 @@ def test_what_a_broken_run_computed_is_not_computed_again(again: Any, monkeypatc
 
 
 def test_distortions_keep_shape_and_type_and_change_each_image() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8).repeat(40, 0)  # too many to be flipped alike
+    images = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8).repeat(40, 0)
     with tf1.Graph().as_default(), tf1.Session() as session:
         for options in (
             {"flip_left_right": True}, {"random_crop": 10}, {"random_scale": 20}, {"random_brightness": 30},
