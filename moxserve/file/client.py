@@ -89,7 +89,7 @@ class BodyError(DataError):
     """What should be sent is not there any more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Store:
     """A client of boto3 and how it is to be used; safe with threads.
 

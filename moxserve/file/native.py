@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -44,21 +45,24 @@ def open_native(bucket: Bucket) -> Any:
     Returns:
         The store; None where obstore is not installed, or would not do what boto3 does.
     """
-    store = bucket.store
+    return _opened(bucket.store, bucket.name) if _same_way(bucket.store) else None
+
+
+@lru_cache(maxsize=32)
+def _opened(store: Store, bucket: str) -> Any:
+    """Open it once for all copies, which share its connections."""
     try:
         from obstore.exceptions import BaseError
         from obstore.store import S3Store
     except ImportError:
         return None
-    if not _same_way(store):
-        return None
-    place = _place(store, bucket.name)
+    place = _place(store, bucket)
     if place is None or store.credentials is None:
         return None
     endpoint, by_host = place
     try:
         return S3Store(
-            bucket.name,
+            bucket,
             endpoint=endpoint,
             aws_endpoint_url_s3=endpoint,  # counts more than `endpoint` where the environment has it
             region=store.client.meta.region_name or "us-east-1",

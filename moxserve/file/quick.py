@@ -25,6 +25,7 @@ _UP_BYTES = 1 << 20
 _DOWN_BYTES = 64 << 20
 _CHUNK_BYTES = 256 << 10
 _PATIENCE = 3
+
 Copy = Callable[[Place, Place], None]
 
 
