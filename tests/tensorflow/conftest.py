@@ -123,3 +123,33 @@ def variable() -> Callable[..., np.ndarray]:
         return value
 
     return read
+
+
+@pytest.fixture
+def train_into(train: Callable[..., mox.RunResult], linear: Linear) -> Callable[[str], Callable[..., mox.RunResult]]:
+    """`train_into(log_dir)(**kwargs)`: train, or evaluate beside it: what a script of both processes does."""
+
+    def input_fn(mode: str) -> Any:
+        return (linear.input_fn if mode == mox.ModeKeys.TRAIN else linear.finite_input_fn)(mode)
+
+    def of(log_dir: str) -> Callable[..., mox.RunResult]:
+        return lambda **kwargs: train(**{"input_fn": input_fn, "log_dir": log_dir, "save_model_steps": 2, **kwargs})
+
+    return of
+
+
+@pytest.fixture
+def as_evaluator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Callable[..., mox.RunResult]], Callable[..., mox.RunResult]]:
+    """`as_evaluator(script)(**kwargs)`: run a script as the evaluator of a job."""
+
+    def of(script: Callable[..., mox.RunResult]) -> Callable[..., mox.RunResult]:
+        def call(**kwargs: Any) -> mox.RunResult:
+            with monkeypatch.context() as patch:
+                patch.setenv("MOXSERVE_FLAGS", "--job_name=evaluator")
+                return script(**kwargs)
+
+        return call
+
+    return of

@@ -22,26 +22,13 @@ Train = Callable[..., mox.RunResult]
 
 
 @pytest.fixture
-def train_here(train: Train, linear: Any, tmp_path: Path) -> Train:
-    """Train, or evaluate beside it, in one folder: what a script of both processes does."""
-
-    def input_fn(mode: str) -> Any:
-        return (linear.input_fn if mode == mox.ModeKeys.TRAIN else linear.finite_input_fn)(mode)
-
-    def call(**kwargs: Any) -> mox.RunResult:
-        return train(**{"input_fn": input_fn, "log_dir": str(tmp_path), "save_model_steps": 2, **kwargs})
-
-    return call
+def train_here(train_into: Callable[[str], Train], tmp_path: Path) -> Train:
+    return train_into(str(tmp_path))
 
 
 @pytest.fixture
-def evaluate_here(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> Train:
-    def call(**kwargs: Any) -> mox.RunResult:
-        with monkeypatch.context() as patch:
-            patch.setenv("MOXSERVE_FLAGS", "--job_name=evaluator")
-            return train_here(**kwargs)
-
-    return call
+def evaluate_here(as_evaluator: Callable[[Train], Train], train_here: Train) -> Train:
+    return as_evaluator(train_here)
 
 
 def evaluations(folder: Path) -> dict[int, dict[str, float]]:

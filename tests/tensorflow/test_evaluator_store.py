@@ -33,26 +33,13 @@ def url(store: Any, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def train_there(train: Train, linear: Any, url: str) -> Train:
-    """Train, or evaluate beside it: what a script of both processes does."""
-
-    def input_fn(mode: str) -> Any:
-        return (linear.input_fn if mode == mox.ModeKeys.TRAIN else linear.finite_input_fn)(mode)
-
-    def call(**kwargs: Any) -> mox.RunResult:
-        return train(**{"input_fn": input_fn, "log_dir": url, "save_model_steps": 2, **kwargs})
-
-    return call
+def train_there(train_into: Callable[[str], Train], url: str) -> Train:
+    return train_into(url)
 
 
 @pytest.fixture
-def evaluate_there(train_there: Train, monkeypatch: pytest.MonkeyPatch) -> Train:
-    def call(**kwargs: Any) -> mox.RunResult:
-        with monkeypatch.context() as patch:
-            patch.setenv("MOXSERVE_FLAGS", "--job_name=evaluator")
-            return train_there(**kwargs)
-
-    return call
+def evaluate_there(as_evaluator: Callable[[Train], Train], train_there: Train) -> Train:
+    return as_evaluator(train_there)
 
 
 def evaluations(url: str) -> dict[int, dict[str, float]]:
