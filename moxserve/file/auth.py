@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -32,6 +31,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from moxserve.errors import UsageError
+from moxserve.file.forks import ForkLock
 
 __all__ = ["Auth", "Connection", "resolve", "set_auth"]
 
@@ -101,18 +101,8 @@ class Connection:
     environment: tuple[str | None, ...] = field(default=(), repr=False)
 
 
-_lock = threading.Lock()
+_lock = ForkLock()
 _current = Auth()
-
-
-def _unlocked() -> None:
-    """Make the lock anew in a process that was forked: a thread that is not there may have held it."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlocked)
 
 
 def set_auth(  # MoXing's signature

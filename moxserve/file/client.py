@@ -14,7 +14,6 @@ import logging
 import os
 import random
 import re
-import threading
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from moxserve.file.errors import (
     MoxFileRespException,
     Response,
 )
+from moxserve.file.forks import ForkLock
 
 __all__ = ["BodyError", "ConflictError", "Store", "store_of"]
 
@@ -200,17 +200,7 @@ class Store:
 
 
 _stores: dict[tuple[int, Connection], Store] = {}
-_lock = threading.Lock()
-
-
-def _unlocked() -> None:
-    """Make the lock anew in a process that was forked: a thread that is not there may have held it."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlocked)
+_lock = ForkLock()
 
 
 def store_of(scheme: str, url: str) -> Store:

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Iterator
 
+from moxserve.file.forks import ForkLock
 from moxserve.file.places import cache_directory
 
 try:
@@ -23,17 +24,8 @@ __all__ = ["turn"]
 
 # More would be of use only to more writers than a machine has cores.
 _COUNT = 64
-_locks = [threading.Lock() for _ in range(_COUNT)]
+_locks = [ForkLock() for _ in range(_COUNT)]
 _here = threading.local()
-
-
-def _unlocked() -> None:
-    """Make the locks anew in a process that was forked: threads that are not there may have held them."""
-    _locks[:] = [threading.Lock() for _ in range(_COUNT)]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlocked)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -14,6 +16,7 @@ import pytest
 from moxserve import file
 from moxserve.errors import MissingExtraError, UsageError
 from moxserve.file import auth, client
+from moxserve.file.forks import ForkLock
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 ACCESS = "AKIAIOSFODNN7EXAMPLE"
@@ -279,3 +282,18 @@ def test_keys_are_told_to_nobody(proxy: Any, s3: str, caplog: pytest.LogCaptureF
     for secret in (SECRET, ACCESS, "a-secret-in-a-list"):
         assert not [text for text in told if secret in text]
     assert not [record for record in caplog.records if record.name.startswith(("botocore", "urllib3", "boto3"))]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_that_is_forked_while_a_lock_is_held_finds_it_open() -> None:
+    lock = ForkLock()
+    with lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(10)  # a lock that stays closed ends here
+            with lock:
+                pass
+    if not child:
+        with lock:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
