@@ -286,14 +286,18 @@ def test_keys_are_told_to_nobody(proxy: Any, s3: str, caplog: pytest.LogCaptureF
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_process_that_is_forked_while_a_lock_is_held_finds_it_open() -> None:
-    lock = ForkLock()
-    with lock:
-        child = os.fork()
-        if not child:
-            signal.alarm(10)  # a lock that stays closed ends here
-            with lock:
-                pass
-    if not child:
+    lock, child = ForkLock(), -1
+    try:
         with lock:
-            os._exit(0)
+            child = os.fork()
+            if not child:
+                signal.alarm(10)  # a lock that stays closed ends here
+                with lock:
+                    pass
+        if not child:
+            with lock:
+                os._exit(0)
+    finally:
+        if not child:
+            os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
