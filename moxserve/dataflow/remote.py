@@ -79,6 +79,9 @@ class _Place:
         socket.set_hwm(self.hwm)
         # Acknowledgements always have room: there are no more of them than datapoints.
         socket.setsockopt(zmq.RCVHWM if kind == zmq.DEALER else zmq.SNDHWM, 0)
+        # Given before any connection is made, which keeps the value of that moment: one whose other side left with
+        # messages under way waits for its own linger time, by default for ever, and `destroy` waits for it.
+        socket.setsockopt(zmq.LINGER, 0)
         # Wait for the other side, instead of filling a queue for one that never comes.
         socket.setsockopt(zmq.IMMEDIATE, 1)
         try:

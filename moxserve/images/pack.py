@@ -255,10 +255,11 @@ class PackStore:
             written, as on a full disk.
         """
         self._own_process()
-        if self._full:
-            return False
         length = data.nbytes if isinstance(data, np.ndarray) else len(data)
         with self._mutex:
+            # Here, not before: of threads that find the folder full together, one tells.
+            if self._full:
+                return False
             if self.max_bytes is not None and self.stored_bytes + length > self.max_bytes:
                 self._full = True
                 log.warning("%s is full: it holds %d of %d bytes", self.folder, self.stored_bytes, self.max_bytes)
