@@ -22,6 +22,7 @@ from moxserve.config.pipeline import LoadedPipeline, PipelineConfig, load_pipeli
 from moxserve.errors import CheckpointError, ConfigError, LimitExceededError
 from moxserve.file import atomic_write
 from moxserve.file.filesystem import is_remote, join
+from moxserve.file.standins import known_as
 from moxserve.pipeline.slots import InputBundle, InputPlugin, ModelPlugin, OptimizerPlugin, RunJob, RunPlugin, RunReport
 from moxserve.pipeline.stage import Talk, silent, stage
 from moxserve.types import TensorSpec, dtype_of
@@ -313,11 +314,7 @@ def _here(run: RunPlugin) -> Iterator[str]:
 
 def _shown(path: str | None, log_dir: str) -> str | None:
     """Return the URL of a path in the folder that stands for a log_dir in a store."""
-    if path is None or not is_remote(log_dir):
-        return path
-    from moxserve.tensorflow.executor.remote import known_as
-
-    return known_as(path)
+    return path if path is None or not is_remote(log_dir) else known_as(path)
 
 
 def _next_version(base: str) -> int:

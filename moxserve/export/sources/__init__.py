@@ -22,8 +22,8 @@ from moxserve.errors import UsageError
 from moxserve.export.job import ExportJob, GraphJob, JobOptions, KerasJob, ModelFileJob, SavedModelJob
 from moxserve.export.op_libraries import copy_op_libraries, load_op_library
 from moxserve.export.sources.base import OpenSource, StagedModel
-from moxserve.file import local_copy
 from moxserve.file.filesystem import is_remote
+from moxserve.file.standins import copied_here
 from moxserve.types import DEFAULT_SIGNATURE
 
 __all__ = ["OpenSource", "StagedModel", "open_source", "stage_model"]
@@ -56,9 +56,7 @@ def _here(job: JobOptions) -> Iterator[tuple[JobOptions, str]]:
     if not isinstance(job, ModelFileJob) or not is_remote(job.path):
         yield job, ""
         return
-    from moxserve.tensorflow.executor.remote import told_as
-
-    with local_copy(job.path) as path, told_as(path, job.path):
+    with copied_here(job.path) as path:
         yield replace(job, path=path), job.path
 
 

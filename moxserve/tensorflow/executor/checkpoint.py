@@ -16,6 +16,7 @@ from typing import Any
 
 from moxserve.errors import CheckpointError, first_line
 from moxserve.file import atomic_write, fsync_directory, fsync_path, sweep
+from moxserve.file.standins import known_as
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.located import (
     find_checkpoint,
@@ -28,7 +29,6 @@ from moxserve.tensorflow.executor.located import (
     without_part,
 )
 from moxserve.tensorflow.executor.matching import CheckpointReport, Match, RestoreRules, listed, match, name_of
-from moxserve.tensorflow.executor.remote import known_as
 from moxserve.tensorflow.executor.train_op import matches, split_patterns
 
 __all__ = [

@@ -24,6 +24,7 @@ from typing import Any
 from moxserve import file
 from moxserve.errors import CheckpointError, InterruptedRunError, UsageError
 from moxserve.file import atomic_write
+from moxserve.file.standins import told_as
 from moxserve.tensorflow.executor import checkpoint as checkpoints
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf1
@@ -31,7 +32,6 @@ from moxserve.tensorflow.executor.epochs import samples_in_epoch
 from moxserve.tensorflow.executor.located import is_complete
 from moxserve.tensorflow.executor.mirror import EVALUATIONS
 from moxserve.tensorflow.executor.phases import phases_of
-from moxserve.tensorflow.executor.remote import told_as
 from moxserve.tensorflow.executor.settings import Functions, Settings
 from moxserve.tensorflow.executor.signals import SignalGuard
 from moxserve.tensorflow.executor.spec import ModeKeys, RunResult

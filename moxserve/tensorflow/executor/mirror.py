@@ -17,12 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from moxserve import file
 from moxserve.errors import MoxserveError, UsageError, first_line
 from moxserve.file.filesystem import join, locate
+from moxserve.file.standins import url_of
 from moxserve.tensorflow.executor.claims import CLAIM_FILE, Claim
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.located import is_complete, latest_checkpoint, named_in_state
 from moxserve.tensorflow.executor.lock import LOCK_FILE
 
-__all__ = ["EVALUATIONS", "JOB_FILE", "STATE_FILE", "Mirror", "url_of"]
+__all__ = ["EVALUATIONS", "JOB_FILE", "STATE_FILE", "Mirror"]
 
 STATE_FILE = "checkpoint"
 # What a job remembers of its trainings; see `job`.
@@ -235,12 +236,6 @@ class Mirror:
             return _identity(os.path.join(self.folder, STATE_FILE))
         except FileNotFoundError:
             return None
-
-
-def url_of(path: str, folder: str, url: str) -> str:
-    """Return the URL of what is in a folder that stands for a directory of a store; any other path as it is."""
-    inside = os.path.relpath(path, folder)
-    return path if inside.startswith("..") else join(url, "" if inside == "." else inside)
 
 
 def _is_state(name: str) -> bool:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,14 +18,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moxserve import file
-from moxserve.errors import CheckpointError, DataError, MoxserveError, first_line
+from moxserve.errors import CheckpointError, MoxserveError, first_line
 from moxserve.file.filesystem import is_remote, join, locate
+from moxserve.file.standins import known_as, told_as
 from moxserve.tensorflow.executor.claims import Claim, ClaimLostError, claimed
 from moxserve.tensorflow.executor.cluster import Topology
 from moxserve.tensorflow.executor.env import tf1
 from moxserve.tensorflow.executor.hooks.states import HOOK_STATES
 from moxserve.tensorflow.executor.located import find_checkpoint, latest_checkpoint, without_part
-from moxserve.tensorflow.executor.mirror import EVALUATIONS, JOB_FILE, STATE_FILE, Mirror, url_of
+from moxserve.tensorflow.executor.mirror import EVALUATIONS, JOB_FILE, STATE_FILE, Mirror
 from moxserve.tensorflow.executor.participants import NEVER, Clock, Participant, StepContext
 from moxserve.tensorflow.executor.position import PositionLog
 from moxserve.tensorflow.executor.spec import ModeKeys
@@ -40,10 +39,8 @@ __all__ = [
     "Share",
     "checkpoint_here",
     "kept_here",
-    "known_as",
     "local_checkpoint",
     "mirrored",
-    "told_as",
 ]
 
 _EVERY_S = 60.0
@@ -185,8 +182,6 @@ class LogDirSender(Participant):
 
 # The mirrors of this process by their local folders: several runs may go into one, of a pipeline for example.
 _mirrors: dict[str, Mirror] = {}
-# The URLs that folders stand for, of these and of what is fetched alone.
-_urls: dict[str, str] = {}
 
 
 @contextlib.contextmanager
@@ -321,42 +316,6 @@ def checkpoint_here(path: str) -> Iterator[tuple[str, str]]:
             if prefix is None:
                 raise CheckpointError(f"no checkpoint at {path!r}", hint="give a prefix, a file or a folder")
             yield prefix, join(url, os.path.relpath(prefix, folder))
-
-
-def known_as(path: str) -> str:
-    """Return the URL of what is in a folder that stands for a directory of a store now; any other path as it is."""
-    urls = (url_of(path, folder, url) for folder, url in tuple(_urls.items()))
-    return next((url for url in urls if url != path), path)
-
-
-@contextlib.contextmanager
-def told_as(folder: str, url: str) -> Iterator[None]:
-    """Let errors, and `known_as`, speak of the directory in a store that a folder stands for.
-
-    Raises:
-        DataError: there is no room for the folder.
-    """
-    _urls[folder] = url
-    try:
-        yield
-    except MoxserveError as error:
-        error.message = error.message.replace(folder, url)
-        error.hint = error.hint.replace(folder, url) if error.hint else _room_hint(error)
-        error.args = (error.message,)
-        raise
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise DataError(f"{url}: {first_line(error)}", hint=_room_hint(error)) from error
-    finally:
-        del _urls[folder]
-
-
-def _room_hint(error: Exception) -> str | None:
-    """What to do where it is not the store that is full."""
-    if os.strerror(errno.ENOSPC) not in str(error):
-        return None
-    return f"{tempfile.gettempdir()}, where it is kept meanwhile, is full; let TMPDIR name a folder with more room"
 
 
 def _fetched(url: str, folder: str) -> str | None:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from moxserve.errors import CheckpointError
+from moxserve.file.standins import known_as
 from moxserve.tensorflow.executor import checkpoint as checkpoints
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import store
 from moxserve.tensorflow.executor.hooks.lr_scale import LR_SCALE
-from moxserve.tensorflow.executor.remote import known_as
 from moxserve.tensorflow.executor.settings import Settings
 from moxserve.tensorflow.executor.spec import ModeKeys
 from moxserve.tensorflow.executor.train_op import split_patterns
