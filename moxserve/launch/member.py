@@ -45,13 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             command,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=die_with_parent,  # safe: there are no threads yet
+            preexec_fn=lambda: _begin(options.report),  # safe: there are no threads yet
         )
     except OSError as error:
         sys.stderr.write(f"{command[0]}: {error.strerror or error}\n")
         return NOT_FOUND
     if options.report is not None:
-        os.write(options.report, b"%d\n" % process.pid)
         os.close(options.report)
     ending = _Ending(process, options.grace)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -62,18 +61,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status if status >= 0 else 128 - status
 
 
+def _begin(report: int | None) -> None:
+    """What the command's process does first. It tells its number itself: this one may be killed before it knows it."""
+    die_with_parent()
+    if report is not None:
+        os.write(report, b"%d\n" % os.getpid())
+
+
 class _Ending:
     """Ends the command, once: SIGTERM, then SIGKILL to all of its group."""
 
     def __init__(self, process: subprocess.Popen[bytes], grace_s: float) -> None:
         self._process = process
         self._grace_s = grace_s
-        self._begun = False
+        self._first = threading.Lock()
 
     def begin(self) -> None:
-        if self._begun:
+        # Asked by signal handlers and by the lifeline. A second SIGTERM would end a training that saves its state.
+        if not self._first.acquire(blocking=False):
             return
-        self._begun = True
         _send(self._process, signal.SIGTERM)
         killer = threading.Timer(self._grace_s, _kill_group, (self._process,))
         killer.daemon = True
@@ -90,6 +96,8 @@ def _listen(process: subprocess.Popen[bytes], ending: _Ending) -> None:
                 number = int(line)
                 if number == signal.SIGKILL:
                     _kill_group(process)
+                elif number == signal.SIGTERM:
+                    ending.begin()
                 else:
                     _send(process, number)
     ending.begin()

@@ -131,6 +131,7 @@ class Supervisor:
         self._signum = 0
         self._over = False
         self._rounds = 0
+        self._unseen = False
 
     def run(self) -> int:
         """Run until the job is over.
@@ -189,7 +190,7 @@ class Supervisor:
     def _signal(self, member: _Member, number: int) -> None:
         """Have the command of a member get a signal."""
         if member.process is not None and member.process.stdin is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # it is closed: a signal came while its end was noted
                 os.write(member.process.stdin.fileno(), b"%d\n" % number)
 
     def _drain(self, member: _Member, pipe: Any) -> None:
@@ -209,11 +210,12 @@ class Supervisor:
         process = member.process
         if process is None or process.poll() is None:
             return False
-        deadline = time.monotonic() + _LAST_WORDS_S
-        while member.streams and time.monotonic() < deadline:  # somebody else may hold the pipes open
+        deadline, late = time.monotonic() + _LAST_WORDS_S, False
+        while member.streams and not late:  # somebody else may hold the pipes open
+            late = time.monotonic() > deadline  # before the last look: what is there by then is read
             for pipe in list(member.streams):
                 self._drain(member, pipe)
-            time.sleep(0.01)
+            time.sleep(0.0 if late else 0.01)
         for pipe, stream in member.streams.items():
             self._selector.unregister(pipe)
             stream.end()
@@ -258,7 +260,9 @@ class Supervisor:
         self._signum = self._signum or number
 
     def _next_due(self) -> float | None:
-        """Seconds until something is to be started; None for nothing."""
+        """Seconds until something is to be looked at or started; None for nothing."""
+        if self._unseen:
+            return 0.0
         due = [member.due for member in self._members if member.due is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
@@ -282,6 +286,7 @@ class Supervisor:
 
     def _look(self) -> None:
         """See who died, and decide."""
+        self._unseen = False
         if self._signum:
             self._console.say(f"{signal.Signals(self._signum).name}: ending all processes")
             self._result = 128 + self._signum
@@ -386,15 +391,20 @@ class Supervisor:
             for member in members:
                 if number:
                     self._signal(member, number)
-            while any(member.alive for member in members) and (left_s := deadline - time.monotonic()) > 0:
+            while self._left_of(members) and (left_s := deadline - time.monotonic()) > 0:
                 self._wait(left_s)
-                for member in members:
-                    self._reap(member)
         for member in members:
             if member.process is not None:  # one that does not even listen: a connection that hangs
                 member.process.kill()
                 member.process.wait()
                 self._reap(member)
+        self._unseen = True  # deaths of others, and signals, have woken the waiting here, where nobody looked at them
+
+    def _left_of(self, members: list[_Member]) -> bool:
+        """Take note of deaths, also of those that woke an earlier waiting; tells whether one of these still runs."""
+        for member in members:
+            self._reap(member)
+        return any(member.alive for member in members)
 
     def _kill_all(self) -> None:
         """End everybody at once."""
