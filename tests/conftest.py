@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from moxserve import ports
 
@@ -34,9 +34,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 if not os.environ.get("PYTHONPYCACHEPREFIX"):
     os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / ".cache" / "pycache")
 os.environ["PYTHONDONTWRITEBYTECODE"] = ""
-# How long an example takes says how busy the machine is, not whether the code is right.
-settings.register_profile("without deadlines", deadline=None)
-settings.load_profile("without deadlines")
+# How long examples take says how busy the machine is, not whether the code is right; and every run tries the same ones.
+settings.register_profile(
+    "the same everywhere", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, database=None
+)
+settings.load_profile("the same everywhere")
 
 
 @pytest.fixture(scope="session")

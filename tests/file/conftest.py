@@ -188,6 +188,7 @@ class Proxy:
     fault: Callable[[str, str, dict[str, str]], Any] = lambda method, path, headers: None
     calls: list[tuple[str, str]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    lock: Any = field(default_factory=threading.Lock)
 
     def first(self, times: int, what: tuple[Any, ...], method: str = "", path: str = "") -> None:
         """Let the first requests of a method, whose path contains a text, fail."""
@@ -211,10 +212,18 @@ class _Relay:
     def __init__(self, upstream: str) -> None:
         host, _, port = upstream.removeprefix("http://").partition(":")
         self._upstream = (host, int(port or 80))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.state = Proxy(f"http://127.0.0.1:{self._listener.getsockname()[1]}")
-        self._open: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._address = self._listener.getsockname()
+        self.state = Proxy()
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def renew(self) -> Proxy:
+        """Begin for another test; what comes late of an earlier one does not count."""
+        with socket.create_connection(self._address) as last:
+            last.sendall(b"\r\n")
+            last.recv(1)  # its end: all that connected before are accepted
+        self.state = Proxy(f"http://127.0.0.1:{self._address[1]}")
+        return self.state
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -227,14 +236,14 @@ class _Relay:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._serve, args=(connection, self.state), daemon=True).start()
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: socket.socket, state: Proxy) -> None:
         with connection, contextlib.suppress(OSError), connection.makefile("rb") as stream:
-            while self._one(connection, stream):
+            while self._one(connection, stream, state):
                 pass
 
-    def _one(self, connection: socket.socket, stream: Any) -> bool:
+    def _one(self, connection: socket.socket, stream: Any, state: Proxy) -> bool:
         lines = []
         while (line := stream.readline()) not in (b"\r\n", b""):
             lines.append(line)
@@ -245,9 +254,10 @@ class _Relay:
         if headers.get("expect"):
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = stream.read(int(headers.get("content-length", 0)))
-        self.state.calls.append((method, path))
-        self.state.headers.append(headers)
-        fault = self.state.fault(method, path, headers) or ("none",)
+        with state.lock:  # one of each for a request
+            state.calls.append((method, path))
+            state.headers.append(headers)
+        fault = state.fault(method, path, headers) or ("none",)
         if fault[0] == "hang":
             time.sleep(fault[1])
             return False
@@ -317,12 +327,10 @@ def _relay_to_store(account: Any) -> Iterator[_Relay]:
 
 
 @pytest.fixture
-def proxy(_relay_to_store: _Relay, signed: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def proxy(_relay_to_store: _Relay, signed: Any, monkeypatch: pytest.MonkeyPatch) -> Proxy:
     """The way to the store goes through a network that fails on demand; four attempts without long waits."""
-    state = _relay_to_store.state
-    state.calls.clear()
-    state.headers.clear()
+    state = _relay_to_store.renew()
     monkeypatch.setenv("AWS_ENDPOINT_URL", state.endpoint)
-    file.set_auth(retry=4, retry_wait=0.01, client_timeout=5)
-    yield state
-    state.fault = lambda method, path, headers: None
+    # What answers late on a busy machine is waited for; only a test that hangs gives up sooner.
+    file.set_auth(retry=4, retry_wait=0.01, client_timeout=100)
+    return state

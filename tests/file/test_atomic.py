@@ -65,14 +65,16 @@ def test_a_symbolic_link_is_written_through(tmp_path: Path) -> None:
 def test_a_reader_never_sees_a_mixture(tmp_path: Path) -> None:
     path = tmp_path / "f"
     atomic_write(path, b"0" * 200_000)
-    seen, stop = set(), threading.Event()
+    seen, begun, stop = set(), threading.Event(), threading.Event()
 
     def read() -> None:
         while not stop.is_set():
             seen.add(path.read_bytes())
+            begun.set()
 
     reader = threading.Thread(target=read)
     reader.start()
+    assert begun.wait(100)
     for digit in b"123456789":
         atomic_write(path, bytes([digit]) * 200_000)
     stop.set()

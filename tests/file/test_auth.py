@@ -291,7 +291,7 @@ def test_a_process_that_is_forked_while_a_lock_is_held_finds_it_open() -> None:
         with lock:
             child = os.fork()
             if not child:
-                signal.alarm(10)  # a lock that stays closed ends here
+                signal.alarm(100)  # a lock that stays closed ends here
                 with lock:
                     pass
         if not child:

@@ -30,7 +30,8 @@ def _name(fault: Any) -> str:
 
 
 def _impatient() -> None:
-    file.set_auth(client_timeout=0.4)
+    """What hangs is given up soon; and there are attempts left where a busy machine is late with what does not."""
+    file.set_auth(client_timeout=1, retry=30)
 
 
 # Each operation, what it sends, and whether it did what it should
@@ -219,24 +220,22 @@ def test_a_body_that_never_comes_is_told_and_leaves_nothing(
 
 @pytest.mark.slow
 def test_a_slow_body_is_waited_for(proxy: Any, s3: str, raw: Any) -> None:
-    _impatient()
+    file.set_auth(client_timeout=4)  # all of it takes longer, no piece does
     raw.put("f", bytes(1000))
-    proxy.first(1, ("slow", 0.1), "GET", "/f")
+    proxy.first(1, ("slow", 0.45), "GET", "/f")
     assert file.read(f"{s3}/f", binary=True) == bytes(1000)
     assert proxy.count("GET", "/f") == 1
 
 
 @pytest.mark.slow
 def test_a_store_that_hangs_is_given_up(proxy: Any, s3: str, raw: Any) -> None:
-    _impatient()
+    file.set_auth(client_timeout=0.4)
     raw.put("f")
-    proxy.first(1000, HANG)
-    started = time.monotonic()
+    proxy.first(1000, ("hang", 1000))  # who waits for it, waits longer than a test may
     with pytest.raises(file.MoxFileRespException, match="cannot be reached"):
         file.read(f"{s3}/f")
     with pytest.raises(file.MoxFileRespException, match="cannot be reached"):
         file.write(f"{s3}/f", "new")
-    assert time.monotonic() - started < 30
     assert raw.get("f") == b"x"
 
 
@@ -314,7 +313,7 @@ def test_processes_that_append_to_a_store_without_conditions_take_turns(
     raw.put("f", b"")
     started = [subprocess.Popen([sys.executable, "-c", APPENDS, f"{s3}/f", name]) for name in "ab"]
     try:
-        assert [process.wait(60) for process in started] == [0, 0]
+        assert [process.wait(120) for process in started] == [0, 0]
     finally:
         for process in started:
             process.kill()
@@ -410,7 +409,7 @@ with file.File(sys.argv[1], "wb") as f:
 @pytest.mark.slow
 def test_a_killed_upload_shows_nothing(s3: str, raw: Any) -> None:
     raw.put("big", b"old")
-    run = subprocess.run([sys.executable, "-c", KILLED, f"{s3}/big"], check=False, timeout=60)
+    run = subprocess.run([sys.executable, "-c", KILLED, f"{s3}/big"], check=False, timeout=200)
     assert run.returncode == -signal.SIGKILL
     assert raw.get("big") == b"old"
     assert raw.keys() == ["big"]
@@ -442,7 +441,7 @@ def test_a_copy_that_fails_does_not_wait_for_what_is_in_hand(proxy: Any, s3: str
 
     def fault(method: str, path: str, headers: dict[str, str]) -> Any:
         if path.endswith("/slow"):
-            return ("slow", 0.15)
+            return ("slow", 0.6)  # six seconds in all, of which it gets two or three pieces
         return ("status", 403) if path.endswith("/bad") else None
 
     proxy.fault = fault

@@ -81,13 +81,13 @@ def test_keys_that_obstore_would_change_are_left_to_boto3(key: str) -> None:
     [
         ("status", 503),
         ("lose",),
-        *(pytest.param(x, marks=pytest.mark.slow) for x in [("reset",), ("status", 429), ("cut", 500), ("hang", 2)]),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in [("reset",), ("status", 429), ("cut", 500), ("hang", 20)]),
     ],
     ids=str,
 )
 def test_failures_are_survived(fault: Any, proxy: Any, s3: str, raw: Any, many: Path, tmp_path: Path) -> None:
     if fault[0] == "hang":
-        file.set_auth(client_timeout=0.4)
+        file.set_auth(client_timeout=2, retry=30)  # attempts are left where a busy machine is late
     proxy.first(3, fault, "PUT")
     file.copy_parallel(many, s3)
     assert stored(raw) == contents(many)
@@ -142,7 +142,7 @@ def test_a_forked_process_copies_too(s3: str, raw: Any, many: Path) -> None:
     file.copy_parallel(many, f"{s3}/one")
     child = multiprocessing.get_context("fork").Process(target=_copy, args=(str(many), f"{s3}/two"))
     child.start()
-    child.join(60)
+    child.join(200)
     try:
         assert child.exitcode == 0
     finally:
