@@ -238,17 +238,18 @@ class Flows:
         """
         ref = model_ref(model)
         deadline = _Deadline(check_timeout(timeout_s))
-        last: RequestError | ServerUnreachableError | None
+        last: RequestError | ServerUnreachableError | None = None
+        seen = ""
         while True:
             try:
                 version, seen = yield from self._ready_version(ref, deadline)
                 if version is not None:
                     return version
-            except (RequestError, ServerUnreachableError) as error:
-                seen = error.message
-                last = error
-            else:
                 last = None
+            except (RequestError, ServerUnreachableError) as error:
+                # One that the end of the wait may have cut off tells less than what was seen before.
+                if not seen or deadline.allows(READY_POLL_S):
+                    seen, last = error.message, error
             if not deadline.allows(READY_POLL_S):
                 raise ServerUnreachableError(
                     f"model {str(ref)!r} was not ready within {timeout_s:g} s: {seen}",

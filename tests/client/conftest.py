@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +19,8 @@ from moxserve.protocol.tensors import from_proto, to_proto
 class FaultyGrpc:
     """A gRPC model server whose model and failures a test sets.
 
-    `faults` are raised first, one a Predict call: (status code, message), or a number of seconds to wait.
+    `faults` are raised first, one a Predict call: (status code, message), a number of seconds to wait, or a barrier to
+    wait at; `status_pauses` are waited for, one a GetModelStatus call. `stop` ends waits.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,9 @@ class FaultyGrpc:
         self.dtype = 1
         self.dims = [-1]
         self.faults: list[Any] = []
+        self.status_pauses: list[float] = []
         self.calls: list[str] = []
+        self._stopped = threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 1 << 20)])
         self._server.add_generic_rpc_handlers((self,))
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -44,7 +46,9 @@ class FaultyGrpc:
         if self.faults:
             fault = self.faults.pop(0)
             if isinstance(fault, float):
-                time.sleep(fault)
+                self._stopped.wait(fault)
+            elif isinstance(fault, threading.Barrier):
+                fault.wait()
             else:
                 context.abort(*fault)
         request = messages.PredictRequest.FromString(data)
@@ -74,6 +78,8 @@ class FaultyGrpc:
 
     def on_GetModelStatus(self, data: bytes, context: Any) -> bytes:
         self.calls.append("GetModelStatus")
+        if self.status_pauses:
+            self._stopped.wait(self.status_pauses.pop(0))
         response = messages.GetModelStatusResponse()
         status = response.model_version_status.add(version=self.version, state=20)
         status.status.error_code = 13
@@ -81,6 +87,7 @@ class FaultyGrpc:
         return response.SerializeToString()
 
     def stop(self) -> None:
+        self._stopped.set()
         self._server.stop(0).wait()
 
 
@@ -95,12 +102,14 @@ def faulty() -> Iterator[FaultyGrpc]:
 def http_answer() -> Iterator[Callable[..., str]]:
     """Start an HTTP server that gives one answer to everything: `url = http_answer(status, body, delay_s)`."""
     servers = []
+    stopped = threading.Event()
 
     def start(status: int, body: bytes, delay_s: float = 0.0) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers.get("content-length", 0)))
-                time.sleep(delay_s)
+                if stopped.wait(delay_s):
+                    return  # nobody waits any more
                 self.send_response(status)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
@@ -117,6 +126,7 @@ def http_answer() -> Iterator[Callable[..., str]]:
         return f"http://127.0.0.1:{server.server_port}"
 
     yield start
+    stopped.set()
     for server in servers:
         server.shutdown()
         server.server_close()

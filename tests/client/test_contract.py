@@ -48,7 +48,7 @@ def client(request: pytest.FixtureRequest, toy_server: Any) -> Iterator[Any]:
     kind = request.param
     if kind.startswith("async-"):
         make, kind = Blocking, kind.removeprefix("async-")
-    made = make(target_of(kind, toy_server), timeout_s=30)
+    made = make(target_of(kind, toy_server), timeout_s=60)
     yield made
     made.close()
 
@@ -144,8 +144,8 @@ def test_metadata(client) -> None:
 def test_status_and_readiness(client) -> None:
     (status,) = client.status("toy")
     assert (status.version, status.state, status.error_code) == (1, "AVAILABLE", "OK")
-    assert client.wait_ready("toy", timeout_s=5) == 1
-    assert client.wait_ready("toy:1", timeout_s=5) == 1
+    assert client.wait_ready("toy", timeout_s=60) == 1
+    assert client.wait_ready("toy:1", timeout_s=60) == 1
 
 
 def test_unknown_version(client) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 
 import grpc
 import numpy as np
@@ -27,7 +27,7 @@ def test_nobody_listens(free_port, scheme) -> None:
 
 @pytest.mark.parametrize("target", ["grpc://no-such-host.invalid:8500", "http://no-such-host.invalid:8501"])
 def test_unknown_host(target) -> None:
-    with Client(target, timeout_s=10, retry=Retry(0)) as client, pytest.raises(ServerUnreachableError, match="no-such"):
+    with Client(target, timeout_s=30, retry=Retry(0)) as client, pytest.raises(ServerUnreachableError, match="no-such"):
         client.status("m")
 
 
@@ -77,30 +77,33 @@ def test_binary_data_in_a_message_does_not_reach_the_terminal(faulty, ones) -> N
 
 def test_repetitions_stay_within_the_timeout(faulty, ones) -> None:
     faulty.faults = [UNAVAILABLE] * 99
-    start = time.monotonic()
     with (
         Client(faulty.target, timeout_s=0.5, retry=Retry(attempts=50, pause_s=0.1)) as client,
         pytest.raises(ClientError),
     ):
         client.predict("m", ones)
-    assert time.monotonic() - start < 2
+    assert faulty.calls.count("Predict") < 20  # pauses double, from a twentieth of a second on
 
 
 def test_deadline_over_grpc(faulty, ones) -> None:
     with Client(faulty.target) as client:
         client.metadata("m")
-        faulty.faults = [1.0]
-        with pytest.raises(RequestError, match=r"no answer from grpc://.* within 0\.(2|19\d*) s") as caught:
+        faulty.faults = [20.0]
+        # What is left of the time when it is sent.
+        with pytest.raises(RequestError, match=r"no answer from grpc://.* within 0\.(2|[01]\d*) s") as caught:
             client.predict("m", ones, timeout_s=0.2)
     assert caught.value.status == "DEADLINE_EXCEEDED"
     assert "--timeout" in (caught.value.hint or "")
 
 
 def test_deadline_over_rest(http_answer) -> None:
-    with Client(http_answer(200, b"{}", delay_s=1.0), timeout_s=0.2) as client, pytest.raises(RequestError) as caught:
+    url = http_answer(200, b"{}", delay_s=20.0)
+    with (
+        Client(url, timeout_s=0.2) as client,
+        pytest.raises(RequestError, match=r"no answer from http://.* within 0\.(2|[01]\d*) s") as caught,
+    ):
         client.status("m")
     assert caught.value.status == "DEADLINE_EXCEEDED"
-    assert "within 0.2 s" in caught.value.message
 
 
 def test_message_too_large_for_the_server(faulty) -> None:
@@ -153,27 +156,34 @@ def test_answer_from_another_version_drops_the_kept_signature(faulty) -> None:
 
 def test_wait_ready_tells_what_it_saw_last(faulty) -> None:
     with Client(faulty.target) as client, pytest.raises(ServerUnreachableError) as caught:
-        client.wait_ready("m", timeout_s=0.3)
+        client.wait_ready("m", timeout_s=0.5)
     assert caught.value.message == (
-        "model 'm' was not ready within 0.3 s: version 1 LOADING (INTERNAL: still reading the weights)"
+        "model 'm' was not ready within 0.5 s: version 1 LOADING (INTERNAL: still reading the weights)"
     )
+
+
+def test_wait_ready_tells_what_it_saw_before_its_time_was_up(faulty) -> None:
+    faulty.status_pauses = [0.0, 20.0]
+    with Client(faulty.target) as client, pytest.raises(ServerUnreachableError, match="within 1 s: version 1 LOADING"):
+        client.wait_ready("m", timeout_s=1)
+    assert faulty.calls == ["GetModelStatus"] * 2
 
 
 def test_wait_ready_outlives_a_server_that_is_not_up_yet(free_port) -> None:
     with (
         Client(f"127.0.0.1:{free_port}") as client,
-        pytest.raises(ServerUnreachableError, match=r"0\.3 s: nobody answers"),
+        pytest.raises(ServerUnreachableError, match=r"0\.5 s: nobody answers"),
     ):
-        client.wait_ready("m", timeout_s=0.3)
+        client.wait_ready("m", timeout_s=0.5)
 
 
 def test_grpc_to_a_rest_port_and_the_other_way_round(toy_server) -> None:
     rest_port = toy_server.rest.rpartition(":")[2]
-    with Client(f"127.0.0.1:{rest_port}", timeout_s=5, retry=Retry(0)) as client, pytest.raises(ClientError) as caught:
+    with Client(f"127.0.0.1:{rest_port}", timeout_s=30, retry=Retry(0)) as client, pytest.raises(ClientError) as caught:
         client.status("toy")
     assert "8501" in (caught.value.hint or "")
     with (
-        Client(f"http://{toy_server.grpc}", timeout_s=5, retry=Retry(0)) as client,
+        Client(f"http://{toy_server.grpc}", timeout_s=30, retry=Retry(0)) as client,
         pytest.raises(ClientError) as caught,
     ):
         client.status("toy")
@@ -221,13 +231,11 @@ def test_closed_client(faulty) -> None:
 
 
 def test_async_client_overlaps_requests(faulty, ones) -> None:
-    async def run() -> float:
+    async def run() -> None:
         async with AsyncClient(faulty.target) as client:
             await client.metadata("m")
-            faulty.faults = [0.4, 0.4, 0.4]
-            start = time.monotonic()
+            faulty.faults = [threading.Barrier(3, timeout=60)] * 3
             answers = await asyncio.gather(*(client.predict("m", ones) for _ in range(3)))
             assert [a["y"].tolist() for a in answers] == [[2, 2, 2]] * 3
-            return time.monotonic() - start
 
-    assert asyncio.run(run()) < 1.0
+    asyncio.run(run())
