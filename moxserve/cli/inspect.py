@@ -6,6 +6,7 @@ Only commands that read values out of checkpoints import TensorFlow.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,7 +31,8 @@ Examples:
 \b
 PATH is a version directory or a folder of them (the newest is taken), a SavedModel, a GraphDef, a
 checkpoint or a folder of them, the directory of a run, an .onnx, .tflite, .xml or .npz file, or a
-TFRecord of requests; what it is is found out from what lies there.
+TFRecord of requests; what it is is found out from what lies there. PATH may be a URL of a store
+(s3://..., obs://...): what the command needs of it is fetched.
 
 \b
 Exit codes: 0 told; 1 a file is damaged; 2 PATH is nothing that can be inspected, or has not what
@@ -69,10 +71,10 @@ def _words(text: str) -> list[str]:
 def show(path: str, tags: str, digests: bool, all_rows: bool, as_json: bool) -> None:
     """Tell what PATH is and what is in it."""
     from moxserve.inspect.describe import describe
-    from moxserve.inspect.detect import detect
+    from moxserve.inspect.opened import opened
 
-    report = describe(detect(path), _words(tags), digests=digests, all_rows=all_rows or as_json)
-    echo_report(report, as_json)
+    with opened(path) as subject:
+        echo_report(describe(subject, _words(tags), digests=digests, all_rows=all_rows or as_json), as_json)
 
 
 @inspect.command(epilog="\b\nExample:\n  moxserve inspect signatures models/digits")
@@ -82,13 +84,14 @@ def show(path: str, tags: str, digests: bool, all_rows: bool, as_json: bool) -> 
 def signatures(path: str, tags: str, as_json: bool) -> None:
     """List the signatures, or what a model takes and gives."""
     from moxserve.inspect.describe import describe
-    from moxserve.inspect.detect import MODELS, detect, need
+    from moxserve.inspect.detect import MODELS, need
+    from moxserve.inspect.opened import opened
 
-    subject = need(detect(path), MODELS, "signatures")
-    report = describe(subject, _words(tags), digests=False)
-    report.facts, report.problems = {}, []
-    report.tables = [table for table in report.tables if table.key in ("signatures", "ends", "tensors")]
-    echo_report(report, as_json)
+    with opened(path, "graph") as subject:
+        report = describe(need(subject, MODELS, "signatures"), _words(tags), digests=False)
+        report.facts, report.problems = {}, []
+        report.tables = [table for table in report.tables if table.key in ("signatures", "ends", "tensors")]
+        echo_report(report, as_json)
 
 
 @inspect.command(epilog="\b\nExample:\n  moxserve inspect ops models/digits --nodes --filter '*Conv*'")
@@ -102,10 +105,11 @@ def ops(path: str, nodes: bool, patterns: tuple[str, ...], tags: str, as_json: b
 
     --filter goes by operation, and with --nodes by the name of the node, too.
     """
-    from moxserve.inspect.detect import detect
+    from moxserve.inspect.opened import opened
     from moxserve.inspect.operations import operations
 
-    echo_report(operations(detect(path), patterns, _words(tags), nodes=nodes), as_json)
+    with opened(path, "graph") as subject:
+        echo_report(operations(subject, patterns, _words(tags), nodes=nodes), as_json)
 
 
 @inspect.command(epilog="\b\nExample:\n  moxserve inspect variables models/digits --sort size --stats")
@@ -119,19 +123,18 @@ def variables(path: str, patterns: tuple[str, ...], sort: str, stats: bool, as_j
 
     Of a SavedModel, a checkpoint or an npz file; of a frozen graph its constants.
     """
-    from moxserve.inspect.detect import detect
+    from moxserve.inspect.opened import opened
     from moxserve.inspect.report import Report
     from moxserve.inspect.stores import open_store, picked
 
-    subject = detect(path)
-    _prepare(subject)
-    store = open_store(subject)
-    entries = picked(store.entries, patterns)
-    if sort == "size":
-        entries = sorted(entries, key=lambda entry: (-entry.size_bytes, entry.name))
-    report = Report(store.path, subject.kind, notes=subject.notes)
-    _list_entries(report, store, entries, stats=stats)
-    echo_report(report, as_json)
+    with opened(path, "values", _prepare) as subject:
+        store = open_store(subject)
+        entries = picked(store.entries, patterns)
+        if sort == "size":
+            entries = sorted(entries, key=lambda entry: (-entry.size_bytes, entry.name))
+        report = Report(store.path, subject.kind, notes=subject.notes)
+        _list_entries(report, store, entries, stats=stats)
+        echo_report(report, as_json)
 
 
 @inspect.command(epilog="\b\nExamples:\n  moxserve inspect checkpoint runs/digits --filter 'conv*'\n"
@@ -149,27 +152,26 @@ def checkpoint(path: str, patterns: tuple[str, ...], printed: tuple[str, ...], s
     PATH is the prefix (model.ckpt-300), one of its files, a folder of checkpoints, of which the newest is taken, or a
     SavedModel, whose variables are a checkpoint too.
     """
-    from moxserve.inspect.detect import detect
+    from moxserve.inspect.opened import opened
     from moxserve.inspect.report import Report
     from moxserve.inspect.stores import CheckpointStore, checkpoint_prefix, picked
 
-    subject = detect(path)
-    _prepare(subject)
-    store = CheckpointStore(checkpoint_prefix(subject))
-    if printed:
-        _print_values(store, picked(store.raw, printed), as_json)
-        return
-    report = Report(store.path, "checkpoint", notes=subject.notes, problems=store.problems())
-    report.facts["shards"] = len(store.shards)
-    _list_entries(report, store, picked(store.raw, patterns), stats=stats)
-    echo_report(report, as_json)
+    with opened(path, "values", _prepare) as subject:
+        store = CheckpointStore(checkpoint_prefix(subject))
+        if printed:
+            _print_values(store, picked(store.raw, printed), as_json)
+            return
+        report = Report(store.path, "checkpoint", notes=subject.notes, problems=store.problems())
+        report.facts["shards"] = len(store.shards)
+        _list_entries(report, store, picked(store.raw, patterns), stats=stats)
+        echo_report(report, as_json)
 
 
-def _prepare(*subjects: Subject, writes: bool = False) -> None:
+def _prepare(subject: Subject, *, writes: bool = False) -> None:
     """Import TensorFlow, its start-up lines hidden, where the values of a checkpoint are read or written."""
     from moxserve.inspect.stores import needs_tensorflow
 
-    if writes or any(needs_tensorflow(subject) for subject in subjects):
+    if writes or needs_tensorflow(subject):
         from moxserve.cli.quiet import import_tensorflow
 
         import_tensorflow()
@@ -232,14 +234,14 @@ def warmup(path: str, as_json: bool) -> None:
     Told are kind, signature, inputs and batch of each record, and what would keep a server from replaying it.
     """
     from moxserve.inspect.describe import record_tables
-    from moxserve.inspect.detect import detect
+    from moxserve.inspect.opened import opened
     from moxserve.inspect.records import records_path
     from moxserve.inspect.report import Report
 
-    subject = detect(path)
-    report = Report(records_path(subject), "records", notes=subject.notes)
-    record_tables(report, subject)
-    echo_report(report, as_json)
+    with opened(path, "graph") as subject:
+        report = Report(records_path(subject), "records", notes=subject.notes)
+        record_tables(report, subject)
+        echo_report(report, as_json)
 
 
 @inspect.command(epilog="\b\nExample:\n  moxserve inspect graph models/digits --out logs/graph\n"
@@ -254,11 +256,13 @@ def graph(path: str, out: str, tags: str, as_json: bool) -> None:
     Of a SavedModel, a GraphDef, or a checkpoint's .meta file.
     """
     from moxserve.cli.render import echo_json
-    from moxserve.inspect.detect import detect
+    from moxserve.file.standins import by_url
     from moxserve.inspect.events import write_graph
+    from moxserve.inspect.opened import delivered, opened
 
-    subject = detect(path)
-    written, emptied = write_graph(subject, out, _words(tags))
+    with opened(path, "graph") as subject, delivered(out, whole=False) as folder:
+        written, emptied = write_graph(subject, folder, _words(tags))
+        written = by_url(written)
     for note in subject.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:
@@ -282,13 +286,12 @@ def diff(a: str, b: str, values: bool, tags: str, as_json: bool) -> None:
     Exit code 0 when they are equal, 5 when they differ.
     """
     from moxserve.errors import VerificationError
-    from moxserve.inspect.detect import detect
     from moxserve.inspect.diff import compare
+    from moxserve.inspect.opened import opened
 
-    subjects = detect(a), detect(b)
-    _prepare(*subjects)
-    report = compare(*subjects, _words(tags), values=values)
-    echo_report(report, as_json)
+    with opened(a, "values", _prepare) as first, opened(b, "values", _prepare) as second:
+        report = compare(first, second, _words(tags), values=values)
+        echo_report(report, as_json)
     if report.facts["different"]:
         raise VerificationError(f"{a} and {b} differ")
 
@@ -336,14 +339,19 @@ def convert(source: str, destination: str, tags: str, as_json: bool, **options: 
     What is written is whole or not there, and replaces nothing without --force. For a SavedModel that is fit for
     serving use moxserve export; for other runtimes, too.
     """
+    from moxserve.file.standins import by_url, copied_here
     from moxserve.inspect.convert.run import Conversion, check_destination, convert, target_form
-    from moxserve.inspect.detect import detect
+    from moxserve.inspect.opened import delivered, opened
 
     patterns = options.pop("patterns")
     asked = Conversion(destination, options.pop("to") or "", patterns=patterns, tags=_words(tags), **options)
-    subject = detect(source)
-    form = target_form(subject, asked)
-    check_destination(asked, form)
-    if form not in ("pb", "pbtxt"):
-        _prepare(subject, writes=form != "npz")
-    echo_converted(convert(subject, asked), as_json)
+
+    def begin(subject: Subject) -> None:
+        form = target_form(subject, asked)
+        check_destination(asked, form)
+        if form not in ("pb", "pbtxt"):
+            _prepare(subject, writes=form != "npz")
+
+    with opened(source, "values", begin) as subject, copied_here(asked.meta) as meta, delivered(destination) as target:
+        done = convert(subject, replace(asked, meta=meta, destination=target)).renamed(by_url)
+    echo_converted(done, as_json)

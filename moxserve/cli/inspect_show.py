@@ -21,7 +21,9 @@ def echo_report(report: Report, as_json: bool) -> None:
     """
     from moxserve.cli.render import echo_json
     from moxserve.errors import VerificationError
+    from moxserve.file.standins import by_url
 
+    report = report.renamed(by_url)
     if as_json:
         echo_json(report.to_json())
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from collections.abc import Collection
@@ -64,19 +63,19 @@ def _shorten(report: Report) -> None:
 
 
 def _checkpoint(report: Report) -> None:
-    prefixes = [report.path]
-    if os.path.isdir(report.path):
-        found = glob.glob(os.path.join(glob.escape(report.path), "*.index"))
-        prefixes = sorted((f.removesuffix(".index") for f in found), key=lambda p: (_step(p) or 0, p))
+    is_folder = file.is_directory(report.path)
+    folder, name = (report.path, "") if is_folder else os.path.split(report.path)
+    names = file.list_directory(folder or ".", skip_dir=True)
+    found = [n.removesuffix(".index") for n in names if n.endswith(".index")] if is_folder else [name]
     rows: list[tuple[Any, ...]] = []
-    for prefix in prefixes:
-        files = glob.glob(f"{glob.escape(prefix)}.*") or [prefix]
-        shards = [f for f in files if ".data-" in f]
-        graph = "yes" if os.path.isfile(f"{prefix}.meta") else "no"
-        size = sum(file.get_size(f) for f in files)
-        rows.append((os.path.basename(prefix), _step(prefix), len(shards) or None, size, graph))
+    for prefix in sorted(found, key=lambda p: (_step(p) or 0, p)):
+        files = [n for n in names if n.startswith(f"{prefix}.")] or [prefix]
+        shards = [n for n in files if ".data-" in n]
+        graph = "yes" if f"{prefix}.meta" in names else "no"
+        size = sum(file.get_size(os.path.join(folder, n)) for n in files)
+        rows.append((prefix, _step(prefix), len(shards) or None, size, graph))
         if len(files) > 1 and not shards:
-            report.problems.append(f"{prefix}: its values are missing: no {os.path.basename(prefix)}.data-*")
+            report.problems.append(f"{os.path.join(folder, prefix)}: its values are missing: no {prefix}.data-*")
     report.tables.append(Table("checkpoints", columns("checkpoint step:count shards:count size:bytes meta"), rows))
     report.notes.append(f"what is in one: moxserve inspect checkpoint {report.path}")
 

@@ -1,4 +1,4 @@
-"""What a path is: found out from what lies there, not from what the caller says. Reads the first bytes at most.
+"""What a path or URL is: found out from what lies there, not from what the caller says. Reads the first bytes at most.
 
 version     a directory that a server would take: a SavedModel, or a model in another format, or both
 graphdef    a `.pb` or `.pbtxt` file: frozen graph, SavedModel without its folder
@@ -12,7 +12,6 @@ npz, onnx, tflite, openvino     files of these formats
 from __future__ import annotations
 
 import difflib
-import glob
 import os
 import re
 import struct
@@ -23,12 +22,12 @@ from typing import Literal
 from moxserve import file
 from moxserve.errors import DataError, UsageError
 from moxserve.export.manifest import MANIFEST_PATH, WARMUP_PATH
-from moxserve.export.publish import list_versions
-from moxserve.file.filesystem import is_remote
+from moxserve.export.versions import parse_version
+from moxserve.file.filesystem import is_remote, join, locate, text_of
 from moxserve.inspect.protos import form_of
 from moxserve.serving.backends.contents import GRAPH_FILES, holds_model
 
-__all__ = ["MODELS", "Kind", "Subject", "detect", "need"]
+__all__ = ["MODELS", "Kind", "Subject", "detect", "is_there", "named", "need"]
 
 Kind = Literal[
     "version", "graphdef", "metagraph", "checkpoint", "run", "records", "npz", "onnx", "tflite", "openvino"
@@ -98,62 +97,72 @@ def need(subject: Subject, kinds: tuple[Kind, ...], what: str) -> Subject:
 
 
 def detect(path: str | os.PathLike[str]) -> Subject:
-    """Find out what a path is.
+    """Find out what is at a path, or at a URL of a store.
 
     Raises:
         UsageError: there is nothing, or nothing that can be inspected; says what there is.
         DataError: a file begins as one thing and is none of it.
     """
-    given = os.fspath(path)
-    if is_remote(given):
-        name = os.path.basename(given.rstrip("/"))
-        raise UsageError(
-            f"{given!r} is in a store; what is inspected must be on this machine",
-            hint=f"copy it here first: mox.file.copy_parallel({given!r}, {name!r}), or copy for a file",
-        )
+    return named(path) or _by_content(text_of(path))
+
+
+def named(path: str | os.PathLike[str]) -> Subject | None:
+    """Find out what is at a path as far as names tell it; None for a file that has to be looked into.
+
+    Raises:
+        UsageError: there is nothing, or a directory that cannot be inspected; says what it holds.
+    """
+    given = text_of(path)
+    if is_there(given):
+        return _by_name(given)
     if file.is_directory(given):
         return _directory(given)
-    if os.path.isfile(given):
-        return _file(given)
-    if glob.glob(f"{glob.escape(given)}.index"):
+    if is_there(f"{given}.index"):
         return Subject("checkpoint", given, given)
-    folder, name = os.path.split(os.path.abspath(given))
-    near = difflib.get_close_matches(name, os.listdir(folder), n=1) if os.path.isdir(folder) else []
-    more = f"; did you mean {os.path.join(os.path.dirname(given), near[0])!r}?" if near else ""
-    raise UsageError(f"{given!r}: no such file, directory or checkpoint{more}")
+    raise UsageError(f"{given!r}: no such file, directory or checkpoint{_near(given)}")
+
+
+def is_there(path: str) -> bool:
+    """Tell whether there is a file, here or in a store."""
+    fs, path = locate(path)
+    return fs.is_file(path)
+
+
+def _near(given: str) -> str:
+    """Suggest a name that is like the one that was given."""
+    folder, _, name = (given if is_remote(given) else os.path.abspath(given)).rstrip("/").rpartition("/")
+    is_bucket = folder.endswith(":/")  # above it there are no names
+    known = file.list_directory(folder or "/") if not is_bucket and file.is_directory(folder or "/") else []
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {os.path.join(os.path.dirname(given.rstrip('/')), near[0])!r}?" if near else ""
 
 
 def _directory(path: str) -> Subject:
+    names = file.list_directory(path, remove_sep=False)
     if holds_model(path):
         return Subject("version", path, path)
     from moxserve.pipeline.runner import RESOLVED  # with all of the configuration: only where it is needed
 
-    if os.path.isfile(os.path.join(path, RESOLVED)):
+    if RESOLVED in names:
         return Subject("run", path, path)
-    versions = [v for v in list_versions(path) if _version_folder(path, v)]
+    # By name, not by number: `00000123` is a version, too.
+    numbers = {name: parse_version(name[:-1]) for name in names if name.endswith("/")}
+    folders = sorted((number, join(path, name[:-1])) for name, number in numbers.items() if number is not None)
+    versions = {number: folder for number, folder in folders if holds_model(folder)}
     if versions:
-        told = ", ".join(str(v) for v in versions[-5:])
+        newest = max(versions)
+        told = ", ".join(map(str, list(versions)[-5:]))
         more = f"the newest of {len(versions)}: " + ("… " if len(versions) > 5 else "") + told
-        note = f"version {versions[-1]}, {more if len(versions) > 1 else 'the only one'}"
-        return Subject("version", _version_folder(path, versions[-1]), path, [note])
-    if glob.glob(os.path.join(glob.escape(path), "*.index")):
+        note = f"version {newest}, {more if len(versions) > 1 else 'the only one'}"
+        return Subject("version", versions[newest], path, [note])
+    if any(name.endswith(".index") for name in names):
         return Subject("checkpoint", path, path)
-    names = sorted(os.listdir(path))
+    names = [name.rstrip("/") for name in names]
     held = f"it holds {', '.join(names[:6])}{' …' if len(names) > 6 else ''}" if names else "it is empty"
     raise UsageError(f"{path!r} is no directory that can be inspected: {held}; expected {_KNOWN}")
 
 
-def _version_folder(base: str, version: int) -> str:
-    """Return the folder of a version, which may have zeros in front (`00000123`); empty when it holds no model."""
-    for name in file.list_directory(base, skip_file=True):
-        if name.lstrip("+0") == str(version) or name == str(version) or (version == 0 and not name.strip("+0")):
-            folder = os.path.join(base, name)
-            if holds_model(folder):
-                return folder
-    return ""
-
-
-def _file(path: str) -> Subject:
+def _by_name(path: str) -> Subject | None:
     name = os.path.basename(path)
     shard = _SHARD.match(path)
     if shard:
@@ -161,14 +170,19 @@ def _file(path: str) -> Subject:
     folder = os.path.dirname(path) or "."
     if name == "checkpoint":
         return Subject("checkpoint", folder, path)
-    if os.path.abspath(path).endswith(os.sep + MANIFEST_PATH):
-        return Subject("version", os.path.dirname(os.path.dirname(os.path.abspath(path))), path)
-    if name == next((n for n in GRAPH_FILES if os.path.isfile(os.path.join(folder, n))), ""):
+    whole = path if is_remote(path) else os.path.abspath(path)
+    if whole.endswith(os.sep + MANIFEST_PATH):
+        return Subject("version", os.path.dirname(os.path.dirname(whole)), path)
+    if name in GRAPH_FILES and name == next(n for n in GRAPH_FILES if n == name or is_there(join(folder, n))):
         return Subject("version", folder, path)
-    size = os.path.getsize(path)
+    return None
+
+
+def _by_content(path: str) -> Subject:
+    size = file.get_size(path)
     if not size:
         raise UsageError(f"{path!r} is empty; expected {_KNOWN}")
-    with open(path, "rb") as f:
+    with file.File(path, "rb") as f:
         head = f.read(4096)
         f.seek(max(0, size - 8))
         tail = f.read(8)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from moxserve.types import TensorSpec
@@ -78,6 +78,18 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+    def renamed(self, rename: Callable[[str], str]) -> Report:
+        """Return the same report with each text in it as `rename` gives it."""
+
+        def told(value: Any) -> Any:
+            if isinstance(value, list):
+                return [told(item) for item in value]
+            return rename(value) if isinstance(value, str) else value
+
+        tables = [replace(t, rows=[tuple(map(told, row)) for row in t.rows]) for t in self.tables]
+        facts = {key: told(value) for key, value in self.facts.items()}
+        return Report(rename(self.path), self.kind, facts, tables, told(self.notes), told(self.problems))
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values; lists that would be empty are left out, but `notes` and `problems`."""

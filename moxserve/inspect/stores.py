@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from moxserve.errors import CheckpointError, DataError, InvalidArgument, MissingExtraError, UsageError, first_line
-from moxserve.inspect.detect import Kind, Subject, need
+from moxserve.inspect.detect import Kind, Subject, is_there, need
 from moxserve.inspect.graphs import dtype_name, shape_of
 from moxserve.inspect.protos import read_graph_file
 from moxserve.protocol import messages
@@ -40,6 +40,7 @@ __all__ = [
     "checkpoint_prefix",
     "graph_path",
     "needs_tensorflow",
+    "newest_note",
     "open_store",
     "picked",
     "statistics",
@@ -133,7 +134,7 @@ def open_store(subject: Subject) -> Store:
 def needs_tensorflow(subject: Subject) -> bool:
     """Tell whether TensorFlow reads the values of a subject, without importing it."""
     if subject.kind == "version":
-        return os.path.isfile(os.path.join(subject.path, "variables", "variables.index"))
+        return is_there(os.path.join(subject.path, "variables", "variables.index"))
     return subject.kind in ("checkpoint", "run", "metagraph")
 
 
@@ -169,9 +170,14 @@ def checkpoint_prefix(subject: Subject) -> str:
         found = latest_checkpoint(subject.path)
         if found is None:
             raise CheckpointError(f"{subject.path} holds no complete checkpoint (PREFIX.index and all PREFIX.data-*)")
-        subject.notes.append(f"{os.path.basename(found)}, the newest checkpoint there")
+        subject.notes.append(newest_note(found))
         return found
     return subject.path.removesuffix(".meta")
+
+
+def newest_note(prefix: str) -> str:
+    """Say which checkpoint of a folder was taken."""
+    return f"{os.path.basename(prefix)}, the newest checkpoint there"
 
 
 class CheckpointStore:

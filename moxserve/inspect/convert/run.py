@@ -11,12 +11,14 @@ npz                                                 yes
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from moxserve import file
 from moxserve.errors import ExportError, MoxserveError, UsageError, did_you_mean
+from moxserve.file.filesystem import is_remote
+from moxserve.file.writable import require_writable
 from moxserve.inspect.convert.arrays import write_checkpoint, write_npz
 from moxserve.inspect.convert.needed import needed_keys
 from moxserve.inspect.detect import Kind, Subject
@@ -85,6 +87,11 @@ class Converted:
     source: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+
+    def renamed(self, rename: Callable[[str], str]) -> Converted:
+        """Return the same with each path as `rename` gives it."""
+        notes = [rename(note) for note in self.notes]
+        return replace(self, path=rename(self.path), source=rename(self.source), notes=notes)
 
 
 def target_form(subject: Subject, asked: Conversion) -> Form:
@@ -156,14 +163,20 @@ def check_destination(asked: Conversion, form: Form) -> None:
         UsageError: its folder is missing, or it is there already.
     """
     path = asked.destination
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise UsageError(f"{folder!r} is no directory; {path!r} is to be written into it", hint=f"mkdir -p {folder}")
+    if is_remote(path):
+        require_writable(path)
+    else:
+        folder = os.path.dirname(os.path.abspath(path))
+        if not os.path.isdir(folder):
+            raise UsageError(
+                f"{folder!r} is no directory; {path!r} is to be written into it", hint=f"mkdir -p {folder}"
+            )
     taken = f"{path}.index" if form == "checkpoint" else path
-    if not os.path.lexists(taken):
+    if not (os.path.lexists(taken) or file.exists(taken)):
         return
-    if os.path.isdir(taken) != (form == "savedmodel"):
-        what = "a directory" if os.path.isdir(taken) else "a file"
+    is_folder = file.is_directory(taken)
+    if is_folder != (form == "savedmodel"):
+        what = "a directory" if is_folder else "a file"
         raise UsageError(f"{taken!r} is {what} and will not be replaced; give another destination")
     if not asked.force:
         raise UsageError(f"{taken!r} exists already", hint="--force replaces it")

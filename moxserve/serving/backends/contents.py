@@ -18,8 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from moxserve import file
 from moxserve.errors import DataError, DataLoss
 from moxserve.export.manifest import Variant, read_manifest
+from moxserve.file.filesystem import is_remote, join
 from moxserve.types import Signature
 
 __all__ = ["FORMATS", "GRAPH_FILES", "SAVED_MODEL", "Contents", "holds_model", "look", "model_files"]
@@ -95,7 +97,13 @@ def _is_model(parts: tuple[str, ...]) -> bool:
 
 
 def holds_model(version_dir: str) -> bool:
-    """Tell whether a directory is a version: a SavedModel, or a model in another format."""
+    """Tell whether a directory, here or in a store, is a version: a SavedModel, or a model in another format."""
+    if is_remote(version_dir):
+        names = file.list_directory(version_dir)
+        if VARIANTS_DIR in names:
+            below = file.list_directory(join(version_dir, VARIANTS_DIR), recursive=True)
+            names += [join(VARIANTS_DIR, name) for name in below]
+        return not set(GRAPH_FILES).isdisjoint(names) or bool(model_files(names))
     return any(os.path.isfile(os.path.join(version_dir, name)) for name in GRAPH_FILES) or bool(_found(version_dir))
 
 
