@@ -236,6 +236,9 @@ def test_a_moved_folder_is_still_a_checkpoint(session: Any, tmp_path: Path) -> N
     save(session, tmp_path / "a", 3)
     shutil.move(tmp_path / "a", tmp_path / "b")
     assert latest_checkpoint(tmp_path / "b") == str(tmp_path / "b" / "model.ckpt-3")
+    # The state names files by their whole paths: of a copy these are not the ones that are meant.
+    shutil.copytree(tmp_path / "b", tmp_path / "a")
+    assert latest_checkpoint(tmp_path / "b") == str(tmp_path / "b" / "model.ckpt-3")
 
 
 @pytest.mark.parametrize("damage", ["index gone", "data gone", "state gone", "state empty", "state garbage"])

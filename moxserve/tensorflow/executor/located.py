@@ -174,8 +174,9 @@ def named_in_state(folder: str) -> list[str]:
         return []
     named = [p for p in state.all_model_checkpoint_paths if p != state.model_checkpoint_path]
     named.append(state.model_checkpoint_path)
-    # A folder that was moved: the name counts, not where it was.
-    return [p if is_complete(p) else os.path.join(folder, os.path.basename(p)) for p in named]
+    # A folder that was moved, or copied: the name counts, not where it was.
+    here = [os.path.join(folder, os.path.basename(p)) for p in named]
+    return [p if is_complete(p) and not is_complete(own) else own for p, own in zip(named, here, strict=True)]
 
 
 def open_checkpoint(prefix: str) -> Any:

@@ -83,10 +83,10 @@ class Mirror:
         # The state file first: checkpoints that it names are removed only when it names them no more.
         if STATE_FILE in names:
             self._fetch(STATE_FILE)
-        current = named_in_state(self.folder)[-1:] if newest else []
+        current = [os.path.basename(prefix) for prefix in named_in_state(self.folder)[-1:]] if newest else []
         for prefix in current:
-            self._fetch_all(name for name in names if name.startswith(f"{os.path.basename(prefix)}."))
-            if is_complete(prefix):
+            self._fetch_all(name for name in names if name.startswith(f"{prefix}."))
+            if is_complete(os.path.join(self.folder, prefix)):
                 return
         self._fetch_all(name for name in names if name != STATE_FILE)
         if newest and latest_checkpoint(self.folder) is None:
