@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import itertools
 import json
 import os
@@ -67,7 +68,7 @@ def run_moxserve() -> Runner:
         *args: str | os.PathLike[str],
         cwd: str | os.PathLike[str] | None = None,
         env: dict[str, str] | None = None,
-        timeout: float = 120,
+        timeout: float = 280,
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "moxserve", *map(os.fspath, args)],
@@ -126,7 +127,7 @@ def run_tensorflow_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         *args: str | os.PathLike[str],
         cwd: str | os.PathLike[str] = ".",
         stderr: int = subprocess.PIPE,
-        timeout: float = 120,
+        timeout: float = 280,
     ) -> subprocess.CompletedProcess[str]:
         number = next(numbers)
         streams = [folder / f"{number}.{name}" for name in ("stdout", "stderr")]
@@ -321,6 +322,7 @@ class Store:
     calls: list[tuple[str, str]] = field(default_factory=list)
     md5: list[str] = field(default_factory=list)
     before: Callable[[str, str, str], Any] | None = None
+    lock: Any = field(default_factory=threading.Lock)
 
     def listed(self) -> list[str]:
         """All keys of the bucket."""
@@ -366,25 +368,39 @@ class _Elsewhere:
 
 
 class _Watched:
-    """The server's WSGI application with a look at each request."""
+    """The server's WSGI application with a look at each request.
+
+    Writing is as real stores do it, and moto does not: a condition is looked at and the object written in one, and an
+    object of which a part came, whose sender was killed, is none.
+    """
 
     def __init__(self, app: Any) -> None:
         self.app = app
         self.store: Store | None = None
+        self._writing = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         store = self.store
         if store is not None:
             method, path, query = environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", "")
-            store.calls.append((method, path))
-            store.md5.append(environ.get("HTTP_CONTENT_MD5", ""))
+            with store.lock:  # one of each for a request
+                store.calls.append((method, path))
+                store.md5.append(environ.get("HTTP_CONTENT_MD5", ""))
             answer = store.before(method, path, query) if store.before else None
             if answer is not None:
                 status, headers, body = answer
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 start_response(status, [*headers, ("Content-Length", str(len(body)))])
                 return [body]
-        return self.app(environ, start_response)
+        if environ["REQUEST_METHOD"] != "PUT" or not environ.get("CONTENT_LENGTH"):
+            return self.app(environ, start_response)
+        content, size = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])), int(environ["CONTENT_LENGTH"])
+        if len(content) < size:
+            start_response("400 Bad Request", [("Content-Length", "0")])
+            return [b""]
+        environ["wsgi.input"] = io.BytesIO(content)
+        with self._writing:
+            return self.app(environ, start_response)
 
 
 @pytest.fixture(scope="session")

@@ -38,14 +38,16 @@ def bases(shared_dir: Path) -> SimpleNamespace:
 
 
 @pytest.fixture
-def server(bases, tmp_path) -> Iterator[SimpleNamespace]:
+def server(request, bases, tmp_path) -> Iterator[SimpleNamespace]:
+    """A server that waits so many seconds for a version of a new model."""
+    wait_s = getattr(request, "param", 60.0)
     path = config(
         tmp_path / "first.config",
         entry("half", bases.two, 'model_version_policy { all {} } version_labels { key: "old" value: 123 }'),
         entry("three", bases.three),
     )
     options = ServerOptions(
-        config=ReloadOptions(path.as_posix(), allow_unavailable=True, wait_s=0.5), rest_address="127.0.0.1:0"
+        config=ReloadOptions(path.as_posix(), allow_unavailable=True, wait_s=wait_s), rest_address="127.0.0.1:0"
     )
     with Server(options) as running:
         yield SimpleNamespace(
@@ -124,6 +126,7 @@ def test_reload_and_what_it_changed(run_moxserve, server, bases, tmp_path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("server", [0.5], indirect=True)
 def test_a_reload_that_is_refused_changes_nothing(run_moxserve, server, bases, tmp_path) -> None:
     path = tmp_path / "refused.config"
 

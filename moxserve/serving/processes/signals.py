@@ -57,6 +57,7 @@ def on_stop_signals(
         asked.set()
         # Not here: a handler interrupts whatever holds a lock that stopping needs.
         threading.Thread(target=stop, args=(signum,), name="moxserve-stop").start()
+        first_at = time.monotonic()  # on a busy machine the thread's start takes a while, and its signal waits for this
 
     for signum in _SIGNALS:
         # What was started with nohup is to outlive its terminal.
