@@ -116,6 +116,8 @@ class RequestLogs:
         self._told_at: dict[str, float] = {}
         self._number = 0
         self._wake = threading.Condition()
+        # What is told while the thread is at work is looked at before it waits again.
+        self._changed = False
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -136,6 +138,7 @@ class RequestLogs:
             if logs and self._thread is None and not self._closing:
                 self._thread = threading.Thread(target=self._run, name="moxserve-request-log", daemon=True)
                 self._thread.start()
+            self._changed = True
             self._wake.notify()
 
     def sampled(self, model: str) -> Sample | None:
@@ -173,6 +176,7 @@ class RequestLogs:
         with self._wake:
             if len(self._queue) >= limits.queue_records or self._queued_bytes + size > limits.queue_bytes:
                 self._dropped += 1
+                self._changed = True
                 self._wake.notify()
                 self._counted(log.model, "RESOURCE_EXHAUSTED")
                 return
@@ -185,8 +189,9 @@ class RequestLogs:
     def _run(self) -> None:
         while True:
             with self._wake:
-                if not self._queue and not self._closing:
+                if not self._queue and not self._closing and not self._changed:
                     self._wake.wait(self._next_due_s())
+                self._changed = False
                 entries, self._queue = list(self._queue), deque()
                 closing, current = self._closing, set(self._logs.values())
             for entry in entries:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 
 from moxserve.serving.main import Server
 from moxserve.serving.manager import ManagerOptions
@@ -16,6 +17,10 @@ from moxserve.serving.options import ServerOptions
 MakeModel = Callable[..., Path]
 
 FAST = ManagerOptions(poll_interval_s=0.1, max_load_retries=0)
+
+# Five seconds, the default of a client of HTTP, pass on a busy machine.
+for part in ("connect", "read", "write", "pool"):
+    setattr(DEFAULT_TIMEOUT_CONFIG, part, 60.0)
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +42,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
     yield start
     for server in servers:
-        assert server.stop(20), "the server did not stop in time"
+        assert server.stop(120), "the server did not stop in time"
 
 
 def make_options(base_path: str | Path, **options: Any) -> ServerOptions:
@@ -56,7 +61,7 @@ def options() -> Callable[..., ServerOptions]:
 def wait_for() -> Callable[..., None]:
     """`wait_for(condition, what, timeout_s)` polls until the condition holds."""
 
-    def wait(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
+    def wait(condition: Callable[[], Any], what: str, timeout_s: float = 120.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"

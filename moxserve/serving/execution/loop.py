@@ -59,7 +59,7 @@ class LoopThread:
             raise Unavailable("the server is stopped") from None
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while not concurrent.futures.wait([future], min(_LOOK_S, max(0.0, deadline - time.monotonic()))).done:
-            if not self._thread.is_alive():
+            if not self._thread.is_alive() and not future.done():
                 # It came while the loop ended: nobody runs it any more.
                 coroutine.close()
                 raise Unavailable("the server was stopped meanwhile")

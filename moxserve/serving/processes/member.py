@@ -111,7 +111,8 @@ class Membership:
         self._required().reloader.undo()
 
     def _counts(self, _: Any) -> dict[str, Any]:
-        return self._required().metrics.counts()
+        # Also asked of a member that has only just been started.
+        return {} if self._server is None else self._server.metrics.counts()
 
     def _required(self) -> Server:
         if self._server is None:

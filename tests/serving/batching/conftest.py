@@ -55,7 +55,7 @@ class FakeBackend:
         self.runs.append((signature, dict(inputs), tuple(outputs or ())))
         self.threads.append(threading.current_thread().name)
         self.entered.release()
-        assert self._gate.wait(20), "nobody released the backend"
+        assert self._gate.wait(120), "nobody released the backend"
         if self.pause_s:
             time.sleep(self.pause_s)
         found = self.function(inputs)
@@ -115,7 +115,7 @@ class Stage:
 
     async def entered(self) -> None:
         """Wait until the backend has one more run."""
-        assert await asyncio.to_thread(self.backend.entered.acquire, True, 20)
+        assert await asyncio.to_thread(self.backend.entered.acquire, True, 120)
 
     async def meet(self, *requests: Awaitable[Any]) -> list[Any]:
         """Send requests while a thread is busy, then let it go; returns answers and errors."""
@@ -203,6 +203,6 @@ def play() -> Callable[[Awaitable[Any]], Any]:
     """Run a coroutine to its end, on a loop of its own."""
 
     def run(coroutine: Any) -> Any:
-        return asyncio.run(asyncio.wait_for(coroutine, 30))
+        return asyncio.run(asyncio.wait_for(coroutine, 120))
 
     return run

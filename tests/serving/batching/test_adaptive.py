@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from moxserve.errors import InvalidArgument, Unavailable
+from moxserve.serving.batching import execute
 from moxserve.serving.batching.adaptive import BatchLimit
 from moxserve.serving.execution.admission import ServiceTimes
 
 Play = Callable[[Any], Any]
 Cost = Callable[[int], float]
+Takes = Callable[[float], None]
 
 _SLOW_S = 0.006  # too slow for the event loop, so that a test can hold the thread up
+_QUICK_S = 20e-6
+
+
+@pytest.fixture
+def takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """`takes(seconds)`: how long a run is found to take, whatever the machine does meanwhile. One run at a time."""
+    told = [0.0, _QUICK_S]
+
+    def perf_counter() -> float:
+        told[0] += told[1]
+        return told[0]
+
+    monkeypatch.setattr(execute, "time", SimpleNamespace(perf_counter=perf_counter, monotonic=time.monotonic))
+
+    def take(seconds: float) -> None:
+        told[1] = seconds
+
+    return take
 
 
 def learned(cost: Cost, batches: int = 3000, row_bytes: int = 8, limit: BatchLimit | None = None) -> int:
@@ -86,9 +108,9 @@ def rows(*values: float) -> np.ndarray:
     return np.float32(values)
 
 
-def test_what_waits_is_run_together_and_nothing_else_waits(stage: Any, play: Play) -> None:
+def test_what_waits_is_run_together_and_nothing_else_waits(stage: Any, play: Play, takes: Takes) -> None:
     one = stage(adaptive=True)
-    one.backend.pause_s = _SLOW_S
+    takes(_SLOW_S)
     for _ in range(8):
         answers = play(one.meet(*[one.ask(rows(i)) for i in range(10)]))
         assert [a["y"].tolist() for a in answers] == [[2.0 * i] for i in range(10)]
@@ -154,13 +176,15 @@ def test_a_request_without_rows_is_run_by_itself(sent: Any, stage: Any, make_bac
     assert backend.threads[1].startswith("batch")
 
 
-def test_examples_have_rows_whatever_their_signature_says(stage: Any, make_backend: Any, play: Play) -> None:
+def test_examples_have_rows_whatever_their_signature_says(
+    stage: Any, make_backend: Any, play: Play, takes: Takes
+) -> None:
     backend = make_backend(
         lambda i: {"outputs": np.float32([len(v) for v in i["inputs"]])}, {"inputs": ("string", None)},
         {"outputs": ("float32", None)}, method="tensorflow/serving/regress",
     )  # fmt: skip
     one = stage(adaptive=True, backend=backend)
-    backend.pause_s = _SLOW_S
+    takes(_SLOW_S)
 
     async def scenario() -> Any:
         plug = await one.busy({"inputs": np.array([b"plug"], object)})
@@ -186,12 +210,12 @@ def _context() -> Any:
 
 
 def test_a_broken_promise_is_noticed(
-    stage: Any, make_backend: Any, play: Play, caplog: pytest.LogCaptureFixture
+    stage: Any, make_backend: Any, play: Play, takes: Takes, caplog: pytest.LogCaptureFixture
 ) -> None:
     vector = ("float32", (None,))
     backend = make_backend(lambda i: {"y": i["x"].sum(keepdims=True)}, {"x": vector}, {"y": vector})
     one = stage(adaptive=True, backend=backend)
-    backend.pause_s = _SLOW_S
+    takes(_SLOW_S)
     with caplog.at_level(logging.WARNING):
         for _ in range(8):
             answers = play(one.meet(*[one.ask(rows(i, 1)) for i in range(4)]))
@@ -246,6 +270,7 @@ def test_many_forms_of_a_request_are_forgotten_again(stage: Any, make_backend: A
     assert len(one.runner._lanes) <= 256
 
 
+@pytest.mark.usefixtures("takes")
 def test_a_quick_model_runs_on_the_loop_in_batches(stage: Any, play: Play) -> None:
     one = stage(adaptive=True)
 
@@ -260,6 +285,7 @@ def test_a_quick_model_runs_on_the_loop_in_batches(stage: Any, play: Play) -> No
     assert one.backend.here == len(on_loop)
 
 
+@pytest.mark.usefixtures("takes")
 def test_on_the_loop_too_one_bad_request_harms_nobody(stage: Any, backend: Any, play: Play) -> None:
     plain = backend.function
 
@@ -281,6 +307,7 @@ def test_on_the_loop_too_one_bad_request_harms_nobody(stage: Any, backend: Any, 
     assert not all(name.startswith("batch") for name in backend.threads)
 
 
+@pytest.mark.usefixtures("takes")
 def test_on_the_loop_too_who_left_is_not_run(stage: Any, play: Play) -> None:
     one = stage(adaptive=True)
 
@@ -299,22 +326,13 @@ def test_on_the_loop_too_who_left_is_not_run(stage: Any, play: Play) -> None:
     play(scenario())
 
 
-def test_a_model_that_pauses_leaves_the_loop(stage: Any, backend: Any, play: Play) -> None:
-    import time
-
-    one, slow = stage(adaptive=True), []
-    plain = backend.function
-
-    def moody(inputs: Any) -> Any:
-        time.sleep(0.02 if slow else 0)
-        return plain(inputs)
-
-    backend.function = moody
+def test_a_model_that_pauses_leaves_the_loop(stage: Any, backend: Any, play: Play, takes: Takes) -> None:
+    one = stage(adaptive=True)
 
     async def scenario() -> None:
         while not backend.threads or backend.threads[-1].startswith("batch"):
             await one.ask(rows(0))
-        slow.append(True)
+        takes(0.02)
         for _ in range(4):
             await one.ask(rows(0))
 

@@ -19,7 +19,7 @@ def test_closing_a_queue_waits_for_the_batch_that_is_run(wait_for: Callable[...,
 
     def execute(tasks: Sequence[Task]) -> None:
         events.append("begun")
-        go_on.wait(30)
+        go_on.wait(60)
         events.append("over")
 
     threads = BatchThreads(1)
@@ -33,7 +33,7 @@ def test_closing_a_queue_waits_for_the_batch_that_is_run(wait_for: Callable[...,
     closing.join(0.1)
     assert closing.is_alive()
     go_on.set()
-    closing.join(30)
+    closing.join(60)
     assert not closing.is_alive()
     assert events == ["begun", "over"]
     threads.close()

@@ -80,7 +80,7 @@ def test_each_gets_its_own_rows(
             if cancelled:
                 task.cancel()
         backend.release()
-        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 120)
 
     try:
         answers = asyncio.run(scenario())

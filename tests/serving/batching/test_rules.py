@@ -103,36 +103,34 @@ def test_the_open_batch_takes_what_fits_while_the_queue_is_full(stage: Any, play
 
 
 def test_an_unfilled_batch_waits_for_company(stage: Any, play: Play) -> None:
-    one = stage(max_batch_size=3, batch_timeout_micros=300_000)
+    one = stage(max_batch_size=3, batch_timeout_micros=1_000_000)
 
     async def scenario() -> float:
         began = time.monotonic()
-        first = asyncio.ensure_future(one.ask(rows(1)))
-        await asyncio.sleep(0.05)
-        answers = await asyncio.gather(first, one.ask(rows(2)))
+        answers = await asyncio.gather(one.ask(rows(1)), one.ask(rows(2)))
         assert [y(a) for a in answers] == [[2], [4]]
         return time.monotonic() - began
 
-    assert play(scenario()) >= 0.3
+    assert play(scenario()) >= 1.0
     assert one.backend.sizes == [2]
 
 
 def test_a_full_batch_does_not_wait(stage: Any, play: Play) -> None:
-    one = stage(max_batch_size=3, batch_timeout_micros=20_000_000)
-    answers = play(asyncio.wait_for(_gather(one.ask(rows(1, 2)), one.ask(rows(3))), 10))
+    one = stage(max_batch_size=3, batch_timeout_micros=3_600_000_000)
+    answers = play(_gather(one.ask(rows(1, 2)), one.ask(rows(3))))
     assert [y(a) for a in answers] == [[2, 4], [6]]
     assert one.backend.sizes == [3]
 
 
 def test_a_closed_batch_does_not_wait(stage: Any, play: Play) -> None:
-    one = stage(max_batch_size=3, batch_timeout_micros=20_000_000)
+    one = stage(max_batch_size=3, batch_timeout_micros=3_600_000_000)
 
     async def scenario() -> None:
         first = asyncio.ensure_future(one.ask(rows(1, 2)))
         second = asyncio.ensure_future(one.ask(rows(3, 4)))
-        assert y(await asyncio.wait_for(first, 10)) == [2, 4]
+        assert y(await first) == [2, 4]
         one.runner.close()  # a queue that closes lets go what waits
-        assert y(await asyncio.wait_for(second, 10)) == [6, 8]
+        assert y(await second) == [6, 8]
         with pytest.raises(Unavailable):
             await one.ask(rows(1))
 
@@ -473,11 +471,10 @@ def test_a_rest_client_that_left_is_not_run(stage: Any, play: Play) -> None:
         waiting = asyncio.ensure_future(one.ask(rows(5), context=RequestContext(gone=left.wait)))
         await asyncio.sleep(0.01)
         left.set()
-        await asyncio.sleep(0.01)
-        one.backend.release()
-        await plug
         with pytest.raises(asyncio.CancelledError):
             await waiting
+        one.backend.release()
+        await plug
 
     play(scenario())
     assert one.backend.sizes == [1]
@@ -491,7 +488,6 @@ def test_a_deadline_is_kept_while_waiting(stage: Any, play: Play) -> None:
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await one.ask(rows(5), context=RequestContext(deadline=began + 0.1))
-        assert time.monotonic() - began < 5
         with pytest.raises(DeadlineExceeded):
             await one.ask(rows(5), context=RequestContext(deadline=began))
         one.backend.release()
@@ -512,7 +508,7 @@ def test_expired_tasks_are_dropped(deadlines: Any, kind: type[Exception]) -> Non
         return arrays
 
     times = ServiceTimes()
-    parameters = BatchingParameters(batch_timeout_micros=20_000)
+    parameters = BatchingParameters(batch_timeout_micros=3_600_000_000)  # closing lets go what waits, together
     threads = BatchThreads(1)
     queue = BatchQueue(parameters, Executor("m", model, finished.extend, parameters, times), times)
     for deadline in deadlines:

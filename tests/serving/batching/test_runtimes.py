@@ -13,7 +13,7 @@ from moxserve.serving import backends
 from moxserve.serving.backends import LoadOptions
 from moxserve.serving.batching import BatchingParameters
 
-FULL = BatchingParameters(max_batch_size=4, batch_timeout_micros=20_000_000)
+FULL = BatchingParameters(max_batch_size=4, batch_timeout_micros=3_600_000_000)
 
 
 def together(runner_of: Any, backend: Any, signature: str, values: list[float]) -> tuple[Any, list[Any]]:
@@ -21,7 +21,7 @@ def together(runner_of: Any, backend: Any, signature: str, values: list[float]) 
 
     async def scenario() -> list[Any]:
         asks = [stage.ask(np.float32([[value]]), signature) for value in values]
-        return await asyncio.wait_for(asyncio.gather(*asks), 30)
+        return await asyncio.wait_for(asyncio.gather(*asks), 120)
 
     try:
         return stage, asyncio.run(scenario())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from moxserve.errors import Unavailable
-from moxserve.serving.batching import BatchingParameters, BatchThreads
+from moxserve.serving.batching import BatchingParameters, BatchThreads, scheduler
 from moxserve.serving.batching.queues import BatchQueue
 from moxserve.serving.batching.scheduler import Task, settled
 from moxserve.serving.execution.admission import Admission, ServiceTimes
@@ -50,13 +51,13 @@ class Log:
             self.most_at_once = max(self.most_at_once, self.at_once)
             self.batches.append((time.monotonic(), [task.owner for task in batch]))
         self.entered.release()
-        assert self.gate.wait(20)
+        assert self.gate.wait(60)
         with self._lock:
             self.at_once -= 1
 
     def wait(self, batches: int) -> None:
         for _ in range(batches):
-            assert self.entered.acquire(timeout=20)
+            assert self.entered.acquire(timeout=60)
 
 
 def queue_of(log: Log, times: ServiceTimes | None = None, **parameters: Any) -> BatchQueue:
@@ -97,23 +98,23 @@ def test_as_many_batches_at_once_as_there_are_threads(threads: MakeThreads) -> N
     assert sorted(owner for _, batch in log.batches for owner in batch) == list(range(7))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4])
 def test_an_earlier_batch_is_not_kept_waiting_by_a_later_one(count: int, threads: MakeThreads) -> None:
     """One thread watches the clock; it must learn of a queue whose time comes before the one it waits for."""
     late, soon = Log(), Log()
     pool = threads(count)
-    later = queue_of(late, batch_timeout_micros=1_200_000)
+    later = queue_of(late, batch_timeout_micros=3_600_000_000)
     sooner = queue_of(soon, batch_timeout_micros=50_000)
     began = time.monotonic()
     pool.submit(later, task(1))
     time.sleep(0.01)
     pool.submit(sooner, task(2))
     soon.wait(1)
-    late.wait(1)
-    ((first, _),), ((second, _),) = soon.batches, late.batches
-    assert 0.05 <= first - began < second - began
-    assert second - began >= 1.2
+    ((at, _),) = soon.batches
+    assert at - began >= 0.05
+    assert late.batches == []
+    pool.close()
+    assert [batch for _, batch in late.batches] == [[1]]
 
 
 def test_a_timeout_while_all_threads_are_busy(threads: MakeThreads) -> None:
@@ -133,17 +134,15 @@ def test_a_timeout_while_all_threads_are_busy(threads: MakeThreads) -> None:
 
 def test_closing_runs_what_waits_and_refuses_the_rest(threads: MakeThreads) -> None:
     log = Log()
-    pool, queue = threads(2), queue_of(log, batch_timeout_micros=20_000_000)
+    pool, queue = threads(2), queue_of(log, batch_timeout_micros=3_600_000_000)
     pool.submit(queue, task(1))
-    began = time.monotonic()
     pool.close()
-    assert time.monotonic() - began < 5
     assert [batch for _, batch in log.batches] == [[1]]
     with pytest.raises(Unavailable, match="being stopped"):
         pool.submit(queue, task(2))
 
 
-def test_many_producers_lose_nothing(threads: MakeThreads) -> None:
+def test_many_producers_lose_nothing(threads: MakeThreads, wait_for: Callable[..., None]) -> None:
     log = Log()
     pool = threads(4)
     queues = [
@@ -159,6 +158,7 @@ def test_many_producers_lose_nothing(threads: MakeThreads) -> None:
         producer.start()
     for producer in producers:
         producer.join()
+    wait_for(lambda: sum(len(batch) for _, batch in log.batches) >= 2000, "every task")
     pool.close()
     assert sorted(owner for _, batch in log.batches for owner in batch) == list(range(2000))
 
@@ -195,6 +195,13 @@ def timed(seconds: float) -> ServiceTimes:
     return times
 
 
+@pytest.fixture
+def no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs is never nearer to its end, however busy the machine is."""
+    monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+
+
+@pytest.mark.usefixtures("no_time_passes")
 def test_a_task_that_would_wait_too_long_is_refused(threads: MakeThreads) -> None:
     log = Log()
     log.gate.clear()
@@ -231,6 +238,7 @@ def test_a_deadline_that_cannot_be_kept_is_refused(threads: MakeThreads) -> None
     log.gate.set()
 
 
+@pytest.mark.usefixtures("no_time_passes")
 def test_other_queues_before_it_count(threads: MakeThreads) -> None:
     log = Log()
     log.gate.clear()

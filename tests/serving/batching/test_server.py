@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +21,14 @@ from moxserve.protocol.examples import make_example
 from moxserve.protocol.tensors import from_proto, to_proto
 from moxserve.serving.batching import BatchingOptions, BatchingParameters
 from moxserve.serving.batching.params import PARAMETERS_FILE, read_parameters
+from moxserve.serving.batching.queues import BatchQueue
 from moxserve.serving.main import Server
 
 Serve = Callable[..., Server]
 Ask = Callable[[Server, str, Any], Any]
 
 # Batches of this server wait until they are full: what meets is up to the test, not to the clock.
-PATIENT_MICROS = 20_000_000
+PATIENT_MICROS = 100_000_000
 
 
 def full_batches(rows: int, **more: Any) -> BatchingOptions:
@@ -42,7 +44,7 @@ def ask() -> Iterator[Ask]:
         channel = channels.setdefault(server.grpc_port, grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}"))
         stub = channel.unary_unary(f"/tensorflow.serving.PredictionService/{method}")
         try:
-            return stub(request.SerializeToString(), timeout=30)
+            return stub(request.SerializeToString(), timeout=120)
         except grpc.RpcError as error:
             return error.code().name, error.details()
 
@@ -65,7 +67,7 @@ def y(reply: bytes, alias: str = "y") -> list[Any]:
 
 
 def rest(server: Server, verb: str, body: Any) -> httpx2.Response:
-    return httpx2.post(f"http://127.0.0.1:{server.rest_port}/v1/models/default:{verb}", json=body, timeout=30)
+    return httpx2.post(f"http://127.0.0.1:{server.rest_port}/v1/models/default:{verb}", json=body, timeout=120)
 
 
 def examples(kind: str, *values: float, signature: str) -> Any:
@@ -191,27 +193,40 @@ def test_a_bad_request_does_not_harm_those_it_meets(echo_base: Path, serve: Serv
     assert [y(reply) for i, reply in enumerate(replies) if i != 1] == [[values[i]] for i in (0, 2, 3)]
 
 
-@pytest.mark.slow
-def test_a_cancelled_call_is_not_run(half: Path, serve: Serve, ask: Ask, wait_for: Callable[..., None]) -> None:
-    server = serve(half, batching=BatchingOptions(True, BatchingParameters(2, 1_500_000)))
+def test_a_cancelled_call_is_not_run(half: Path, serve: Serve, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered, dropped = threading.Semaphore(0), threading.Semaphore(0)
+    offer, drop = BatchQueue.offer, BatchQueue.drop
+
+    def noted(done: threading.Semaphore, method: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            method(*arguments)
+            done.release()
+
+        return call
+
+    monkeypatch.setattr(BatchQueue, "offer", noted(offered, offer))
+    monkeypatch.setattr(BatchQueue, "drop", noted(dropped, drop))
+    server = serve(half, batching=full_batches(2))
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
         first = call.future(predict([[1.0]]).SerializeToString())
-        time.sleep(0.3)
+        assert offered.acquire(timeout=60)
         first.cancel()
-        time.sleep(0.3)
-    began = time.monotonic()
-    assert y(ask(server, "Predict", predict([[3.0]]))) == [[3.5]]
-    assert time.monotonic() - began > 1.2  # a batch of its own: that of the cancelled one is gone
+        assert dropped.acquire(timeout=60)
+    # Two that come later fill a batch by themselves.
+    with ThreadPoolExecutor(2) as pool:
+        replies = list(pool.map(lambda v: y(ask(server, "Predict", predict([[v]]))), (3.0, 4.0)))
+    assert replies == [[[3.5]], [[4.0]]]
     page = server.metrics.page().decode().splitlines()
-    assert ":tensorflow:serving:batching_session:processed_batch_size_sum{} 1.0" in page
+    assert ":tensorflow:serving:batching_session:processed_batch_size_sum{} 2.0" in page
+    assert server.metrics.wrapped_runs.value(()) == 1
 
 
 def test_a_deadline_passes_in_the_queue(half: Path, serve: Serve) -> None:
     from moxserve.serving.rest.options import RestOptions
 
     server = serve(
-        half, batching=BatchingOptions(True, BatchingParameters(8, 2_000_000)), rest=RestOptions(timeout_s=0.2)
+        half, batching=BatchingOptions(True, BatchingParameters(8, PATIENT_MICROS)), rest=RestOptions(timeout_s=1.0)
     )
     reply = rest(server, "predict", {"instances": [[1.0]]})
     assert (reply.status_code, reply.json()["error"]) == (504, "Timed out waiting for notification")
@@ -224,7 +239,9 @@ def test_a_deadline_passes_in_the_queue(half: Path, serve: Serve) -> None:
     assert server.metrics.wrapped_runs.value(()) == 0
 
 
-def test_versions_bring_their_parameters(half: Path, serve: Serve, ask: Ask, tmp_path: Path) -> None:
+def test_versions_bring_their_parameters(
+    half: Path, serve: Serve, ask: Ask, tmp_path: Path, wait_for: Callable[..., None]
+) -> None:
     base = tmp_path / "half"
     shutil.copytree(half / "00000123", base / "1")
     shutil.copytree(half / "00000123", base / "2")
@@ -234,10 +251,7 @@ def test_versions_bring_their_parameters(half: Path, serve: Serve, ask: Ask, tmp
     assert y(ask(server, "Predict", predict([[1.0]] * 3))) == [[2.5]] * 3  # version 2: unbatched
     assert server.metrics.wrapped_runs.value(()) == 0
     shutil.rmtree(base / "2")
-    deadline = time.monotonic() + 20
-    while isinstance(ask(server, "Predict", predict([[1.0]] * 3)), bytes):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not isinstance(ask(server, "Predict", predict([[1.0]] * 3)), bytes), "version 1")
     refused = ask(server, "Predict", predict([[1.0]] * 3))
     assert refused == ("INVALID_ARGUMENT", "Task size 3 is larger than maximum input batch size 2")
     assert y(ask(server, "Predict", predict([[1.0]] * 2))) == [[2.5]] * 2
@@ -255,30 +269,35 @@ def test_a_version_with_wrong_parameters_does_not_load(half: Path, options: Call
 
 @pytest.mark.slow
 def test_a_new_version_takes_over_under_load(
-    serve: Serve, save_linear: Callable[..., Path], ask: Ask, tmp_path: Path
+    serve: Serve, save_linear: Callable[..., Path], ask: Ask, tmp_path: Path, wait_for: Callable[..., None]
 ) -> None:
     save_linear(tmp_path / "1", 1.0)
     server = serve(tmp_path, batching=BatchingOptions(True))
     failures: list[Any] = []
+    seen: set[Any] = set()
+    done = threading.Event()
 
-    def client(stop_at: float) -> set[Any]:
-        seen = set()
-        while time.monotonic() < stop_at:
+    def client() -> None:
+        while not done.is_set():
             reply = ask(server, "Predict", predict([10.0]))
             if not isinstance(reply, bytes):
                 failures.append(reply)
                 break
             response = messages.PredictResponse.FromString(reply)
             seen.add((response.model_spec.version.value, from_proto(response.outputs["y"]).item()))
-        return seen
 
     with ThreadPoolExecutor(4) as pool:
-        until = time.monotonic() + 3
-        clients = [pool.submit(client, until) for _ in range(4)]
-        time.sleep(0.5)
-        staged = save_linear(tmp_path.parent / "staged-2", 2.0)
-        staged.rename(tmp_path / "2")
-        seen = set().union(*(one.result() for one in clients))
+        clients = [pool.submit(client) for _ in range(4)]
+        try:
+            wait_for(lambda: seen, "an answer of version 1")
+            staged = save_linear(tmp_path.parent / "staged-2", 2.0)
+            staged.rename(tmp_path / "2")
+            wait_for(lambda: len(seen) == 2 or failures, "an answer of version 2")
+            time.sleep(0.3)  # while version 1 is unloaded
+        finally:
+            done.set()
+        for one in clients:
+            one.result()
     assert failures == []
     assert seen == {(1, 10.0), (2, 20.0)}
 

@@ -94,7 +94,7 @@ def post(url: str, body: Any, timeout_s: float = 20) -> Any:
 
 
 def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=20) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         return str(answer.read().decode())
 
 
@@ -303,7 +303,7 @@ def test_the_file_is_read_for_all_and_they_end_with_the_supervisor(tmp_path, tes
             request = messages.GetModelStatusRequest()
             request.model_spec.name = "half"
             method = channel.unary_unary("/tensorflow.serving.ModelService/GetModelStatus")
-            answer = messages.GetModelStatusResponse.FromString(method(request.SerializeToString(), timeout=20))
+            answer = messages.GetModelStatusResponse.FromString(method(request.SerializeToString(), timeout=60))
         assert [status.version for status in answer.model_version_status] == [123]
 
         (tmp_path / "new").write_text(config_text(half=half, three=three))
