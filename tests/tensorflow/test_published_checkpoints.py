@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +99,21 @@ def test_a_folder_of_several_single_files_is_refused(write: Write, tmp_path: Pat
     assert latest_checkpoint(tmp_path) is None
     with pytest.raises(CheckpointError, match=r"holds 2 checkpoints: a\.ckpt, b\.ckpt"):
         find_checkpoint(tmp_path)
+
+
+def test_what_a_killed_training_had_not_finished_is_no_checkpoint(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    index = Path(write(NET, "new.ckpt-3", v1=False) + ".index")
+    index.rename(tmp_path / "half" / "new.ckpt-3.index.tempstate15511029966970701811")
+    assert latest_checkpoint(tmp_path / "half") is None
+
+
+def test_a_file_that_a_training_removes_meanwhile_is_no_checkpoint(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, is_file = Path(write(NET)), os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: is_file(path) and (written.unlink(missing_ok=True) or True))
+    assert latest_checkpoint(tmp_path) is None
 
 
 def test_training_starts_from_a_single_file(write: Write, train: Any, tmp_path: Path, variable: Any) -> None:

@@ -31,6 +31,8 @@ __all__ = [
 _INDEX = re.compile(r"(.+)\.index\Z")
 _STEP = re.compile(r"-(\d+)\Z")
 _PART = re.compile(r"\.(index|meta|data-\d+-of-\d+)\Z")
+# What TensorFlow writes and then renames: an index in it is a whole table already.
+_UNFINISHED = re.compile(r"\.tempstate\d*\Z")
 # The end of every table file of TensorFlow, which V1 checkpoints are, and the index of V2 ones.
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -68,11 +70,14 @@ def is_complete(prefix: str) -> bool:
 
 def is_single_file(path: str) -> bool:
     """Whether a path is a V1 checkpoint: one file that is a table."""
-    if _PART.search(path) or not os.path.isfile(path):
+    if _PART.search(path) or _UNFINISHED.search(path) or not os.path.isfile(path):
         return False
-    with open(path, "rb") as f:
-        f.seek(-min(os.path.getsize(path), len(_TABLE_MAGIC)), os.SEEK_END)
-        return f.read() == _TABLE_MAGIC
+    try:
+        with open(path, "rb") as f:
+            f.seek(-min(os.path.getsize(path), len(_TABLE_MAGIC)), os.SEEK_END)
+            return f.read() == _TABLE_MAGIC
+    except FileNotFoundError:  # whoever trains there has removed it just now
+        return False
 
 
 def step_in_name(prefix: str) -> int:
