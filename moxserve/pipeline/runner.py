@@ -23,6 +23,7 @@ from moxserve.errors import CheckpointError, ConfigError, LimitExceededError
 from moxserve.file import atomic_write
 from moxserve.file.filesystem import is_remote, join
 from moxserve.file.standins import known_as
+from moxserve.file.writable import require_writable
 from moxserve.pipeline.slots import InputBundle, InputPlugin, ModelPlugin, OptimizerPlugin, RunJob, RunPlugin, RunReport
 from moxserve.pipeline.stage import Talk, silent, stage
 from moxserve.types import TensorSpec, dtype_of
@@ -389,7 +390,7 @@ class _Stages:
         role = _follower()
         if role is not None:
             return self._follow(prepared, role)
-        self._find_store()
+        self._find_stores()
         report = self._stage("run", prepared.data, lambda: self._run(prepared))
         export, metrics, predictions = None, dict(report.metrics), None
         if self._config.export is not None:
@@ -412,12 +413,20 @@ class _Stages:
             seconds=dict(self._seconds),
         )
 
-    def _find_store(self) -> None:
-        """See whether there is a store to export to, before a training that may take days."""
-        export = self._config.export
+    def _find_stores(self) -> None:
+        """See whether the stores take what later stages write, before a training that may take days."""
+        export, evaluation, prediction = self._config.export, self._config.evaluate, self._config.predict
         if export is not None and is_remote(export.tf_serving):
             with stage(self._loaded, "export", silent):
                 _next_version(export.tf_serving)
+        outputs = {
+            "evaluate": evaluation.output if evaluation is not None else None,
+            "predict": prediction.output if prediction is not None else None,
+        }
+        for name, output in outputs.items():
+            if output and is_remote(output):
+                with stage(self._loaded, name, silent):
+                    require_writable(output)
 
     def _follow(self, prepared: PreparedRun, role: str) -> PipelineResult:
         """Train along; everything else is the chief's."""

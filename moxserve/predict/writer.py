@@ -22,6 +22,7 @@ from moxserve.client.calls import Array
 from moxserve.errors import DataError, UsageError
 from moxserve.file import fsync_directory, local_copy, staging_directory
 from moxserve.file.filesystem import is_remote
+from moxserve.file.writable import require_writable
 from moxserve.predict.readers import Label
 
 __all__ = ["JsonLines", "encode_line", "json_value", "open_output"]
@@ -105,8 +106,10 @@ def open_output(path: str | os.PathLike[str]) -> Iterator[JsonLines]:
 
     Raises:
         UsageError: the path is a directory, or its folder cannot be written.
+        DataError: the store does not take it.
     """
     if is_remote(os.fspath(path)):
+        require_writable(path)
         with local_copy(path, "w") as local, open(local, "wb") as f:
             yield JsonLines(f)
             f.flush()

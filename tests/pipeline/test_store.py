@@ -11,10 +11,9 @@ import pytest
 
 from moxserve import file
 from moxserve.cli.main import main
-from moxserve.errors import CheckpointError, ConfigError, MoxserveError, UsageError
+from moxserve.errors import CheckpointError, ConfigError, MoxserveError
 from moxserve.export.exporter import export_version
 from moxserve.export.manifest import read_manifest
-from moxserve.inspect.detect import detect
 from moxserve.pipeline.runner import load_run, run_pipeline
 
 Write = Callable[..., Path]
@@ -65,6 +64,17 @@ predict: {{output: "{models} told/rows.jsonl"}}
 def test_a_bucket_that_is_not_there_is_told_before_the_training(softmax: Write, store: Any, work: Path) -> None:
     with pytest.raises(MoxserveError, match=r"export: s3://mistyped/m.*NoSuchBucket"):
         run_pipeline(softmax(more='export: {tf_serving: "s3://mistyped/m"}\n'))
+    for name in ("evaluate", "predict"):
+        with pytest.raises(MoxserveError, match=rf"{name}: s3://mistyped/m.*NoSuchBucket"):
+            run_pipeline(softmax(more=f'{name}: {{output: "s3://mistyped/m"}}\n'))
+
+    def forbid(method: str, path: str, _query: str) -> Any:
+        denied = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+        return ("403 Forbidden", [], denied) if method in ("POST", "PUT") and "secret" in path else None
+
+    store.before = forbid
+    with pytest.raises(PermissionError, match=rf"predict: {store.base}/secret/rows.*AccessDenied"):
+        run_pipeline(softmax(more=f'predict: {{output: "{store.base}/secret/rows"}}\n'))
     assert not (work / "run").exists()
 
 
@@ -82,8 +92,6 @@ def test_what_is_no_run_is_told_by_its_url(store: Any, capsys: pytest.CaptureFix
         told = capsys.readouterr().err
         assert repr(wrong) in told
         assert message in told
-    with pytest.raises(UsageError, match="is in a store"):
-        detect(url)
     with pytest.raises(SystemExit):
         main(["pipeline", "validate", f"{url}/none.yaml"])
     assert f"{url}/none.yaml: there is no such object" in capsys.readouterr().err

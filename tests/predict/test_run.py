@@ -247,3 +247,9 @@ def test_data_and_answers_in_a_store(store: Any, scratch: Path, tmp_path: Path) 
     with pytest.raises(MoxserveError):
         run_predict(short, PredictJob("m", f"{store.base}/n.npy", f"{store.base}/none.jsonl"))
     assert not file.exists(f"{store.base}/none.jsonl")
+    asked: list[Any] = []
+    _, client = mock(lambda inputs: asked.append(inputs) or {"y": inputs["x"]})
+    asked.clear()  # the example that told its signature
+    with pytest.raises(MoxserveError, match=r"s3://mistyped/o\.jsonl.*NoSuchBucket"):
+        run_predict(client, PredictJob("m", f"{store.base}/n.npy", "s3://mistyped/o.jsonl"))
+    assert asked == []
