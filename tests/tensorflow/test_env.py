@@ -78,6 +78,6 @@ def test_keras_is_imported_when_it_is_used(how: str, package: str, toy_base: Pat
     command = [sys.executable, "-c", script, str(toy_base / "1")]
     # Graph mode's choice of Keras, which this process has made, is none for a server.
     environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith(f"{package}.src.layers")

@@ -90,7 +90,7 @@ def test_checkpoints_are_evaluated_beside_the_training(
         return mox.ModelSpec(loss=spec.loss, log_info=spec.log_info, hooks=hooks)
 
     train_here(max_number_of_steps=6, model_fn=model_fn)
-    beside.join(30)
+    beside.join(120)
     assert not beside.is_alive()
     assert (results[0].global_step, list(evaluations(tmp_path))) == (6, [2, 4, 6])
 
@@ -188,7 +188,7 @@ def test_other_runs_of_its_script_are_those_of_a_single_process(
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

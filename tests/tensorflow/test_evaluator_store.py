@@ -116,7 +116,7 @@ def test_a_bucket_is_watched_beside_the_training(
         return mox.ModelSpec(loss=spec.loss, log_info=spec.log_info, hooks=hooks)
 
     train_there(max_number_of_steps=6, model_fn=model_fn)
-    beside.join(30)
+    beside.join(120)
     assert not beside.is_alive()
     assert (results[0].global_step, list(evaluations(url))) == (6, [2, 4, 6])
 
@@ -227,7 +227,7 @@ def test_a_worker_of_a_training_in_phases_looks_at_the_checkpoint(store: Any) ->
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

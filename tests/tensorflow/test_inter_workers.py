@@ -14,7 +14,7 @@ import pytest
 
 from moxserve.ports import free_port
 
-TIMEOUT_S = 100
+TIMEOUT_S = 280
 SCRIPT = """
 import json, sys
 import numpy as np

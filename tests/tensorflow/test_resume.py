@@ -199,7 +199,7 @@ def kill_after(log_dir: Path, step: int) -> None:
     here = os.path.dirname(__file__)
     process = subprocess.Popen([sys.executable, "-c", KILLED, here, str(log_dir)])
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while not (log_dir / "checkpoint").exists() and time.monotonic() < end and process.poll() is None:
             time.sleep(0.05)
         time.sleep(0.5)

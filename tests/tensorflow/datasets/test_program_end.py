@@ -27,6 +27,6 @@ print("done", flush=True)
 @pytest.mark.slow
 def test_a_program_ends_though_its_sessions_still_read(folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, str(folder)], check=False, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", _PROGRAM, str(folder)], check=False, capture_output=True, text=True, timeout=240
     )
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

@@ -51,7 +51,7 @@ def test_a_bucket_gives_what_the_folder_gives(bucket: str, folder: Path, store: 
 
 @pytest.mark.slow
 def test_files_are_fetched_many_at_once_and_no_further_ahead_than_capacity(bucket: str, store: Any):
-    lock = threading.Lock()
+    lock = threading.Condition()
     under_way, most = 0, 0
 
     def slowly(method: str, path: str, query: str) -> None:
@@ -61,6 +61,8 @@ def test_files_are_fetched_many_at_once_and_no_further_ahead_than_capacity(bucke
         with lock:
             under_way += 1
             most = max(most, under_way)
+            lock.notify_all()
+            lock.wait_for(lambda: most >= 3, 20)
         time.sleep(0.05)
         with lock:
             under_way -= 1

@@ -142,7 +142,7 @@ def test_a_killed_split_publishes_nothing_and_the_next_one_works(many: Path, tmp
     script.write_text(textwrap.dedent(_KILLED))
     out = tmp_path / "out"
     arguments: list[Any] = [sys.executable, str(script), str(many), str(out)]
-    assert subprocess.run(arguments, timeout=120, check=False, capture_output=True).returncode == -9
+    assert subprocess.run(arguments, timeout=240, check=False, capture_output=True).returncode == -9
     assert not out.exists()
     split_image_classification_dataset(src_dir=str(many), dst_dir=str(out))
     assert len(_files(out)) == 32

@@ -458,11 +458,11 @@ def test_copies_go_with_the_last_process_that_uses_them(folder: Path, tmp_path: 
     copies = lambda: [n for n in os.listdir(cache / "tfrecords") if n.endswith(".tfrecord")]  # noqa: E731
     first, second = child(path, cache, True, "wait"), child(path, cache, True, "wait")
     assert first.stdout.readline() == second.stdout.readline() == "ready\n"
-    first.communicate("\n", timeout=60)
+    first.communicate("\n", timeout=240)
     assert len(copies()) == 1, "the other one still reads"
-    second.communicate("\n", timeout=60)
+    second.communicate("\n", timeout=240)
     assert not (cache / "tfrecords").exists()
-    child(path, cache, False).communicate(timeout=60)
+    child(path, cache, False).communicate(timeout=240)
     assert len(copies()) == 1
     killed = child(path, cache, True, "wait")
     killed.stdout.readline()
@@ -470,7 +470,7 @@ def test_copies_go_with_the_last_process_that_uses_them(folder: Path, tmp_path: 
     killed.wait()
     assert len(copies()) == 1, "nobody can tidy up after kill -9; the next run uses the copies, and then does"
     (cache / "tfrecords" / "mine.txt").write_text("not ours")
-    child(path, cache, True).communicate(timeout=60)
+    child(path, cache, True).communicate(timeout=240)
     assert os.listdir(cache / "tfrecords") == ["mine.txt"]
 
 

