@@ -49,11 +49,15 @@ def temp_name() -> str:
 
 
 def _started(pid: int) -> str:
-    """Return when a process began, in clock ticks since boot; empty where the system does not tell."""
+    """Return when a process began, in clock ticks since boot; empty where the system does not tell, or it has ended.
+
+    One that has ended keeps its number until its parent asks for its status, which some never do.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
             # The second field, the program's name, may hold blanks and brackets: count from its end.
-            return f.read().rpartition(b")")[2].split()[19].decode()
+            fields = f.read().rpartition(b")")[2].split()
+        return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
     except (OSError, IndexError):
         return ""
 

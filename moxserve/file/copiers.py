@@ -96,9 +96,12 @@ def _attend(child: subprocess.Popen[bytes], work: dict[str, Any], told: SimpleQu
     with contextlib.suppress(OSError):  # its end is told below
         pickle.dump(work, stdin)
         stdin.flush()
-    for line in stdout:
-        kind, value = json.loads(line)
-        told.put((kind, pickle.loads(base64.b64decode(value)) if kind == "error" else value))
+    try:
+        for line in stdout:
+            kind, value = json.loads(line)
+            told.put((kind, pickle.loads(base64.b64decode(value)) if kind == "error" else value))
+    except ValueError:  # it died in the middle of a line; or it is no such line, and the rest is not waited for
+        child.kill()
     code = child.wait()
     if code:
         told.put(("error", DataError(f"a process that copied files ended with code {code}", hint="copy again")))

@@ -159,7 +159,7 @@ from moxserve.tensorflow.executor.spec import ExportSpec, ModelSpec
 from moxserve.types import TensorSpec, dtype_by_name
 import numpy as np
 
-base, prefix, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
+base, prefix, wanted = sys.argv[1], sys.argv[2], int(sys.argv[3])
 inputs = [TensorSpec("x", dtype_by_name("float32"), (None, 64))]
 
 def model_fn(inputs, mode):
@@ -195,7 +195,7 @@ def litter():
     return {name for name in os.listdir(base) if name.startswith(".moxserve-tmp-")}
 
 def until(true):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 100
     while not true():
         if time.monotonic() > end:
             sys.exit("an export hangs")
@@ -210,15 +210,15 @@ began = time.monotonic()
 until(lambda: not litter())
 takes = time.monotonic() - began
 os.waitpid(pid, 0)
-moments, hits = random.Random(3), 0
-for _ in range(kills):
+moments, hits, misses = random.Random(3), 0, 0
+while hits < wanted and misses < 60:
     old = litter()
     pid = child(export_forever)
     until(lambda: litter() - old)
     time.sleep(moments.uniform(0, 1.5 * takes))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    hits += bool(litter())
+    hits, misses = (hits + 1, misses) if litter() else (hits, misses + 1)
 status = os.waitpid(child(lambda: export_tf_serving(job)), 0)[1]
 print(json.dumps({"hits": hits, "status": status, "litter": sorted(litter())}))
 """
@@ -237,7 +237,7 @@ def _watch(base: str, stop: threading.Event, problems: list[str], seen: set[int]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_kill_9_at_random_moments_never_shows_a_partial_version(tmp_path: Path) -> None:
     base = tmp_path / "models"
     base.mkdir()
@@ -246,10 +246,10 @@ def test_kill_9_at_random_moments_never_shows_a_partial_version(tmp_path: Path) 
     watcher.start()
     try:
         run = subprocess.run(
-            [sys.executable, "-c", CRASHES, str(base), str(tmp_path / "model.ckpt"), "12"],
+            [sys.executable, "-c", CRASHES, str(base), str(tmp_path / "model.ckpt"), "8"],
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=580,
             check=False,
         )
     finally:
@@ -258,7 +258,7 @@ def test_kill_9_at_random_moments_never_shows_a_partial_version(tmp_path: Path) 
     assert run.returncode == 0, run.stderr[-3000:]
     report = json.loads(run.stdout.splitlines()[-1])
     assert problems == []
-    assert report["hits"] >= 5, "the kills missed the exports"
+    assert report["hits"] == 8, "the kills missed the exports"
     assert report["status"] == 0, run.stderr[-3000:]
     assert report["litter"] == [], "the next export did not sweep"
     versions = list_versions(str(base))

@@ -203,7 +203,7 @@ def test_a_limit_on_the_size_of_files(dense_model: str, room: Room) -> None:
     )
     arguments = ["export", dense_model, "--tf-serving", str(room.base)]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=280
     )
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: ")
@@ -236,7 +236,7 @@ def test_a_source_that_cannot_be_read(
     elif damage == "half of the variables":
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     elif damage == "garbage for a graph":
-        graph.write_bytes(os.urandom(1000))
+        graph.write_bytes(np.random.default_rng(0).bytes(1000))
     elif damage == "half a graph":
         graph.write_bytes(graph.read_bytes()[: graph.stat().st_size // 2])
     else:
@@ -356,7 +356,7 @@ def workers():
 report = []
 for point in points:
     pid = start()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     pattern = os.path.join(base, ".moxserve-tmp-*", point)
     while not glob.glob(pattern, include_hidden=True) and time.monotonic() < deadline:
         if os.waitpid(pid, os.WNOHANG)[0]:
@@ -366,7 +366,7 @@ for point in points:
     if pid:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while workers() and time.monotonic() < deadline:
         time.sleep(0.05)
     report.append({"point": point, "killed": bool(pid), "workers": workers(),
@@ -378,7 +378,7 @@ print(json.dumps({"kills": report, "status": status}))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_kill_9_at_every_step_of_an_export_with_variants(dense_model: str, room: Room) -> None:
     """No half version, no process that goes on; the next export removes what was left."""
     points = [
@@ -393,7 +393,7 @@ def test_kill_9_at_every_step_of_an_export_with_variants(dense_model: str, room:
         [sys.executable, "-c", KILLS, dense_model, str(room.base), str(room.tmpdir), *points],
         capture_output=True,
         text=True,
-        timeout=390,
+        timeout=880,
         check=False,
         env={**os.environ, "MARK": f"mark-{uuid.uuid4().hex}"},
     )
@@ -428,11 +428,11 @@ def test_a_signal_to_the_command_line(signum: signal.Signals, dense_model: str, 
         start_new_session=True,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 140
         while not list(room.base.glob(f"{TEMP_PREFIX}*/.work/model")) and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(process.pid, signum)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=140)
     finally:
         process.kill()
     assert process.returncode == 128 + signum, told

@@ -143,6 +143,18 @@ def test_a_process_id_that_was_used_again_does_not_protect_litter(tmp_path: Path
         assert sweep(tmp_path) == [earlier]
 
 
+def test_a_process_that_nobody_waited_for_protects_nothing(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\nfrom moxserve.file import staging_directory\n"
+        "with staging_directory(sys.argv[1]):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays in the table of processes
+        left = _litter(tmp_path)
+        assert len(left) == 1
+        assert sweep(tmp_path) == left
+
+
 def test_the_work_of_other_machines_is_left_alone_for_a_day(tmp_path: Path) -> None:
     fresh, old = (tmp_path / f"{TEMP_PREFIX}999999999-1-0badcafe-{n}" for n in ("fresh", "old"))
     fresh.mkdir()

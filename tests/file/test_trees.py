@@ -203,6 +203,18 @@ def test_a_process_that_dies_is_told(s3: str, many: Path, by_processes: None, mo
         file.copy_parallel(many, s3)
 
 
+def test_a_process_that_dies_in_the_middle_of_a_line_is_told(
+    s3: str, many: Path, by_processes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half() -> Any:
+        line = ["sh", "-c", 'printf \'["done", "0/\'; exit 3']
+        return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    monkeypatch.setattr(copiers, "_start", half)
+    with pytest.raises(DataError, match="ended with code 3"):
+        file.copy_parallel(many, s3)
+
+
 def test_a_directory_that_cannot_be_read_is_not_left_out(
     s3: str, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

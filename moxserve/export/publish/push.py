@@ -115,6 +115,9 @@ class _Waiting:
             self._seen = error.message  # it may be starting again
             return False
         except RequestError as error:
+            if error.status == "DEADLINE_EXCEEDED" and self._answered:
+                self._seen = error.message  # it is busy, with loading perhaps
+                return False
             if error.status != "NOT_FOUND":
                 raise self._failure(f"refuses to tell: {error.message}", error.hint) from error
             self._check_listed()

@@ -137,11 +137,11 @@ class Scripted:
 def pushed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
     """Push version 2 of `m` to a scripted server, in a hurry."""
 
-    def run(transport: Scripted, timeout_s: float = 5.0) -> float:
+    def run(transport: Scripted, timeout_s: float = 200.0, settle_s: float = 0.02) -> float:
         monkeypatch.setattr("moxserve.client.Client", lambda *args, **kwargs: Client(transport))
         monkeypatch.setattr(push, "_LOOK_S", 0.001)
         monkeypatch.setattr(push, "_LOOK_MAX_S", 0.002)
-        monkeypatch.setattr(push, "_SETTLE_S", 0.02)
+        monkeypatch.setattr(push, "_SETTLE_S", settle_s)
         return push_version("m:1", "m", 2, timeout_s=timeout_s)
 
     return run
@@ -161,7 +161,7 @@ def test_tensorflow_serving_is_waited_for_while_it_knows_no_version(pushed: Any)
 
 def test_an_old_failure_of_the_number_does_not_count_at_once(pushed: Any) -> None:
     failed = [VersionStatus(2, "END", "UNKNOWN", "an older try")]
-    pushed(Scripted(failed, failed, [VersionStatus(2, "LOADING")], [VersionStatus(2, "AVAILABLE")]))
+    pushed(Scripted(failed, failed, [VersionStatus(2, "LOADING")], [VersionStatus(2, "AVAILABLE")]), settle_s=1000)
 
 
 def test_a_version_that_was_unloaded_is_told(pushed: Any) -> None:
@@ -173,6 +173,13 @@ def test_a_version_that_was_unloaded_is_told(pushed: Any) -> None:
 def test_a_server_that_starts_again_meanwhile_is_waited_for(pushed: Any) -> None:
     away = ServerUnreachableError("connection refused")
     pushed(Scripted([VersionStatus(2, "LOADING")], away, away, [VersionStatus(2, "AVAILABLE")]))
+
+
+def test_a_server_that_has_no_time_to_answer_while_it_loads_is_waited_for(pushed: Any) -> None:
+    late = RequestError("no answer within 5 s", status="DEADLINE_EXCEEDED")
+    pushed(Scripted([VersionStatus(2, "LOADING")], late, late, [VersionStatus(2, "AVAILABLE")]))
+    with pytest.raises(ClientError, match="refuses to tell: no answer within 5 s"):
+        pushed(Scripted(late))  # who never answered may be no such server
 
 
 def test_the_time_ends_with_what_was_seen_last(pushed: Any) -> None:
@@ -195,7 +202,7 @@ def test_pushes_of_two_exporters_do_not_disturb_each_other(server: Any, tmp_path
     def work() -> None:
         version = publish_copy(tmp_path / "toy", toy_base / "1")
         try:
-            push_version(f"127.0.0.1:{server.grpc_port}", "toy", version, timeout_s=6)
+            push_version(f"127.0.0.1:{server.grpc_port}", "toy", version, timeout_s=6 if version == 2 else 200)
             outcomes.append((version, "served"))
         except ClientError as error:
             outcomes.append((version, error.message))
