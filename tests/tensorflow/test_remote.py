@@ -75,8 +75,30 @@ def test_it_starts_from_a_checkpoint_in_a_bucket(train: Train, store: Any, tmp_p
         assert result.start_step == 3
     evaluated = train(run_mode=mox.ModeKeys.EVAL, checkpoint_path=url, max_number_of_steps=1)
     assert evaluated.checkpoint == f"{url}/model.ckpt-3"
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
-        train(checkpoint_path=f"{url}/model.ckpt-7", max_number_of_steps=4)
+    with file.local_copy(url) as here:  # as it is of folders
+        for base in (url, here):
+            with pytest.raises(CheckpointError, match=rf"warm_start: no checkpoint at '{base}/model.ckpt-7'"):
+                train(warm_start=f"{base}/model.ckpt-7", max_number_of_steps=4)
+
+
+@pytest.mark.slow
+def test_a_training_begins_without_a_checkpoint_anywhere(
+    train: Train, store: Any, tmp_path: Path, console: Any
+) -> None:
+    store.write("team/digits/other/notes.txt")
+    (tmp_path / "other").mkdir()
+    places = (store.base, "s3://mistyped", tmp_path)
+    for path in [f"{base}/{name}" for base in places for name in ("", "other", "nowhere", "nowhere/model.ckpt-7")]:
+        result = train(checkpoint_path=path, max_number_of_steps=1)
+        assert result.start_step == 0
+        assert f"no checkpoint in checkpoint_path='{path.rstrip('/')}" in console.text
+        with pytest.raises(
+            CheckpointError, match=rf"EVAL needs a checkpoint; found none: checkpoint_path='{path[:-1]}"
+        ):
+            train(run_mode=mox.ModeKeys.EVAL, checkpoint_path=path, max_number_of_steps=1)
+    store.before = lambda _method, path, query: ("403 Forbidden", [], b"") if "denied" in path + query else None
+    with pytest.raises(PermissionError, match=f"{store.base}/denied"):
+        train(checkpoint_path=f"{store.base}/denied", max_number_of_steps=1)
 
 
 def test_old_checkpoints_go_and_the_state_file_comes_last(store: Any, tmp_path: Path) -> None:
@@ -223,6 +245,37 @@ def test_a_store_that_is_away_for_a_while_does_not_end_the_training(
 
 
 @pytest.mark.slow
+def test_a_disk_that_is_full_for_a_while_does_not_end_the_training(
+    train: Train, store: Any, monkeypatch: pytest.MonkeyPatch, console: Any
+) -> None:
+    url, asked, snapshot = f"{store.base}/run", [], Mirror.snapshot
+
+    def failing(self: Mirror) -> Any:
+        asked.append(self)
+        if len(asked) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return snapshot(self)
+
+    monkeypatch.setattr(Mirror, "snapshot", failing)
+    train(log_dir=url, max_number_of_steps=6, save_model_steps=2)
+    assert console.text.count("is not up to date: ") == 1
+    assert file.exists(f"{url}/model.ckpt-6.index")
+
+
+def settle(store: Any) -> None:
+    """Wait until the store has done what processes asked that are gone: their connections are closed."""
+    port = f":{int(store.endpoint.rpartition(':')[2]):04X}"
+    half_closed = "08"
+    deadline = time.monotonic() + 120
+    while any(
+        fields[1].endswith(port) and fields[3] == half_closed
+        for fields in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:])
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_the_bucket(store: Any, tmp_path: Path, scratch: Path, train: Train) -> None:
     script = tmp_path / "train.py"
     script.write_text(
@@ -248,7 +301,7 @@ print("from", result.start_step, "to", result.global_step)
     url = f"{store.base}/run"
     process = subprocess.Popen([sys.executable, str(script), url, "100000"], stderr=subprocess.DEVNULL)
     try:
-        end = time.monotonic() + 90
+        end = time.monotonic() + 240
         while time.monotonic() < end and not file.exists(f"{url}/checkpoint"):
             time.sleep(0.1)
         with pytest.raises(UsageError, match=rf"process {process.pid} on .* is training into it"):
@@ -256,11 +309,12 @@ print("from", result.start_step, "to", result.global_step)
     finally:
         process.kill()
         process.wait()
+    settle(store)
     state = file.read(f"{url}/checkpoint")
     step = int(state.split('"')[1].rpartition("-")[2])
     assert file.exists(f"{url}/model.ckpt-{step}.index")
     done = subprocess.run(
-        [sys.executable, str(script), url, str(step + 3)], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, str(script), url, str(step + 3)], capture_output=True, text=True, timeout=240, check=True
     )
     assert f"from {step} to {step + 3}" in done.stdout
     assert f"is taken over from process {process.pid}" in done.stderr

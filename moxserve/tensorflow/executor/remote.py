@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from moxserve import file
 from moxserve.errors import CheckpointError, MoxserveError, first_line
-from moxserve.file.filesystem import is_remote, join, locate
+from moxserve.file.filesystem import is_remote, join
 from moxserve.file.standins import known_as, told_as
 from moxserve.tensorflow.executor.claims import Claim, ClaimLostError, claimed
 from moxserve.tensorflow.executor.cluster import Topology
@@ -143,8 +143,15 @@ class LogDirSender(Participant):
             return
         self._seen, self._due = self._mirror.state_identity, time.monotonic() + _EVERY_S
         stack = contextlib.ExitStack()
-        frozen = stack.enter_context(self._mirror.snapshot())
-        threading.Thread(target=self._send, args=(frozen, stack), name="moxserve-log-dir", daemon=True).start()
+        try:
+            frozen = stack.enter_context(self._mirror.snapshot())
+            threading.Thread(target=self._send, args=(frozen, stack), name="moxserve-log-dir", daemon=True).start()
+        except (MoxserveError, OSError) as error:  # no room for it here
+            self._failed(error)
+            self._busy.release()
+        except BaseException:
+            self._busy.release()  # the end waits for whoever sends
+            raise
 
     def _check_claim(self) -> None:
         if self._claim is not None:
@@ -160,11 +167,14 @@ class LogDirSender(Participant):
         except ClaimLostError:
             self._failing = True  # it is told where the training notices, and ends
         except (MoxserveError, OSError) as error:
-            if not self._failing:
-                tf1.logging.warning("%s is not up to date: %s; trying again", self._mirror.url, first_line(error))
-            self._failing, self._due = True, time.monotonic() + _RETRY_S
+            self._failed(error)
         finally:
             self._busy.release()
+
+    def _failed(self, error: Exception) -> None:
+        if not self._failing:
+            tf1.logging.warning("%s is not up to date: %s; trying again", self._mirror.url, first_line(error))
+        self._failing, self._due = True, time.monotonic() + _RETRY_S
 
     def finish(self, ok: bool) -> None:
         """Send the last checkpoint, which was written just now: what comes after the steps may take long, or fail.
@@ -174,7 +184,12 @@ class LogDirSender(Participant):
         """
         self._busy.acquire()
         stack = contextlib.ExitStack()
-        self._send(stack.enter_context(self._mirror.snapshot()), stack)
+        try:
+            frozen = stack.enter_context(self._mirror.snapshot())
+        except (MoxserveError, OSError) as error:
+            self._failed(error)
+        else:
+            self._send(frozen, stack)
         self._mirror.stale = self._failing
         if ok:
             self._check_claim()
@@ -252,11 +267,14 @@ def kept_here(settings: Settings, topology: Topology, *, phased: bool = False) -
         if path is not None and is_remote(path) and not share.restores:
             settings = replace(settings, checkpoint_path=None, warm_start=None)  # another process restores it
         elif path is not None and is_remote(path) and latest_checkpoint(settings.log_dir) is None:
-            local, known = stack.enter_context(checkpoint_here(path))
+            local, prefix = stack.enter_context(
+                _brought(path)
+            )  # None: as of a local path, the mode tells what it means
             if warm is None:
-                settings = replace(settings, checkpoint_path=local, fetched=(local, known))
+                fetched = None if prefix is None else (prefix, known_as(prefix))
+                settings = replace(settings, checkpoint_path=prefix or local, fetched=fetched)
             else:
-                settings = replace(settings, warm_start=replace(warm, checkpoint=local))
+                settings = replace(settings, warm_start=replace(warm, checkpoint=prefix or local))
         yield settings
 
 
@@ -306,31 +324,43 @@ def checkpoint_here(path: str) -> Iterator[tuple[str, str]]:
     if not is_remote(path):
         yield path, known_as(path)
         return
+    with _brought(path) as (_, prefix):
+        if prefix is None:
+            raise CheckpointError(f"no checkpoint at {path!r}", hint="give a prefix, a file or a folder")
+        yield prefix, known_as(prefix)
+
+
+@contextlib.contextmanager
+def _brought(url: str) -> Iterator[tuple[str, str | None]]:
+    """Bring here what is at the URL of a checkpoint, while the block lasts.
+
+    Yields:
+        The path that stands for it, and the prefix of the checkpoint there; None: there is none.
+
+    Raises:
+        DataError: the store cannot be read.
+        CheckpointError: what is there is something else.
+    """
+    is_folder = file.is_directory(url)
+    is_bucket = url.rstrip("/").count("/") == 2
+    parent = url.rstrip("/") if is_folder or is_bucket else without_part(url).rpartition("/")[0]
     with file.scratch_directory() as scratch:
         folder = os.path.join(scratch, "checkpoint_path")
-        is_folder = file.is_directory(path)
-        url = path.rstrip("/") if is_folder else without_part(path).rpartition("/")[0]
-        with told_as(folder, url):
-            local = _fetched(path, folder)
-            prefix = None if local is None else find_checkpoint(local)
-            if prefix is None:
-                raise CheckpointError(f"no checkpoint at {path!r}", hint="give a prefix, a file or a folder")
-            yield prefix, join(url, os.path.relpath(prefix, folder))
+        local = folder if parent == url.rstrip("/") else os.path.join(folder, os.path.basename(without_part(url)))
+        with told_as(folder, parent):
+            if is_folder:
+                Mirror(url, folder).fetch(newest=True)
+            elif not is_bucket:
+                _fetch_parts(parent, local)
+            yield local, find_checkpoint(local)
 
 
-def _fetched(url: str, folder: str) -> str | None:
-    fs, path = locate(url)
-    if fs.is_directory(path):
-        Mirror(url, folder).fetch(newest=True)
-        return folder
-    base, _, name = without_part(url).rpartition("/")
-    if not file.is_directory(base):
-        return None
+def _fetch_parts(base: str, prefix: str) -> None:
+    folder, name = os.path.split(prefix)
     os.makedirs(folder, exist_ok=True)
-    for found in file.list_directory(base):
+    for found in file.list_directory(base) if file.is_directory(base) else ():
         if _belongs(found, name):
             file.copy(join(base, found), os.path.join(folder, found))
-    return os.path.join(folder, name)
 
 
 def _belongs(name: str, prefix: str) -> bool:

@@ -86,7 +86,8 @@ class Start:
     def _require(self) -> None:
         """Apply the third rule of precedence: no checkpoint anywhere is fine in TRAIN only."""
         settings = self._settings
-        given = {"log_dir": settings.shown(settings.log_dir), "checkpoint_path": settings.checkpoint_path}
+        start = settings.checkpoint_path
+        given = {"log_dir": settings.shown(settings.log_dir), "checkpoint_path": start and known_as(start)}
         places = [f"{name}={path!r}" for name, path in given.items() if path is not None]
         if self.prefix is None and not self._training:
             where = " or ".join(places) or "log_dir and checkpoint_path are both None"
