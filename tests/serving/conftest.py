@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,57 @@ def save_slow() -> MakeModel:
             n = tf1.placeholder("int32", [], "n")
             count = tf.while_loop(lambda i: i < n, lambda i: i + 1, [tf.constant(0)], parallel_iterations=1)[0]
             return {"serving_default": ({"n": n}, {"count": count})}
+
+        return _save(path, build)
+
+    return save
+
+
+class Gate:
+    """Holds up the runs of a model of `save_gated` that are given its `folder`, until `open`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+        os.mkfifo(folder / "gate")
+        self._began = folder / "began"
+
+    @property
+    def began(self) -> bool:
+        """Whether a run has come so far."""
+        return self._began.exists()
+
+    def open(self) -> None:
+        """Let all runs go on, also those to come: somebody has the pipe open for reading from now on."""
+        os.open(os.path.join(self.folder, "gate"), os.O_RDWR | os.O_NONBLOCK)
+
+
+@pytest.fixture
+def gates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Gate]]:
+    """`gates()` makes one more. Name it behind `serve`: no server waits for a gate that a failed test left closed."""
+    made: list[Gate] = []
+
+    def make() -> Gate:
+        made.append(Gate(tmp_path_factory.mktemp("gate")))
+        return made[-1]
+
+    yield make
+    for gate in made:
+        gate.open()
+
+
+@pytest.fixture(scope="session")
+def save_gated() -> MakeModel:
+    """`save_gated(version_dir)`: writes `began` into its input `folder`, then the pipe `gate`, and gives 1."""
+
+    def save(path: Path) -> Path:
+        def build(tf1: Any) -> Any:
+            import tensorflow as tf
+
+            folder = tf1.placeholder("string", [], "folder")
+            with tf.control_dependencies([tf.io.write_file(tf.strings.join([folder, "/began"]), "")]):
+                waits = tf.io.write_file(tf.strings.join([folder, "/gate"]), "")
+            with tf.control_dependencies([waits]):
+                return {"serving_default": ({"folder": folder}, {"y": tf.strings.length(folder) * 0 + 1})}
 
         return _save(path, build)
 
