@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from moxserve.tensorflow.executor.checkpoint import is_complete, latest_checkpoint, step_in_name
+from moxserve.tensorflow.executor.lock import ended_at
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 240  # of a machine that has other things to do
@@ -157,6 +158,22 @@ def test_a_second_signal_ends_a_run_that_is_stuck(start: Callable[..., subproces
         process.wait(timeout=1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=PATIENCE_S) == 143
+
+
+def test_a_signal_after_the_last_step_is_not_lost(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    body = """
+import os, signal
+def end(self, session):
+    os.kill(os.getpid(), signal.SIGTERM)
+Pace.end = end
+run(sys.argv[1], 3)
+print('never')
+"""
+    process = start(script(body), str(tmp_path))
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out.split()) == (143, ["ready"]), err
+    assert "stopped by SIGTERM after step 3; checkpoint" in err
+    assert ended_at(str(tmp_path)) == 3
 
 
 def test_runs_outside_of_the_main_thread_work(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:

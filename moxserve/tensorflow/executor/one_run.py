@@ -68,6 +68,7 @@ class OneRun:
         self.observers = Observers(settings, store, topology)
         self.start = Start(settings)
         self.repeatable = Repeatable(store.get("deterministic"), self.training, topology.index)
+        self.late_signum = 0  # a signal that came when the last step was made: what follows the run must not begin
 
     def execute(self) -> RunResult:
         """Build, open, loop, close, export."""
@@ -78,8 +79,8 @@ class OneRun:
             reason, signum = self._run()
             if held is not None and not signum:
                 held.ended(self.clock.global_step)
-        if signum:
-            raise self._interrupted(signum)
+        if signum or self.late_signum:
+            raise self._interrupted(signum or self.late_signum)
         return self._result(reason)
 
     def _said(self) -> None:
@@ -270,7 +271,9 @@ class OneRun:
                     raise explained from error
             self.timing = loop.timing
             self._sample_unstepped(session)
-            return self.workers.ending(reason, guard.signum)
+            reason, signum = self.workers.ending(reason, guard.signum)
+            self.late_signum = 0 if signum else guard.signum
+            return reason, signum
         finally:
             self.source.close()
             if self.inter is not None:
