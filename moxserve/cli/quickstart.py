@@ -26,7 +26,7 @@ from moxserve.ports import free_port
 
 MODEL = "digits"
 _SERVER_START_S = 120.0
-_SERVER_STOP_S = 30.0
+_SERVER_STOP_S = 60.0
 
 
 def _pipeline_file() -> Path:

@@ -18,7 +18,7 @@ def test_our_pipelines_and_those_of_tf_data_are_measured(repo_root: Path) -> Non
         sys.executable, str(repo_root / "benchmarks" / "input.py"), "--rounds=1", "--epochs=1", "--batches=1",
         "--only=ours,tfdata", "--json",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     rows = {row["pipeline"]: row for row in json.loads(done.stdout)}
     assert len(rows) == 14

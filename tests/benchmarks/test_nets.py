@@ -17,7 +17,7 @@ def test_both_sides_build_the_same_network(repo_root: Path, tmp_path: Path) -> N
         sys.executable, str(repo_root / "benchmarks" / "nets.py"), "--networks=mobilenet_v2", "--batch=1",
         "--size=32", "--rounds=1", "--calls=1", f"--json={found}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads(found.read_text())
     assert [(row["phase"], row["side"]) for row in rows] == [
@@ -33,6 +33,6 @@ def test_both_sides_build_the_same_network(repo_root: Path, tmp_path: Path) -> N
 
 def test_an_unknown_network_is_told(repo_root: Path) -> None:
     command = [sys.executable, str(repo_root / "benchmarks" / "nets.py"), "--networks=resnet"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 2
     assert "no network resnet; known: resnet_v1_50, mobilenet_v2, inception_v3" in done.stderr

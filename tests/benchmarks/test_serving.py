@@ -18,7 +18,7 @@ def test_the_quick_benchmark_measures_both_transports(tmp_path: Path, repo_root:
         sys.executable, str(repo_root / "benchmarks" / "serving.py"), "--quick", "--rounds=1", "--seconds=0.2",
         "--concurrency=1,4", "--variants=onnx", "--extras=none", f"--folder={tmp_path}", f"--json={found}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env={**os.environ})
     assert done.returncode == 0, done.stderr
     assert "half_plus_two: CPU-ms per request" in done.stdout
     results = json.loads(found.read_text())

@@ -17,7 +17,7 @@ def test_the_parts_of_a_single_process(repo_root: Path, tmp_path: Path) -> None:
         sys.executable, str(repo_root / "benchmarks" / "training.py"), "--parts=gpu,workers", "--rounds=1",
         "--steps=20", "--model=tiny", "--kinds=1 worker", f"--json={found}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads(found.read_text())
     assert [row["part"] for row in rows] == ["gpu", "workers"]
@@ -30,6 +30,6 @@ def test_the_parts_of_a_single_process(repo_root: Path, tmp_path: Path) -> None:
 
 def test_an_unknown_part_is_told(repo_root: Path) -> None:
     command = [sys.executable, str(repo_root / "benchmarks" / "training.py"), "--parts=steps"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 2
     assert "no part steps; known: step, towers, workers, gpu" in done.stderr

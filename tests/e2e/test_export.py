@@ -105,7 +105,7 @@ def run(run_tensorflow_script: Run) -> Run:
     """What gives a model to export; the exports are processes from their beginning."""
 
     def call(*command: Any) -> subprocess.CompletedProcess[str]:
-        done = run_tensorflow_script(*command, timeout=400)
+        done = run_tensorflow_script(*command, timeout=800)
         assert done.returncode == 0, done.stderr[-2000:]
         return done
 
@@ -224,7 +224,7 @@ def serving(base: Path, backends: list[str], port: int) -> Iterator[Client]:
     log = base.parent / "server.log"
     with log.open("w") as f, subprocess.Popen(command, stderr=f) as process, Client(f"127.0.0.1:{port}") as client:
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 500
             while "Running gRPC" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()

@@ -12,9 +12,9 @@ from moxserve.export.publish import list_versions
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_quickstart_trains_exports_serves_predicts_and_load_tests(run_moxserve, tmp_path) -> None:
-    done = run_moxserve("quickstart", "--out", tmp_path / "q", "--duration", "2s", "--users", "2", timeout=230)
+    done = run_moxserve("quickstart", "--out", tmp_path / "q", "--duration", "2s", "--users", "2", timeout=880)
 
     assert done.returncode == 0, done.stderr[-3000:]
     summary = done.stdout

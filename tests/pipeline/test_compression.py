@@ -44,6 +44,7 @@ def test_the_plan_tells_of_both(work: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_training_for_int8_costs_no_accuracy(work: Path) -> None:
     result = run_pipeline("pipelines/digits_qat.yaml", ["export.measure=false", "export.warmup=[1]"])
     prepared = load_run("runs/digits_qat")
@@ -67,6 +68,7 @@ def test_training_for_int8_costs_no_accuracy(work: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_four_fifths_of_the_weights_can_go(work: Path) -> None:
     result = run_pipeline("pipelines/digits_pruned.yaml", ["export=null"])
     assert result.evaluate["sparsity"] == pytest.approx(0.8, abs=0.001)

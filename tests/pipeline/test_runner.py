@@ -321,7 +321,7 @@ def test_a_signal_saves_the_state_and_the_next_run_goes_on(softmax: Write, work:
                 break
         process.send_signal(signal.SIGTERM)
         rest = process.stderr.read()
-        assert process.wait(60) == 143, rest
+        assert process.wait(200) == 143, rest
     assert "Traceback" not in rest
     # Nothing after the run has happened.
     assert not (work / "m").exists()

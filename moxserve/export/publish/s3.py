@@ -182,7 +182,10 @@ class S3Base(VersionBase):
     def _sweep_reservations(self) -> None:
         start = self._prefix + _RESERVED
         for found in self._bucket.objects(start):
-            owner, etag = self._bucket.read(found.key)
+            try:
+                owner, etag = self._bucket.read(found.key)
+            except MoxFileNotExistsException:  # given back meanwhile
+                continue
             if not file.abandoned(owner.decode(errors="replace"), found.modified.timestamp()):
                 continue
             # It is taken over first: of two that sweep at once, the slower must not remove what came after.

@@ -13,7 +13,7 @@ from moxserve.export.variants.work import Built, Failure, Work
 
 __all__ = ["Workshop"]
 
-_LAST_WORDS_S = 10.0
+_LAST_WORDS_S = 60.0
 
 
 class Workshop:

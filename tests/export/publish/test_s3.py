@@ -333,6 +333,22 @@ def test_what_a_dead_exporter_uploaded_in_parts_is_given_up(store: Any, fill: An
     assert [upload["Key"] for upload in left] == [f"team/digits/{mine}/variables/big"]
 
 
+def test_a_reservation_that_is_given_back_meanwhile_keeps_nobody_from_sweeping(store: Any, fill: Any) -> None:
+    dead = f"{TEMP_PREFIX}999999999-1-{temp_name().split('-')[4]}-abc".encode()
+    for number in (1, 2):
+        store.write(f"team/digits/.moxserve-reserved/{number}", dead)
+        store.write(f"team/digits/{number}/variables/half")
+
+    def give_back(method: str, path: str, query: str) -> None:
+        if method == "GET" and path.endswith("/.moxserve-reserved/1"):
+            store.before = None
+            store.client.delete_object(Bucket=store.bucket, Key="team/digits/.moxserve-reserved/1")
+
+    store.before = give_back
+    publish(store.base, fill, 7)
+    assert [key for key in store.listed() if "reserved" in key or "/2/" in key] == []
+
+
 def test_work_in_progress_and_other_peoples_files_stay(store: Any, fill: Any) -> None:
     elsewhere = temp_name().split("-")
     elsewhere[4] = "feedbeef"  # another machine, whose processes cannot be seen from here
