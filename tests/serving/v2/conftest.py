@@ -67,5 +67,5 @@ def triton_http(server: Server) -> Iterator[Any]:
 @pytest.fixture
 def http(server: Server) -> Iterator[httpx2.Client]:
     """Plain HTTP."""
-    with httpx2.Client(base_url=f"http://127.0.0.1:{server.rest_port}", timeout=30) as client:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{server.rest_port}", timeout=60) as client:
         yield client

@@ -215,7 +215,7 @@ def test_web_pages_and_time_limits(serve, save_slow, tmp_path) -> None:
     """What holds for the other REST API holds for this one."""
     options = RestOptions(cors=True, timeout_s=0.2)
     server = serve(save_slow(tmp_path / "slow" / "1").parent, rest=options)
-    with httpx2.Client(base_url=f"http://127.0.0.1:{server.rest_port}", timeout=30) as http:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{server.rest_port}", timeout=60) as http:
         path = "/v2/models/default/infer"
         assert http.options(path, headers={"Origin": "http://a.example"}).status_code == 200
         reply = http.post(path, json={"inputs": [tensor([200_000], [], "INT32", "n")]})
@@ -264,6 +264,6 @@ def test_any_json_is_answered_or_refused_with_a_reason(http: httpx2.Client, valu
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_over_grpc_are_answered_or_refused(server: Any, method: str, data: bytes) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", (("grpc.use_local_subchannel_pool", 0),)) as channel:
-        call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}").future(data, timeout=20)
+        call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}").future(data, timeout=60)
         assert call.code().name in ("OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED")
         assert call.code().name == "OK" or call.details()

@@ -18,6 +18,7 @@ from moxserve.protocol import messages
 from moxserve.protocol.tensors import to_proto
 from moxserve.serving.grpc.options import GrpcOptions
 from moxserve.serving.main import Server
+from moxserve.serving.manager import ManagerOptions
 from moxserve.serving.options import from_flags
 
 BODY = {"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [3]}]}
@@ -51,7 +52,9 @@ def start(options: Callable[..., Any], wait_for: Callable[..., None]) -> Iterato
     started: list[tuple[Server, threading.Thread]] = []
 
     def run(base: Path, **more: Any) -> tuple[Server, threading.Thread, list[BaseException]]:
-        server = Server(options(base, serve_while_loading=True, grpc=GrpcOptions(health=True), **more))
+        # Two loads at once, on a machine with one CPU as well: one of them waits.
+        manager = ManagerOptions(poll_interval_s=0.1, max_load_retries=0, load_threads=2)
+        server = Server(options(base, serve_while_loading=True, grpc=GrpcOptions(health=True), manager=manager, **more))
         errors: list[BaseException] = []
 
         def work() -> None:
@@ -68,8 +71,8 @@ def start(options: Callable[..., Any], wait_for: Callable[..., None]) -> Iterato
 
     yield run
     for server, thread in started:
-        server.stop(20)
-        thread.join(30)
+        server.stop(120)
+        thread.join(120)
         assert not thread.is_alive()
 
 
@@ -78,7 +81,7 @@ def health_of(server: Server, *services: str) -> list[str]:
 
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        replies = [stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10) for name in services]
+        replies = [stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=60) for name in services]
     return [health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status) for reply in replies]
 
 
@@ -86,8 +89,14 @@ def health_list(server: Server) -> dict[str, str]:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        statuses = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest(), timeout=10).statuses
+        statuses = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest(), timeout=60).statuses
     return {name: health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status) for name, reply in statuses.items()}
+
+
+def state_of(server: Server) -> int:
+    """The state of the first model's version, 20 while it is loaded; 0 before it was found."""
+    versions = server.dataplane.models()[0].status.model_version_status
+    return versions[0].state if versions else 0
 
 
 def predict(server: Server, name: str) -> tuple[str, str]:
@@ -97,7 +106,7 @@ def predict(server: Server, name: str) -> tuple[str, str]:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
         try:
-            call(request.SerializeToString(), timeout=20)
+            call(request.SerializeToString(), timeout=60)
         except grpc.RpcError as error:
             return error.code().name, error.details()
     return "OK", ""
@@ -139,7 +148,7 @@ def test_loading_is_told_from_ready(held: Held, start, save_linear, tmp_path, wa
         assert thread.is_alive()
 
         held.release()
-        thread.join(30)
+        thread.join(120)
         assert errors == []
         assert http.get("/v2/health/ready").status_code == 200
         assert http.post("/v2/models/default/infer", json=BODY).json()["outputs"][0]["data"] == [6.0]
@@ -155,7 +164,7 @@ def test_loading_is_told_from_ready(held: Held, start, save_linear, tmp_path, wa
 def test_a_start_that_fails_ends_the_server(held: Held, start) -> None:
     server, thread, errors = start(held.base)
     held.release(b"no record")
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive()
     assert "did not become available" in str(errors[0])
     with pytest.raises(httpx2.ConnectError):
@@ -164,25 +173,25 @@ def test_a_start_that_fails_ends_the_server(held: Held, start) -> None:
 
 def test_a_stop_while_loading(held: Held, start, wait_for) -> None:
     server, thread, errors = start(held.base)
-    with httpx2.Client(base_url=f"http://127.0.0.1:{server.rest_port}") as http:
-        wait_for(lambda: http.post("/v2/repository/index").json()[0]["state"] == "LOADING", "it is being loaded")
+    wait_for(lambda: state_of(server) == 20, "it is being loaded")
     server.stop(0.0)
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive()
     assert "stopped before the models were loaded" in str(errors[0])
     held.release()
 
 
-def test_a_reload_while_loading(held: Held, start, save_linear, tmp_path) -> None:
+def test_a_reload_while_loading(held: Held, start, save_linear, tmp_path, wait_for) -> None:
     """The new configuration is what is waited for then."""
     server, thread, errors = start(held.base)
+    wait_for(lambda: state_of(server) == 20, "it is being loaded")
     request = messages.ReloadConfigRequest()
     base = save_linear(tmp_path / "other" / "1").parent
     request.config.model_config_list.config.add(name="other", base_path=str(base), model_platform="tensorflow")
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         reload = channel.unary_unary("/tensorflow.serving.ModelService/HandleReloadConfigRequest")
         reload(request.SerializeToString(), timeout=60)
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive()
     assert errors == []
     assert server.dataplane.ready()
@@ -196,16 +205,15 @@ def test_the_ports_open_last_unless_told(options, held: Held, wait_for) -> None:
     thread = threading.Thread(target=server.start)
     thread.start()
     try:
-        wait_for(lambda: server.dataplane.models()[0].status.model_version_status, "the version was found")
-        wait_for(lambda: server.dataplane.models()[0].status.model_version_status[0].state == 20, "it is being loaded")
+        wait_for(lambda: state_of(server) == 20, "it is being loaded")
         assert (server.grpc_port, server.rest_port) == (0, 0)
         assert not server.dataplane.ready()
     finally:
         held.release()
-        thread.join(30)
+        thread.join(120)
         assert server.rest_port
         assert server.dataplane.ready()
-        server.stop(20)
+        server.stop(120)
 
 
 def test_the_flags() -> None:

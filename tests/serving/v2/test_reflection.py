@@ -31,7 +31,7 @@ def ask(channel: grpc.Channel) -> Callable[..., Any]:
             reflection_pb2.ServerReflectionRequest.SerializeToString,
             reflection_pb2.ServerReflectionResponse.FromString,
         )
-        return next(method(iter([reflection_pb2.ServerReflectionRequest(**what)]), timeout=20))
+        return next(method(iter([reflection_pb2.ServerReflectionRequest(**what)]), timeout=60))
 
     return call
 
@@ -59,7 +59,7 @@ def test_a_call_made_of_reflection_alone(channel: grpc.Channel) -> None:
     tensor.float_val.extend([1.0, 2.0])
     response = message_factory.GetMessageClass(method.output_type)
     call = channel.unary_unary(f"/{service.full_name}/{method.name}", response_deserializer=response.FromString)
-    assert list(call(request.SerializeToString(), timeout=20).outputs["y"].float_val) == [2.5, 3.0]
+    assert list(call(request.SerializeToString(), timeout=60).outputs["y"].float_val) == [2.5, 3.0]
 
 
 @pytest.mark.parametrize("service", [V1, ALPHA])
@@ -83,7 +83,7 @@ def test_what_is_not_known(ask: Callable[..., Any]) -> None:
 
 def test_bytes_that_are_no_request(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        next(channel.stream_stream(f"/{V1}/ServerReflectionInfo")(iter([b"\xff\xff"]), timeout=20))
+        next(channel.stream_stream(f"/{V1}/ServerReflectionInfo")(iter([b"\xff\xff"]), timeout=60))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "are no ServerReflectionRequest" in caught.value.details()
 
@@ -93,5 +93,5 @@ def test_it_can_be_turned_off(serve, testdata) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         for service in (V1, ALPHA):
             with pytest.raises(grpc.RpcError) as caught:
-                next(channel.stream_stream(f"/{service}/ServerReflectionInfo")(iter([b""]), timeout=20))
+                next(channel.stream_stream(f"/{service}/ServerReflectionInfo")(iter([b""]), timeout=60))
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -169,7 +168,7 @@ def test_streams(triton_grpc) -> None:
             model, triton.tensors({"x": X + i}), request_id=str(i), enable_empty_final_response=i == 0
         )
     for i in range(100):
-        result, error = answers.get(timeout=30)
+        result, error = answers.get(timeout=60)
         if i == 7:
             assert result is None
             assert "Servable not found for request: Latest(nope)" in error.message()
@@ -190,10 +189,8 @@ def test_an_open_stream_does_not_hold_up_a_stop(serve, testdata) -> None:
         answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
         client.start_stream(lambda result, error: answers.put((result, error)))
         client.async_stream_infer("default", triton.tensors({"x": X}))
-        assert answers.get(timeout=30)[1] is None
-        began = time.monotonic()
+        assert answers.get(timeout=60)[1] is None
         assert server.stop(60)
-        assert time.monotonic() - began < 30
         client.stop_stream()
 
 
@@ -347,50 +344,41 @@ def test_requests_are_counted(triton: Triton, server) -> None:
 # Time
 
 
-@pytest.mark.slow
-def test_a_caller_that_waits_too_short(triton: Triton, serve, save_slow, tmp_path) -> None:
-    server = serve(save_slow(tmp_path / "slow" / "1").parent)
+def test_a_caller_that_waits_too_short(triton: Triton, serve, save_gated, tmp_path, gates) -> None:
+    server, gate = serve(save_gated(tmp_path / "gated" / "1").parent), gates()
     port = server.grpc_port if triton.module.__name__.endswith("grpc") else server.rest_port
     with triton.module.InferenceServerClient(f"127.0.0.1:{port}") as client:
-        slow = Triton(triton.module, client)
-        n = np.array(150_000, np.int32)
-        inputs = [triton.module.InferInput("n", [], "INT32").set_data_from_numpy(n)]
-        status, _ = slow.refused(lambda: client.infer("default", inputs, timeout=100_000))
+        inputs = Triton(triton.module, client).tensors({"folder": np.array(gate.folder.encode(), object)})
+        status, _ = triton.refused(lambda: client.infer("default", inputs, timeout=300_000))
     assert status in ("DEADLINE_EXCEEDED", "504")
+    gate.open()
 
 
-@pytest.mark.slow
-def test_a_caller_over_http_that_has_left_is_seen(serve, save_slow, tmp_path, wait_for) -> None:
-    server = serve(save_slow(tmp_path / "slow" / "1").parent)
-    body = b'{"inputs": [{"name": "n", "shape": [], "datatype": "INT32", "data": [200000]}]}'
+def test_a_caller_over_http_that_has_left_is_seen(serve, save_gated, tmp_path, gates, wait_for) -> None:
+    server, gate = serve(save_gated(tmp_path / "gated" / "1").parent), gates()
+    body = b'{"inputs": [{"name": "folder", "shape": [], "datatype": "BYTES", "data": ["%s"]}]}' % gate.folder.encode()
     head = f"POST /v2/models/default/infer HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-
-    def left() -> bool:
-        # One that leaves before its request was read is counted by nobody.
-        with socket.create_connection(("127.0.0.1", server.rest_port)) as connection:
-            connection.sendall(head + body)
-            time.sleep(0.2)
-        return server.metrics.request_count.value(("default", "CANCELLED")) > 0
-
-    wait_for(left, "the server sees that a caller has left")
+    with socket.create_connection(("127.0.0.1", server.rest_port)) as connection:
+        connection.sendall(head + body)
+        wait_for(lambda: gate.began, "the request runs")
+    count = server.metrics.request_count
+    wait_for(lambda: count.value(("default", "CANCELLED")) > 0, "the server sees that a caller has left")
+    gate.open()
 
 
-@pytest.mark.slow
-def test_a_cancelled_call_is_dropped(serve, save_slow, tmp_path, wait_for) -> None:
+def test_a_cancelled_call_is_dropped(serve, save_gated, tmp_path, gates, wait_for) -> None:
     import tritonclient.grpc
 
-    server = serve(save_slow(tmp_path / "slow" / "1").parent)
+    server, gate = serve(save_gated(tmp_path / "gated" / "1").parent), gates()
     with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
-        inputs = Triton(tritonclient.grpc, client).tensors({"n": np.array(100_000, np.int32)})
+        folder = np.array(gate.folder.encode(), object)
+        inputs = Triton(tritonclient.grpc, client).tensors({"folder": folder})
         errors: queue.Queue[Any] = queue.Queue()
-
-        def cancelled() -> bool:
-            # One that is cancelled before it reached the server is counted by nobody; then the next one will be.
-            call = client.async_infer("default", inputs, lambda result, error: errors.put(error))
-            time.sleep(0.1)
-            call.cancel()
-            assert "cancel" in str(errors.get(timeout=20)).lower()
-            return server.metrics.request_count.value(("default", "CANCELLED")) > 0
-
-        wait_for(cancelled, "the server sees that a caller has left")
-    assert server.metrics.request_count.value(("default", "OK")) == 0
+        call = client.async_infer("default", inputs, lambda result, error: errors.put(error))
+        wait_for(lambda: gate.began, "the request runs")
+        call.cancel()
+        assert "cancel" in str(errors.get(timeout=60)).lower()
+        count = server.metrics.request_count
+        wait_for(lambda: count.value(("default", "CANCELLED")) > 0, "the server sees that a caller has left")
+    gate.open()
+    assert count.value(("default", "OK")) == 0
