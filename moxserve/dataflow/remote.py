@@ -4,7 +4,8 @@
     record    := as `values.dumps` writes it: arrays, numbers, text, lists and dicts; reading it runs no code
     pickle    := of protocol 5; read only with allow_pickle, since reading one runs what its sender wants
     end       := "\\xc1MXE": the sender has no more
-    taken     := the receiver's answer to each message: "\\x06", to the end "\\xc1MXE"
+    taken     := the receiver's answer to each message: "\\x06", to the end "\\xc1MXE"; "" says nothing, and goes only
+                 to a sender that is still there
     farewell  := "\\xc1MXB": the sender heard that the end was taken, and the receiver may close
 
 Nothing is dropped: a sender waits while there is no room, and does not leave before everything was taken. (PUSH and
@@ -21,7 +22,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
 from types import ModuleType
 from typing import Any
@@ -37,9 +38,12 @@ logger = logging.getLogger(__name__)
 _END = b"\xc1MXE"
 _FAREWELL = b"\xc1MXB"
 _TAKEN = b"\x06"
+_NOTHING = b""
 # How long what is under way to a receiver may stand still before it is taken for gone.
 _SETTLE_MS = 2000
 _LINGER_MS = 1000
+# How long a receiver that closes waits for senders that ended: what they did not read of its answers is lost with it.
+_FAREWELL_S = 15.0
 _REMIND_S = 30.0
 # How soon `close` in one thread is seen by an iteration that waits in another.
 _SLICE_MS = 200
@@ -79,6 +83,9 @@ class _Place:
         socket.set_hwm(self.hwm)
         # Acknowledgements always have room: there are no more of them than datapoints.
         socket.setsockopt(zmq.RCVHWM if kind == zmq.DEALER else zmq.SNDHWM, 0)
+        if kind == zmq.ROUTER:
+            # What cannot be delivered is told: its sender left.
+            socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # Given before any connection is made, which keeps the value of that moment: one whose other side left with
         # messages under way waits for its own linger time, by default for ever, and `destroy` waits for it.
         socket.setsockopt(zmq.LINGER, 0)
@@ -220,7 +227,7 @@ class _Sender:
             done += 1
         self._send(_END)
         self.settle(ended=True)
-        self._send(_FAREWELL)
+        self._say_farewell()
         return sent
 
     def _source(self, df: DataFlow) -> Iterator[Any]:
@@ -253,8 +260,16 @@ class _Sender:
         zmq = _zmq()
         with contextlib.suppress(zmq.Again):
             while self.under_way:
-                self.end_taken |= self.socket.recv(zmq.NOBLOCK) == _END
-                self.under_way -= 1
+                answer = self.socket.recv(zmq.NOBLOCK)
+                self.end_taken |= answer == _END
+                self.under_way -= answer != _NOTHING
+
+    def _say_farewell(self) -> None:
+        """Everything was taken: a receiver that has left already, or is not heard of for a moment, misses nothing."""
+        zmq = _zmq()
+        if self.socket.poll(_LINGER_MS, zmq.POLLOUT):
+            with contextlib.suppress(zmq.Again):
+                self.socket.send(_FAREWELL, zmq.NOBLOCK)
 
     def _send(self, message: bytes) -> None:
         zmq = _zmq()
@@ -269,6 +284,9 @@ class _Sender:
                 return
 
 
+_Peer = tuple[Any, bytes]
+
+
 @dataclass
 class _Line:
     """The sockets that receive.
@@ -276,33 +294,47 @@ class _Line:
     Attributes:
         context: of the sockets.
         sockets: one for each address.
-        leaving: how many senders ended and wait to hear that the end was taken.
+        leaving: senders that ended and wait to hear that the end was taken: socket and name.
     """
 
     context: Any
     sockets: list[Any]
-    leaving: int = 0
+    leaving: set[_Peer] = field(default_factory=set)
 
     def take(self, socket: Any) -> Any:
         """Receive one message, and tell its sender; None if it was a farewell."""
-        sender, *parts = socket.recv_multipart(copy=False)
+        name, *parts = socket.recv_multipart(copy=False)
         message = parts[0].buffer if len(parts) == 1 else b""
+        sender = (socket, name.bytes)
         if message == _FAREWELL:
-            self.leaving -= 1
+            self.leaving.discard(sender)
             return None
         ends = message == _END
-        self.leaving += ends
-        socket.send_multipart([sender, _END if ends else _TAKEN])
+        if ends:
+            self.leaving.add(sender)
+        self._answer(sender, _END if ends else _TAKEN)
         return message
 
-    def close(self) -> None:
-        """Close the sockets, when those that ended know that they were heard, or after a moment."""
+    def _answer(self, sender: _Peer, answer: bytes) -> None:
         zmq = _zmq()
-        deadline = time.monotonic() + _LINGER_MS / 1000
-        while self.leaving > 0 and (left := deadline - time.monotonic()) > 0:
+        socket, name = sender
+        try:
+            socket.send_multipart([name, answer])
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.leaving.discard(sender)
+
+    def close(self) -> None:
+        """Close the sockets, when those that ended know that they were heard, or are gone, or after a while."""
+        zmq = _zmq()
+        deadline = time.monotonic() + _FAREWELL_S
+        while self.leaving and time.monotonic() < deadline:
             for socket in self.sockets:
-                if socket.poll(min(left * 1000, 20), zmq.POLLIN):
+                if socket.poll(20, zmq.POLLIN):
                     self.take(socket)
+            for sender in tuple(self.leaving):
+                self._answer(sender, _NOTHING)
         self.context.destroy(linger=0)
 
 
@@ -370,9 +402,9 @@ class RemoteDataZMQ(DataFlow):
             DataError: nothing came for `timeout_s`, or what came is no datapoint, or a pickle that is not allowed.
             DataFlowTerminated: `close` was called.
         """
-        with self._guard:
-            self._open()
-            try:
+        try:
+            with self._guard:
+                self._open()
                 while self._ended < self._senders:
                     index, message = self._next()
                     if message == _END:
@@ -381,9 +413,10 @@ class RemoteDataZMQ(DataFlow):
                     self.cnt1, self.cnt2 = self.cnt1 + (index == 0), self.cnt2 + (index == 1)
                     yield self._decode(message, self._places[index].address)
                 self._ended = 0
-            finally:
-                if self._closed:
-                    self._close()
+        finally:
+            # With the guard open again: whoever calls `close` meanwhile finds it so, or is seen here.
+            if self._closed:
+                self.close()
 
     def _open(self) -> None:
         if self._closed:

@@ -15,12 +15,34 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from moxserve.file.forks import ForkLock
+
 __all__ = ["start_threads"]
 
 # How long a thread may take at the end of the program to come back from what it does.
 _PATIENCE_S = 3.0
+# How soon threads are looked for that others started meanwhile.
+_SLICE_S = 0.1
+
+
+class _Ending:
+    """Tells threads to stop, once; at the end of the program too, when a `weakref.finalize` does nothing any more."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stops = [stop]
+
+    def __call__(self) -> None:
+        while self._stops:
+            try:
+                stop = self._stops.pop()
+            except IndexError:  # another thread took it
+                return
+            stop()
+
+
 # How each is told to stop.
-_running: weakref.WeakKeyDictionary[threading.Thread, weakref.finalize[..., Any]] = weakref.WeakKeyDictionary()
+_running: weakref.WeakKeyDictionary[threading.Thread, _Ending] = weakref.WeakKeyDictionary()
+_lock = ForkLock()
 
 
 def start_threads(
@@ -37,12 +59,13 @@ def start_threads(
     Returns:
         Calls `stop`, if nobody did before.
     """
-    ending = weakref.finalize(owner, stop)
+    ending = _Ending(stop)
     # `_join` calls it at the end of the program, before it waits.
-    ending.atexit = False
+    weakref.finalize(owner, ending).atexit = False
     for i, work in enumerate(works):
         thread = threading.Thread(target=work, name=f"{name}-{i}", daemon=True)
-        _running[thread] = ending
+        with _lock:
+            _running[thread] = ending
         thread.start()
     return ending
 
@@ -60,9 +83,15 @@ if hasattr(os, "register_at_fork"):
 
 @atexit.register
 def _join() -> None:
-    alive = [(thread, ending) for thread, ending in list(_running.items()) if thread.is_alive()]
-    for _, ending in alive:
-        ending()
     deadline = time.monotonic() + _PATIENCE_S
-    for thread, _ in alive:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    # Again and again: a thread that is on its way may start others.
+    while time.monotonic() < deadline:
+        with _lock:
+            alive = [(thread, ending) for thread, ending in _running.items() if thread.is_alive()]
+        if not alive:
+            return
+        for _, ending in alive:
+            ending()
+        until = min(time.monotonic() + _SLICE_S, deadline)
+        for thread, _ in alive:
+            thread.join(max(0.0, until - time.monotonic()))

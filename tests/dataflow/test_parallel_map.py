@@ -236,7 +236,7 @@ class Jitter:
         self.rng = get_rng(next_number())
 
     def __call__(self, dp: Any) -> Any:
-        return [dp[0], int(self.rng.randint(2**31)), self.rng.normal(), random.random(), np.random.rand()]
+        return [dp[0], self.rng.bytes(16), self.rng.normal(), random.random(), np.random.rand()]
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from moxserve.dataflow import DataFlow, DataFlowTerminated, DataFromList, RemoteDataZMQ, send_dataflow_zmq
+from moxserve.dataflow import remote as wire
+from moxserve.dataflow.base import DataFlowReentrantGuard
 from moxserve.errors import DataError, UsageError
 
 zmq = pytest.importorskip("zmq")
@@ -45,7 +47,7 @@ def send() -> Iterator[Callable[..., threading.Thread]]:
 
     yield start
     for thread, errors in started:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         if errors:
             raise errors[0]
@@ -60,8 +62,8 @@ def test_everything_arrives_in_order_and_the_end_is_told(
     protocol: str, ipc: str, free_port: int, send: Callable[..., Any]
 ) -> None:
     address = ipc if protocol == "ipc" else f"tcp://127.0.0.1:{free_port}"
-    remote = RemoteDataZMQ(address, hwm=2, timeout_s=20)
-    send(numbers(0, 100), address, hwm=2, passes=2, timeout_s=20)
+    remote = RemoteDataZMQ(address, hwm=2, timeout_s=60)
+    send(numbers(0, 100), address, hwm=2, passes=2, timeout_s=60)
     got = list(remote)
     assert [number for number, _ in got] == [*range(100), *range(100)]
     assert got[7][1].tolist() == np.full((3, 2), 7.0).tolist()
@@ -71,8 +73,8 @@ def test_everything_arrives_in_order_and_the_end_is_told(
 
 
 def test_the_next_iteration_goes_on_where_one_was_left(ipc: str, send: Callable[..., Any]) -> None:
-    remote = RemoteDataZMQ(ipc, timeout_s=20)
-    send(numbers(0, 50), ipc, passes=1, timeout_s=20)
+    remote = RemoteDataZMQ(ipc, timeout_s=60)
+    send(numbers(0, 50), ipc, passes=1, timeout_s=60)
     first = iter(remote)
     begun = [next(first)[0] for _ in range(20)]
     first.close()
@@ -82,17 +84,17 @@ def test_the_next_iteration_goes_on_where_one_was_left(ipc: str, send: Callable[
 
 def test_two_addresses_are_counted_apart(ipc: str, free_port: int, send: Callable[..., Any]) -> None:
     tcp = f"tcp://127.0.0.1:{free_port}"
-    remote = RemoteDataZMQ(tcp, ipc, hwm=1, senders=2, timeout_s=20)
-    send(numbers(0, 30), tcp, passes=1, timeout_s=20)
-    send(numbers(100, 20), ipc, passes=1, timeout_s=20)
+    remote = RemoteDataZMQ(tcp, ipc, hwm=1, senders=2, timeout_s=60)
+    send(numbers(0, 30), tcp, passes=1, timeout_s=60)
+    send(numbers(100, 20), ipc, passes=1, timeout_s=60)
     assert sorted(dp[0] for dp in remote) == [*range(30), *range(100, 120)]
     assert (remote.cnt1, remote.cnt2) == (30, 20)
     remote.close()
 
 
 def test_the_sender_may_be_the_one_that_waits_at_the_address(ipc: str, send: Callable[..., Any]) -> None:
-    send(numbers(0, 10), ipc, bind=True, passes=1, timeout_s=20)
-    remote = RemoteDataZMQ(ipc, bind=False, timeout_s=20)
+    send(numbers(0, 10), ipc, bind=True, passes=1, timeout_s=60)
+    remote = RemoteDataZMQ(ipc, bind=False, timeout_s=60)
     assert [dp[0] for dp in remote] == list(range(10))
     remote.close()
 
@@ -108,14 +110,15 @@ def test_back_pressure_holds_the_flow(ipc: str) -> None:
                 yield [i, b"x" * 200_000]
 
     thread = threading.Thread(target=send_dataflow_zmq, args=(Counted(), ipc, 2), kwargs={"passes": 1}, daemon=True)
-    remote = RemoteDataZMQ(ipc, hwm=2, timeout_s=20)
+    remote = RemoteDataZMQ(ipc, hwm=2, timeout_s=60)
     iterator = iter(remote)
     thread.start()
     assert next(iterator)[0] == 0
     time.sleep(0.5)
     assert len(made) < 100
     assert [dp[0] for dp in iterator] == list(range(1, 500))
-    thread.join(10)
+    thread.join(60)
+    assert not thread.is_alive()
     remote.close()
 
 
@@ -126,8 +129,8 @@ def test_dicts_texts_and_nested_lists_travel_without_pickle(ipc: str, send: Call
         "name": "Zoë",
         "raw": b"\0",
     }
-    send(DataFromList([dp], shuffle=False), ipc, passes=1, timeout_s=20)
-    remote = RemoteDataZMQ(ipc, timeout_s=20)
+    send(DataFromList([dp], shuffle=False), ipc, passes=1, timeout_s=60)
+    remote = RemoteDataZMQ(ipc, timeout_s=60)
     (got,) = list(remote)
     assert np.array_equal(got.pop("image"), dp["image"])
     assert got == {k: v for k, v in dp.items() if k != "image"}
@@ -145,7 +148,7 @@ class Runs:
 
 
 def test_a_pickle_is_not_run_unless_it_is_allowed(tmp_path: Path, ipc: str) -> None:
-    remote = RemoteDataZMQ(ipc, timeout_s=20)
+    remote = RemoteDataZMQ(ipc, timeout_s=60)
     iterator = iter(remote)
     threading.Thread(target=_raw, args=(ipc, pickle.dumps([Runs(tmp_path / "ran")])), daemon=True).start()
     with pytest.raises(DataError, match="allow_pickle=True"):
@@ -155,8 +158,8 @@ def test_a_pickle_is_not_run_unless_it_is_allowed(tmp_path: Path, ipc: str) -> N
 
 
 def test_any_object_travels_as_a_pickle_that_is_allowed(ipc: str, send: Callable[..., Any]) -> None:
-    send(DataFromList([[{1, 2}, 3 + 4j]], shuffle=False), ipc, format="pickle", passes=1, timeout_s=20)
-    remote = RemoteDataZMQ(ipc, allow_pickle=True, timeout_s=20)
+    send(DataFromList([[{1, 2}, 3 + 4j]], shuffle=False), ipc, format="pickle", passes=1, timeout_s=60)
+    remote = RemoteDataZMQ(ipc, allow_pickle=True, timeout_s=60)
     assert list(remote) == [[{1, 2}, 3 + 4j]]
     remote.close()
 
@@ -173,7 +176,7 @@ def _raw(address: str, *messages: bytes) -> None:
 
 @pytest.mark.parametrize("message", [b"", b"hello", b"\xc1MX1", b"\xc1MX1\x08" + b"\xff" * 8])
 def test_what_is_no_datapoint_is_an_error_that_names_the_address(ipc: str, message: bytes) -> None:
-    remote = RemoteDataZMQ(ipc, timeout_s=20)
+    remote = RemoteDataZMQ(ipc, timeout_s=60)
     iterator = iter(remote)
     threading.Thread(target=_raw, args=(ipc, message), daemon=True).start()
     with pytest.raises(DataError, match="what came to ipc://"):
@@ -184,14 +187,79 @@ def test_what_is_no_datapoint_is_an_error_that_names_the_address(ipc: str, messa
 def test_closing_does_not_wait_for_a_sender_that_leaves_in_that_moment(ipc: str) -> None:
     # Without a linger time of 0 from the beginning, one in about 100 of these never ended.
     for number in range(300):
-        remote = RemoteDataZMQ(f"{ipc}{number}", timeout_s=20)
+        remote = RemoteDataZMQ(f"{ipc}{number}", timeout_s=60)
         sender = threading.Thread(target=_raw, args=(f"{ipc}{number}", b"hello"), daemon=True)
         sender.start()
         with pytest.raises(DataError):
             next(iter(remote))
         remote.close()
-        sender.join(20)
+        sender.join(60)
         assert not sender.is_alive()
+
+
+def test_a_sender_ends_when_its_receiver_left_after_the_last_answer(ipc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def receive() -> None:
+        context = zmq.Context()
+        socket = context.socket(zmq.ROUTER)
+        socket.bind(ipc)
+        message = b""
+        while message != wire._END:
+            sender, message = socket.recv_multipart()
+            socket.send_multipart([sender, wire._END if message == wire._END else wire._TAKEN])
+        settled.wait(60)
+        context.destroy(linger=0)
+
+    settle, settled = wire._Sender.settle, threading.Event()
+
+    def settle_and_be_slow(sender: wire._Sender, ended: bool) -> None:
+        settle(sender, ended)
+        settled.set()
+        while sender.socket.poll(0, zmq.POLLOUT):
+            time.sleep(0.01)
+
+    monkeypatch.setattr(wire._Sender, "settle", settle_and_be_slow)
+    monkeypatch.setattr(wire, "_LINGER_MS", 50)
+    receiver = threading.Thread(target=receive, daemon=True)
+    receiver.start()
+    assert send_dataflow_zmq(numbers(0, 5), ipc, passes=1, timeout_s=2) == 5
+    receiver.join(60)
+    assert not receiver.is_alive()
+
+
+@pytest.mark.slow
+def test_closing_waits_for_a_sender_that_is_slow_to_hear_that_its_end_was_taken(
+    ipc: str, send: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = wire._Sender.settle
+
+    def settle_late(sender: wire._Sender, ended: bool) -> None:
+        time.sleep(1.5)
+        settle(sender, ended)
+
+    monkeypatch.setattr(wire._Sender, "settle", settle_late)
+    remote = RemoteDataZMQ(ipc, timeout_s=60)
+    send(numbers(0, 20), ipc, passes=1, timeout_s=2)
+    assert [dp[0] for dp in remote] == list(range(20))
+    remote.close()
+
+
+def test_close_while_an_iteration_leaves_closes_at_once(free_port: int) -> None:
+    class Guard(DataFlowReentrantGuard):
+        def __exit__(self, *error: Any) -> None:
+            if not flow._closed:
+                flow.close()  # as another thread may, in this moment
+            super().__exit__(*error)
+
+    address = f"tcp://127.0.0.1:{free_port}"
+    flow = RemoteDataZMQ(address, timeout_s=0.05)
+    flow._guard = Guard()
+    with pytest.raises(DataError, match="no datapoint came"):
+        next(iter(flow))
+    # The address is free again.
+    again = RemoteDataZMQ(address, timeout_s=0.05)
+    with pytest.raises(DataError, match="no datapoint came"):
+        next(iter(again))
+    again.close()
 
 
 def test_an_address_in_use_is_told(free_port: int) -> None:
@@ -248,7 +316,7 @@ def test_an_iteration_that_waits_is_ended_by_close(ipc: str) -> None:
     thread.start()
     time.sleep(0.3)
     remote.close()
-    thread.join(5)
+    thread.join(60)
     assert [type(error) for error in ended] == [DataFlowTerminated]
 
 
@@ -258,12 +326,12 @@ def test_an_error_of_the_flow_ends_the_sender(ipc: str) -> None:
             yield [1]
             raise ValueError("broken at 1")
 
-    remote = RemoteDataZMQ(ipc, timeout_s=20)
+    remote = RemoteDataZMQ(ipc, timeout_s=60)
     got: list[Any] = []
     thread = threading.Thread(target=lambda: got.append(next(iter(remote))), daemon=True)
     thread.start()
     with pytest.raises(ValueError, match="broken at 1"):
-        send_dataflow_zmq(Broken(), ipc, timeout_s=20)
-    thread.join(10)
+        send_dataflow_zmq(Broken(), ipc, timeout_s=60)
+    thread.join(60)
     assert got == [[1]]
     remote.close()
