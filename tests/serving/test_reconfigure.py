@@ -35,7 +35,7 @@ class Loads:
         key = "/".join(Path(path).parts[-2:])
         self.log.append(f"load {key}")
         if key in self.gates:
-            assert self.gates[key].wait(20)
+            assert self.gates[key].wait(60)
         if key in self.failing:
             raise Internal("broken")
         backend = _Backend(self, key)
@@ -84,7 +84,7 @@ def manage(loads: Loads) -> Iterator[Callable[..., Manager]]:
 
     yield start
     for manager in managers:
-        manager.stop(5)
+        manager.stop(60)
 
 
 def states(manager: Manager, name: str = "m") -> dict[int, str]:
@@ -99,57 +99,57 @@ def served_from(manager: Manager, name: str = "m", **which: Any) -> str:
 def test_a_model_comes_and_goes(manage, publish, loads, wait_for) -> None:
     a, b = ModelConfig("m", publish("a", 1)), ModelConfig("n", publish("b", 5))
     manager = manage(a)
-    assert manager.wait_until_ready(10)
-    manager.reconfigure([a, b], 5)
+    assert manager.wait_until_ready(60)
+    manager.reconfigure([a, b], 60)
     assert served_from(manager, "n") == "b/5"
     assert manager.configs() == [a, b]
-    manager.reconfigure([b], 5)
+    manager.reconfigure([b], 60)
     with pytest.raises(NotFound, match=r"Servable not found for request: Latest\(m\)"):
         manager.borrow(ModelRef("m"))
     wait_for(lambda: states(manager) == {1: "END"}, "m to end, its status kept")
     assert loads.log == ["load a/1", "load b/5", "close a/1"]
-    manager.reconfigure([a, b], 5)
+    manager.reconfigure([a, b], 60)
     assert served_from(manager) == "a/1"
     assert states(manager) == {1: "AVAILABLE"}
-    manager.reconfigure([], 5)
+    manager.reconfigure([], 60)
     wait_for(lambda: states(manager) == {1: "END"} and states(manager, "n") == {5: "END"}, "nothing left")
 
 
 def test_a_policy_changes(manage, publish, wait_for) -> None:
     path = publish("a", 1, 2, 3)
     manager = manage(ModelConfig("m", path))
-    assert manager.wait_until_ready(10)
+    assert manager.wait_until_ready(60)
     for policy, expected in (
         (VersionPolicy("specific", versions=(1, 2)), {3: "END", 2: "AVAILABLE", 1: "AVAILABLE"}),
         (VersionPolicy("all"), dict.fromkeys((3, 2, 1), "AVAILABLE")),
         (VersionPolicy(num_versions=2), {3: "AVAILABLE", 2: "AVAILABLE", 1: "END"}),
         (VersionPolicy("specific", versions=(1,)), {3: "END", 2: "END", 1: "AVAILABLE"}),
     ):
-        manager.reconfigure([ModelConfig("m", path, policy)], 5)
+        manager.reconfigure([ModelConfig("m", path, policy)], 60)
         wait_for(lambda: states(manager) == expected, f"{policy}: {expected}")  # noqa: B023 - waits here
 
 
 def test_a_policy_changes_though_the_disk_is_looked_at_only_once(manage, publish, wait_for) -> None:
     path = publish("a", 1, 2)
     manager = manage(ModelConfig("m", path), poll_interval_s=0)
-    assert manager.wait_until_ready(10)
-    manager.reconfigure([ModelConfig("m", path, VersionPolicy("specific", versions=(1,)))], 5)
+    assert manager.wait_until_ready(60)
+    manager.reconfigure([ModelConfig("m", path, VersionPolicy("specific", versions=(1,)))], 60)
     wait_for(lambda: states(manager) == {1: "AVAILABLE", 2: "END"}, "version 1")
-    manager.reconfigure([ModelConfig("n", publish("b", 1))], 5)
+    manager.reconfigure([ModelConfig("n", publish("b", 1))], 60)
     assert served_from(manager, "n") == "b/1"
 
 
 def test_another_base_path_replaces_even_the_same_version(manage, publish, loads, wait_for) -> None:
     manager = manage(ModelConfig("m", publish("a", 1)))
-    assert manager.wait_until_ready(10)
+    assert manager.wait_until_ready(60)
     gate = loads.gates["b/1"] = threading.Event()
-    change = threading.Thread(target=manager.reconfigure, args=([ModelConfig("m", publish("b", 1))], 5))
+    change = threading.Thread(target=manager.reconfigure, args=([ModelConfig("m", publish("b", 1))], 60))
     change.start()
     wait_for(lambda: "load b/1" in loads.log, "the load from the new path")
     held = manager.borrow(ModelRef("m"))
     assert held.path.endswith("a/1")
     gate.set()
-    change.join(10)
+    change.join(60)
     assert served_from(manager) == "b/1"
     assert states(manager) == {1: "AVAILABLE"}
     assert "close a/1" not in loads.log
@@ -162,7 +162,7 @@ def test_another_base_path_replaces_even_the_same_version(manage, publish, loads
 def test_a_base_path_with_nothing_refuses_the_whole_change(manage, publish, loads, tmp_path, wait_for) -> None:
     good = ModelConfig("m", publish("a", 1))
     manager = manage(good)
-    assert manager.wait_until_ready(10)
+    assert manager.wait_until_ready(60)
     (tmp_path / "empty" / "v1").mkdir(parents=True)
     wanted = [
         ModelConfig("n", publish("b", 1)),
@@ -171,12 +171,12 @@ def test_a_base_path_with_nothing_refuses_the_whole_change(manage, publish, load
     ]
     began = time.monotonic()
     with pytest.raises(NotFound) as caught:
-        manager.reconfigure(wanted, 0.3)
-    assert 0.3 <= time.monotonic() - began < 5
+        manager.reconfigure(wanted, 1.5)
+    assert time.monotonic() - began >= 1.5
     text = caught.value.message
     assert text.startswith(
         "2 model(s) did not become available, the configuration was not changed: x, y had no version to load within "
-        "0.3 s. Could not find base path "
+        "1.5 s. Could not find base path "
     )
     assert f"No versions of servable y found under base path {tmp_path / 'empty'}. " in text
     assert "No version numbers: v1." in text
@@ -187,18 +187,18 @@ def test_a_base_path_with_nothing_refuses_the_whole_change(manage, publish, load
     wait_for(lambda: states(manager, "n") == {1: "END"}, "n to be dropped again")
     publish("a", 2)
     wait_for(lambda: served_from(manager) == "a/2", "versions to be found as before")
-    manager.reconfigure([good, wanted[0]], 0.3)
+    manager.reconfigure([good, wanted[0]], 60)
     assert served_from(manager, "n") == "b/1"
 
 
 def test_a_broken_new_model_refuses_the_whole_change(manage, publish, loads, wait_for) -> None:
     good = ModelConfig("m", publish("a", 1))
     manager = manage(good)
-    assert manager.wait_until_ready(10)
+    assert manager.wait_until_ready(60)
     loads.failing.add("b/7")
     wanted = [ModelConfig("m", publish("c", 1)), ModelConfig("n", publish("b", 7))]
     with pytest.raises(UnknownError) as caught:
-        manager.reconfigure(wanted, 5)
+        manager.reconfigure(wanted, 60)
     assert caught.value.message == (
         "1 model(s) did not become available: {{{name: n version: 7} due to error: INTERNAL: broken}, }"
     )
@@ -207,21 +207,21 @@ def test_a_broken_new_model_refuses_the_whole_change(manage, publish, loads, wai
     assert states(manager, "n") == {7: "END"}
     assert manager.statuses("n")[0].error.message == "broken"
     loads.failing.clear()
-    manager.reconfigure(wanted, 5)
+    manager.reconfigure(wanted, 60)
     assert (served_from(manager), served_from(manager, "n")) == ("c/1", "b/7")
 
 
 def test_a_version_that_appears_in_time(manage, publish) -> None:
     manager = manage()
     threading.Timer(0.3, publish, ("a", 1)).start()
-    manager.reconfigure([ModelConfig("m", publish("a"))], 10)
+    manager.reconfigure([ModelConfig("m", publish("a"))], 60)
     assert served_from(manager) == "a/1"
 
 
 def test_all_versions_of_a_new_model_are_tried_before_it_counts(manage, publish, loads) -> None:
     loads.failing.add("a/3")
     manager = manage(ModelConfig("m", publish("a", 1, 2, 3), VersionPolicy("all")), max_load_retries=3)
-    assert manager.wait_until_ready(10)
+    assert manager.wait_until_ready(60)
     assert states(manager) == {3: "LOADING", 2: "AVAILABLE", 1: "AVAILABLE"}
     assert loads.log == ["load a/3", "load a/2", "load a/1"]
 
@@ -239,14 +239,14 @@ def test_a_base_path_that_does_not_answer_holds_up_no_other(manage, publish, mon
     monkeypatch.setattr(manager_module, "find_versions", find_slowly)
     monkeypatch.setattr(tracking, "_SLOW_S", 0.1)
     manager = manage(ModelConfig("m", first), ModelConfig("n", second))
-    assert manager.wait_until_ready(10)
+    assert manager.wait_until_ready(60)
     hung.set()
     time.sleep(0.1)
     publish("b", 2)
     wait_for(lambda: served_from(manager, "n") == "b/2", "the other model's new version")
     wait_for(lambda: f"Base path {first} for servable m does not answer." in caplog.text, "the warning")
     assert served_from(manager) == "a/1"
-    manager.reconfigure([ModelConfig("n", second), ModelConfig("o", publish("c", 1))], 5)
+    manager.reconfigure([ModelConfig("n", second), ModelConfig("o", publish("c", 1))], 60)
     assert served_from(manager, "o") == "c/1"
     released.set()
 
@@ -255,10 +255,10 @@ def test_labels(manage, publish, wait_for) -> None:
     path = publish("a", 1, 2)
     both = VersionPolicy("all")
     manager = manage(ModelConfig("m", path, both, {"stable": 1}))
-    assert manager.wait_until_ready(10)
+    assert manager.wait_until_ready(60)
     assert served_from(manager, label="stable") == "a/1"
     assert served_from(manager) == "a/2"
-    manager.reconfigure([ModelConfig("m", path, both, {"stable": 2, "old": 1})], 5)
+    manager.reconfigure([ModelConfig("m", path, both, {"stable": 2, "old": 1})], 60)
     assert (served_from(manager, label="stable"), served_from(manager, label="old")) == ("a/2", "a/1")
     shutil.rmtree(Path(path) / "1")
     wait_for(lambda: states(manager)[1] == "END", "version 1 to go")
@@ -272,7 +272,7 @@ def test_labels(manage, publish, wait_for) -> None:
 def test_a_change_can_be_refused_at_the_last_moment(manage, publish, wait_for) -> None:
     good = ModelConfig("m", publish("a", 1))
     manager = manage(good)
-    assert manager.wait_until_ready(10)
+    assert manager.wait_until_ready(60)
     seen = []
 
     def accept(available: Callable[[str], Any]) -> None:
@@ -280,7 +280,7 @@ def test_a_change_can_be_refused_at_the_last_moment(manage, publish, wait_for) -
         raise FailedPrecondition("no")
 
     with pytest.raises(FailedPrecondition):
-        manager.reconfigure([ModelConfig("m", publish("b", 3)), ModelConfig("n", publish("c", 4))], 5, accept)
+        manager.reconfigure([ModelConfig("m", publish("b", 3)), ModelConfig("n", publish("c", 4))], 60, accept)
     assert seen == [{"m": {3}, "n": {4}}]
     assert manager.configs() == [good]
     assert served_from(manager) == "a/1"
@@ -294,15 +294,15 @@ def test_before_any_configuration(manage, publish) -> None:
         manager.borrow(ModelRef("m", label="stable"))
     with pytest.raises(NotFound):
         manager.borrow(ModelRef("m"))
-    manager.reconfigure([ModelConfig("m", publish("a", 1))], 5)
+    manager.reconfigure([ModelConfig("m", publish("a", 1))], 60)
     assert served_from(manager) == "a/1"
 
 
 def test_stopping_ends_a_change_that_waits(manage, publish) -> None:
     good = ModelConfig("m", publish("a", 1))
     manager = manage(good)
-    assert manager.wait_until_ready(10)
+    assert manager.wait_until_ready(60)
     threading.Timer(0.2, manager.freeze).start()
     with pytest.raises(Unavailable, match="is being stopped; the configuration was not changed"):
         manager.reconfigure([ModelConfig("x", "/nothing/there")], 60)
-    assert manager.stop(5)
+    assert manager.stop(60)
