@@ -96,6 +96,7 @@ class TrackedModel:
         self.ready: dict[int, Servable] = {}
         self.lacking = ""
         self._look_began: float | None = None
+        self._answered = False
         self._next_look = -math.inf
         self._seen: dict[int, int] | None = None
         self._told: dict[object, tuple[str, float]] = {}
@@ -146,9 +147,10 @@ class TrackedModel:
         if self._look_began is None:
             if now < self._next_look:
                 return False
-            self._look_began = now
+            self._look_began, self._answered = now, False
             return True
-        if now - self._look_began >= _SLOW_S:
+        # One that has answered is only being reported.
+        if not self._answered and now - self._look_began >= _SLOW_S:
             path = self.config.base_path
             self.lacking = f"Base path {path} for servable {self.config.name} does not answer."
             self._tell(_BASE, self.lacking)
@@ -162,6 +164,7 @@ class TrackedModel:
 
     def take(self, listing: Listing) -> None:
         """Take in what is on disk now."""
+        self._answered = True
         wanted = aspired_versions(self._trusted(listing), self.config.policy)
         for version, record in self.records.items():
             record.aspired = version in wanted
@@ -174,6 +177,7 @@ class TrackedModel:
 
         A base path that is away for a moment (a remounted volume) must not unload anything.
         """
+        self._answered = True
         config = self.config
         self.lacking = f"Could not find base path {config.base_path} for servable {config.name}: {error}"
         self._seen = self._seen or {}

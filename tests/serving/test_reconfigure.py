@@ -18,6 +18,8 @@ from moxserve.serving.execution import DirectRunner, WorkPool
 from moxserve.serving.manager import Manager, ManagerOptions, ModelConfig
 from moxserve.serving.policy import VersionPolicy
 from moxserve.serving.servable import Servable
+from moxserve.serving.source import FoundVersion, Listing
+from moxserve.serving.tracking import TrackedModel
 from moxserve.types import ModelRef
 
 POOL = WorkPool(1, 1, "test")
@@ -249,6 +251,20 @@ def test_a_base_path_that_does_not_answer_holds_up_no_other(manage, publish, mon
     manager.reconfigure([ModelConfig("n", second), ModelConfig("o", publish("c", 1))], 60)
     assert served_from(manager, "o") == "c/1"
     released.set()
+
+
+def test_a_base_path_that_has_answered_late_is_not_told_once_more(monkeypatch, caplog) -> None:
+    """What was seen is taken in, and then told without the lock: the next look may be due meanwhile."""
+    model = TrackedModel(ModelConfig("m", "/m"))
+    assert model.begin_look()
+    model.take(Listing({1: FoundVersion(1, "/m/1", 7, True)}))
+    monkeypatch.setattr(tracking, "_SLOW_S", 0.0)
+    assert not model.begin_look()
+    assert (model.lacking, caplog.text) == ("", "")
+    model.end_look()
+    assert model.begin_look()
+    assert not model.begin_look()
+    assert "Base path /m for servable m does not answer." in caplog.text
 
 
 def test_labels(manage, publish, wait_for) -> None:
