@@ -54,6 +54,7 @@ T = TypeVar("T")
 _PATIENCE_S = 2.0
 # A collector of traces that is away must not hold up the end.
 _TELL_S = 3.0
+_TOO_SOON = "stopped before the models were loaded"
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
@@ -107,6 +108,7 @@ class Server:
         self._loop: LoopThread | None = None
         self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
+        self._closing = False
         self._stopped = threading.Event()
         self._stop_lock = threading.Lock()
 
@@ -166,15 +168,18 @@ class Server:
             if address:
                 # Loading may take minutes: a port that is taken is told before, not after.
                 bind(address, flag, share=self.options.share_ports).close()
-        self.recorder = make_recorder(self.options.observe, self.metrics)
-        try:
+        with self._stop_lock:
+            if self._stopped.is_set():
+                raise Unavailable(_TOO_SOON)
+            self.recorder = make_recorder(self.options.observe, self.metrics)
             self.recorder.start()
             self._loop = LoopThread()
+        try:
             self._manager.start()
             if self.options.serve_while_loading:
                 self.call(self._open())
             if not self._wait_until_ready():
-                raise Unavailable("stopped before the models were loaded")
+                raise Unavailable(_TOO_SOON)
             if self._peers is not None:
                 self._peers.before_opening()
             if not self.options.serve_while_loading:
@@ -201,8 +206,10 @@ class Server:
 
     async def _open(self) -> None:
         core = OpenInference(self.dataplane)
-        await self._open_grpc(core)
-        await self._open_rest(core)
+        for opening in (self._open_grpc, self._open_rest):
+            if self._closing:
+                raise Unavailable(_TOO_SOON)
+            await opening(core)
 
     async def _open_grpc(self, core: OpenInference) -> None:
         reload = (self._peers or self.reloader).reload
@@ -282,6 +289,7 @@ class Server:
         return finished
 
     async def _close(self, grace_s: float) -> bool:
+        self._closing = True
         servers = [server for server in (self._rest, self._grpc) if server is not None]
         return all(await asyncio.gather(*(server.stop(grace_s) for server in servers)))
 

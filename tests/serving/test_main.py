@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 import threading
@@ -66,6 +67,38 @@ def test_a_second_server_on_the_same_port_fails_before_it_loads(linear_base, ser
         with pytest.raises(Unavailable, match=r"cannot listen at 127\.0\.0\.1:\d+: Address already in use"):
             second.start()
         assert not second.dataplane.models()[0].status.model_version_status
+
+
+def test_one_that_was_stopped_before_its_start_opens_nothing(linear_base, options) -> None:
+    before = threading.enumerate()
+    server = Server(options(linear_base, serve_while_loading=True))
+    assert server.stop()
+    with pytest.raises(Unavailable, match="stopped before the models were loaded"):
+        server.start()
+    assert (server.grpc_port, server.rest_port) == (0, 0)
+    assert not [thread for thread in threading.enumerate() if thread.name == "moxserve-loop" and thread not in before]
+
+
+def test_rest_that_is_stopped_while_it_starts_is_closed() -> None:
+    from moxserve.serving.main import bind
+    from moxserve.serving.rest.server import RestServer
+
+    class App:
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            """No request comes."""
+
+    async def scenario() -> None:
+        sock = bind("127.0.0.1:0", "--rest_api_port")
+        port = sock.getsockname()[1]
+        rest = RestServer(App(), sock)  # type: ignore[arg-type]
+        starting = asyncio.ensure_future(rest.start())
+        await asyncio.sleep(0)
+        assert await rest.stop(60)
+        await asyncio.gather(starting, return_exceptions=True)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+
+    asyncio.run(scenario())
 
 
 def test_rest_on_both_ip_versions(linear_base, serve) -> None:

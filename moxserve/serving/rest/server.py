@@ -15,6 +15,7 @@ __all__ = ["RestServer"]
 _KEEP_ALIVE_S = 75
 _START_LIMIT_S = 30.0
 _BACKLOG = 2048
+_LOOK_S = 0.002
 
 
 class RestServer:
@@ -57,7 +58,7 @@ class RestServer:
         while not self._server.started:
             if self._task.done() or loop.time() > deadline:
                 raise Unavailable("the HTTP server did not start; its log says why")
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(_LOOK_S)
 
     async def stop(self, grace_s: float) -> bool:
         """Refuse new connections and let requests in flight finish.
@@ -70,6 +71,9 @@ class RestServer:
         """
         if self._task is None:
             return True
+        while not (self._server.started or self._task.done()):
+            # One that is told to stop before it has started would leave its socket open.
+            await asyncio.sleep(_LOOK_S)
         self._server.config.timeout_graceful_shutdown = max(1, round(grace_s))
         self._server.should_exit = True
         done, _ = await asyncio.wait([self._task], timeout=max(1.0, grace_s))
