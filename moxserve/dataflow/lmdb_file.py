@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, ClassVar
 
 from moxserve.errors import DataError, MissingExtraError
+from moxserve.file.forks import ForkLock
 
 __all__ = ["KEYS", "LmdbFile", "write_lmdb"]
 
@@ -34,7 +34,7 @@ class LmdbFile:
     """
 
     _opened: ClassVar[weakref.WeakValueDictionary[str, LmdbFile]] = weakref.WeakValueDictionary()
-    _lock = threading.Lock()
+    _lock = ForkLock()
 
     def __init__(self, path: str) -> None:
         lmdb = _lmdb()

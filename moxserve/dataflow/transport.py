@@ -173,8 +173,8 @@ class Pool:
         self._finalizer = Finalize(owner, functools.partial(Pool.close, self), exitpriority=100)
 
     def forked(self) -> None:
-        """In a child of this process: this is not its pool."""
-        self._forked = True
+        """In a child of this process: this is not its pool, and another thread of the parent may hold the lock."""
+        self._forked, self._lock = True, threading.Lock()
         for connection in (self._down, self._up, self._life):
             with contextlib.suppress(OSError):
                 connection.close()

@@ -133,13 +133,15 @@ class BatchDecoder:
             else:
                 each(count, job.row_of_any_size, self.threads)
                 job.stack()
-        for error in job.errors:
-            if error is not None:
-                if self.on_bad == "raise":
-                    raise error
-                self.log.skip(error)
         bad = np.array([error is not None for error in job.errors], bool)
+        self._tell([error for error in job.errors if error is not None])
         return DecodedBatch(job.images, bad)
+
+    def _tell(self, errors: list[BadImageError]) -> None:
+        if errors and self.on_bad == "raise":
+            raise BadImageError(errors[0].name, errors[0].reason)
+        for error in errors:
+            self.log.skip(error)
 
     def one(self, name: str, source: Source, seed: Seed = 0, out: np.ndarray | None = None) -> np.ndarray:
         """Decode one image in this thread: `[height, width, channels] uint8`.
@@ -221,7 +223,9 @@ class _Job:
             self._bad(number, error)
 
     def _bad(self, number: int, error: BadImageError) -> None:
-        self.errors[number] = error
+        # Without the frames that led to it, which hold this job and so the error: only a search for garbage would find
+        # the images and the decoder then, and its log would say its sum whenever that is.
+        self.errors[number] = BadImageError(error.name, error.reason)
 
     def stack(self) -> None:
         """Put rows of one size together."""

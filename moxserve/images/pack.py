@@ -201,46 +201,39 @@ class PackStore:
         make_dirs(self.folder)
         self._start()
         self._load()
-        # At the end of the program, too: what was put must not be lost with it.
-        self._finalize = weakref.finalize(self, _close, self._state)
+        _stores.add(self)
 
     def _start(self) -> None:
-        self._pid = os.getpid()
         self._mutex = threading.RLock()
         self._tables: tuple[_Table, ...] = ()
         self._state: dict[str, _Writer | None] = {"writer": None}
         self._full = False
         self._looked_at = self._asked_at = float("-inf")
+        # At the end of the program, too: what was put must not be lost with it.
+        self._finalize = weakref.finalize(self, _close, self._state)
 
-    def _own_process(self) -> None:
-        """After a fork nothing but the finished packs is ours: file and lock belong to the parent."""
-        if self._pid != os.getpid():
-            tables, writer = self._tables, self._state["writer"]
-            if writer is not None:
-                writer.lock.close()  # it stays locked for the parent, and only as long as that lives
-            self._start()
-            self._tables = tables
-            self._finalize = weakref.finalize(self, _close, self._state)
+    def forked(self) -> None:
+        """In a process that was forked: nothing but the finished packs is its own; file and lock are the parent's."""
+        tables, writer = self._tables, self._state["writer"]
+        if writer is not None:
+            writer.lock.close()  # it stays locked for the parent, and only as long as that lives
+        self._start()
+        self._tables = tables
 
     def get(self, key: Key) -> Entry | None:
         """Return what was put under a key; None if nothing was, or it is damaged."""
-        self._own_process()
-        entry = self._find(key)
+        tables = self._tables
+        entry = _find(tables, key)
         if entry is not None:
             return entry
         with self._mutex:
             writer = self._state["writer"]
-            if writer is not None:
-                return writer.find(key)
-            found = self._load()
-        return self._find(key) if found else None
-
-    def _find(self, key: Key) -> Entry | None:
-        for table in self._tables:
-            entry = table.find(key)
-            if entry is not None:
+            if writer is None:
+                self._load()
+            elif (entry := writer.find(key)) is not None:
                 return entry
-        return None
+        # Packs that were finished meanwhile, by another thread or another process.
+        return None if self._tables is tables else _find(self._tables, key)
 
     def put(self, key: Key, data: np.ndarray | bytes, shape: tuple[int, int, int] = (0, 0, 0)) -> bool:
         """Store data under a key.
@@ -254,7 +247,6 @@ class PackStore:
             Whether it is stored now: not when another process writes, or the limit is reached, or the folder cannot be
             written, as on a full disk.
         """
-        self._own_process()
         length = data.nbytes if isinstance(data, np.ndarray) else len(data)
         with self._mutex:
             # Here, not before: of threads that find the folder full together, one tells.
@@ -297,7 +289,6 @@ class PackStore:
 
     def commit(self) -> None:
         """Finish the pack that is being written, so that it outlasts this process and others see it."""
-        self._own_process()
         with self._mutex:
             writer = self._state["writer"]
             if writer is not None:
@@ -307,14 +298,12 @@ class PackStore:
 
     def close(self) -> None:
         """Finish what is being written and let others write; the store can still be read."""
-        self._own_process()
         with self._mutex:
             self.commit()
             _close(self._state)
 
     def remove(self) -> None:
         """Remove the folder. Who has read from it goes on with what it has mapped."""
-        self._own_process()
         with self._mutex:
             writer, self._state["writer"] = self._state["writer"], None
             if writer is not None:
@@ -363,6 +352,27 @@ class PackStore:
         tables = (*self._tables, *new)
         self._tables = tables if len(tables) <= _TABLES else (_merged(tables),)
         return bool(new)
+
+
+# In a forked process before any thread of it can ask.
+_stores: weakref.WeakSet[PackStore] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for store in list(_stores):
+        store.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+def _find(tables: tuple[_Table, ...], key: Key) -> Entry | None:
+    for table in tables:
+        entry = table.find(key)
+        if entry is not None:
+            return entry
+    return None
 
 
 def _finished(folder: str) -> set[str]:

@@ -46,11 +46,26 @@ def each(count: int, work: Callable[[int], None], threads: int | None = None) ->
     if at_once <= 1:
         run()
     else:
-        pool = _shared(cores)
-        futures: list[Future[None]] = [pool.submit(run) for _ in range(at_once)]
-        wait(futures)
+        _share(_shared(cores), run, at_once)
     if errors:
-        raise min(errors, key=lambda pair: pair[0])[1]
+        try:
+            raise min(errors, key=lambda pair: pair[0])[1]
+        finally:
+            errors.clear()  # its traceback holds this frame: with it here, only a search for garbage would find both
+
+
+def _share(pool: ThreadPoolExecutor, run: Callable[[], None], at_once: int) -> None:
+    """Run several times at once, and wait."""
+    futures: list[Future[None]] = []
+    try:
+        while len(futures) < at_once:
+            futures.append(pool.submit(run))
+    except RuntimeError as error:
+        # The end of the program begins with that of all pools; the thread of a library that asks now does it itself.
+        if "shutdown" not in str(error):
+            raise
+        run()
+    wait(futures)
 
 
 def _shared(cores: int) -> ThreadPoolExecutor:

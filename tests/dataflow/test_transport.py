@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from moxserve.dataflow import processes, slots, transport
+from moxserve.dataflow import DataFlowTerminated, processes, slots, transport
 from moxserve.dataflow.slots import DATA, Message, Slots, WritableSlot
 from moxserve.errors import DataError, UsageError
 
@@ -237,3 +238,24 @@ def test_a_pool_gives_every_slot_back_many_times(workers: int) -> None:
 def test_a_pool_of_nothing(workers: int, room: int) -> None:
     with pytest.raises(UsageError, match="at least one worker and room"):
         transport.Pool(transport.PoolOptions("Test", workers, room), echo, Owner())
+
+
+def test_a_forked_child_is_told_even_if_the_pool_was_in_use() -> None:
+    owner = Owner()
+    pool = transport.Pool(transport.PoolOptions("Test", 1, 2), echo, owner)
+
+    def put() -> None:
+        try:
+            pool.put([0])
+        except DataFlowTerminated:
+            os._exit(7)
+
+    child = multiprocessing.get_context("fork").Process(target=put)
+    with pool._lock:  # as another thread may hold it
+        child.start()
+    child.join(60)
+    code = child.exitcode
+    child.kill()
+    child.join()
+    pool.close()
+    assert code == 7

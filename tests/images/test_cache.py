@@ -212,6 +212,25 @@ def test_one_writes_and_others_read_through(tmp_path: Path):
     assert bytes(first.get((2, 2)).data) == b"two"
 
 
+def test_what_another_thread_commits_meanwhile_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = PackStore(tmp_path)
+    assert store.put((1, 1), b"one")
+    look, looked = pack._find, []
+
+    def look_before(*args: object) -> object:
+        found = look(*args)  # type: ignore[arg-type]
+        looked.append(found)
+        if len(looked) == 1:
+            store.commit()
+        return found
+
+    monkeypatch.setattr(pack, "_find", look_before)
+    found = store.get((1, 1))
+    assert looked[0] is None
+    assert found is not None
+    assert bytes(found.data) == b"one"
+
+
 def test_many_packs_are_one_table(tmp_path: Path):
     store = PackStore(tmp_path)
     for number in range(30):
@@ -272,24 +291,26 @@ bytes_cache.commit(); decoded.commit()
 for decoder in (one, two):
     decoder.decode(paths[half:], paths[half:], range(half))
 print("written", flush=True)
-while True:
-    decoded.store.put((1, len(decoded.store)), b"z" * 100_000)
+for number in range(2000):  # less than a pack, so that one is open whenever this is killed
+    decoded.store.put((1, number), b"z" * 100_000)
+sys.stdin.read()
 """
 
 
 def test_a_killed_writer_leaves_nothing_wrong(tmp_path: Path, paths: list[str]):
     folder = tmp_path / "cache"
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(folder), *paths], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"written\n"
-    reader = BytesCache(folder)
-    assert len(reader.store) == 3
-    assert reader.read(paths[5]) == Path(paths[5]).read_bytes()
-    assert not reader.store.put((0, 0), b"x")  # the other one lives, and writes
-    time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    command = [sys.executable, "-c", WRITER, str(folder), *paths]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"written\n"
+            reader = BytesCache(folder)
+            assert len(reader.store) == 3
+            assert reader.read(paths[5]) == Path(paths[5]).read_bytes()
+            assert not reader.store.put((0, 0), b"x")  # the other one lives, and writes
+            time.sleep(0.05)
+        finally:
+            process.send_signal(signal.SIGKILL)
     # Also a pack whose writer died before its index.
     (folder / "bytes" / "dead.pack").write_bytes(b"half")
     assert any(name.startswith(TEMP_PREFIX) for name in os.listdir(folder / "decoded"))
@@ -306,7 +327,7 @@ def test_a_killed_writer_leaves_nothing_wrong(tmp_path: Path, paths: list[str]):
 
 def test_the_end_of_a_program_commits(tmp_path: Path, paths: list[str]):
     program = "import sys; from moxserve.images.cache import *; c = BytesCache(sys.argv[1]); c.read(sys.argv[2])"
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "c"), paths[0]], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "c"), paths[0]], check=True, timeout=120)
     assert len(BytesCache(tmp_path / "c").store) == 1
 
 
@@ -329,4 +350,35 @@ store.close()
 assert len(PackStore(sys.argv[1])) == 3
 sys.exit(status)
 """
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=120)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_threads_of_a_forked_child_that_come_at_once_leave_the_parents_pack_alone(tmp_path: Path):
+    program = """
+import os, sys, threading
+from moxserve.images import pack
+store = pack.PackStore(sys.argv[1])
+store.put((1, 1), b"one")
+child = os.fork()
+if child == 0:
+    begun, stored = threading.Event(), threading.Event()
+
+    class Slow:
+        @staticmethod
+        def RLock():
+            begun.set()
+            stored.wait(60)
+            return threading.RLock()
+
+    pack.threading = Slow
+    first = threading.Thread(target=store.get, args=((2, 2),))
+    first.start()
+    begun.wait(0.3)
+    wrong = store.put((3, 3), b"x")
+    stored.set()
+    first.join()
+    os._exit(3 if wrong else 0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=120)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +52,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("MOXSERVE_CACHE", str(tmp_path / "cache"))
     for name in ("CC", "CFLAGS", "LDFLAGS", library.SWITCH):
         monkeypatch.delenv(name, raising=False)
-    library.installed.cache_clear()
+    library._decided.clear()
     yield tmp_path / "cache" / "native"
-    library.installed.cache_clear()
+    library._decided.clear()
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ print("survived")
 def test_hostile_files_do_no_harm(built: str, tmp_path: Path):
     script = tmp_path / "fuzz.py"
     script.write_text(FUZZ)
-    done = subprocess.run([sys.executable, str(script), built, "600"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, str(script), built, "600"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "survived"
     assert done.stderr == ""
@@ -235,7 +236,7 @@ def test_it_is_used_when_it_is_there(placed: Path, monkeypatch: pytest.MonkeyPat
 
 def test_it_can_be_switched_off(placed: Path, monkeypatch: pytest.MonkeyPatch):
     assert library.installed() is not None
-    library.installed.cache_clear()
+    library._decided.clear()
     monkeypatch.setenv(library.SWITCH, "0")
     assert library.installed() is None
 
@@ -252,13 +253,13 @@ def test_what_others_could_have_written_is_not_loaded(placed: Path, caplog: pyte
     assert "can be written to by others (mode 622)" in caplog.text
     placed.chmod(0o600)
     placed.parent.chmod(0o777)
-    library.installed.cache_clear()
+    library._decided.clear()
     assert library.installed() is None
     assert "can be written to by others (mode 777)" in caplog.text
     placed.parent.chmod(0o700)
     real = placed.rename(placed.with_name("elsewhere.so"))
     placed.symlink_to(real)
-    library.installed.cache_clear()
+    library._decided.clear()
     assert library.installed() is None
     assert "is not a file" in caplog.text
 
@@ -276,6 +277,26 @@ def test_a_library_that_cannot_be_loaded_is_told(cache: Path, caplog: pytest.Log
     assert library.installed() is None
     assert "the native decoder is not used" in caplog.text
     assert "moxserve data native-decoder" in caplog.text
+
+
+def test_threads_that_ask_at_once_are_told_once(
+    cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def slowly(path: str) -> str:
+        asked.append(path)
+        time.sleep(0.2)
+        return "nobody knows it"
+
+    monkeypatch.setattr(library, "trusted", slowly)
+    threads = [threading.Thread(target=library.installed) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(asked) == 1
+    assert caplog.text.count("nobody knows it") == 1
 
 
 def run(*arguments: str) -> tuple[int, str]:

@@ -8,7 +8,6 @@ never finds it.
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import logging
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moxserve.file.forks import ForkLock
 from moxserve.file.places import cache_directory
 from moxserve.images.geometry import Window
 from moxserve.images.header import ImageHeader
@@ -153,12 +153,23 @@ class NativeDecoder:
         return kept
 
 
-@functools.cache
+_deciding = ForkLock()
+_decided: list[NativeDecoder | None] = []
+
+
 def installed() -> NativeDecoder | None:
     """Return the native decoder if it was built and is not switched off (MOXSERVE_NATIVE_DECODER=0), else None.
 
-    The first call decides for the process. A library that is there and cannot be used is told in the log.
+    The first call decides for the process. A library that is there and cannot be used is told in the log, once.
     """
+    if not _decided:
+        with _deciding:
+            if not _decided:
+                _decided.append(_load())
+    return _decided[0]
+
+
+def _load() -> NativeDecoder | None:
     if os.environ.get(SWITCH) == "0" or os.name != "posix":
         return None
     try:
