@@ -15,6 +15,7 @@ import io
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any
 from moxserve.errors import DataError, UsageError, did_you_mean
 from moxserve.file import TEMP_PREFIX, atomic_open, glob, is_directory, list_directory, make_dirs, sweep
 from moxserve.protocol.tfrecord import compression_of, encode_record, records_of
+from moxserve.tensorflow.datasets.in_use import hold
 from moxserve.tensorflow.datasets.raw.storage import is_remote, join, list_tree, plain_url, read_file
 
 __all__ = ["RecordSource", "cache_folder", "cached_copies", "find_sources", "open_source"]
@@ -152,8 +154,8 @@ def cached_copies(sources: Sequence[RecordSource], cache_dir: str, remove: bool,
     """
     folder = os.path.join(cache_folder(cache_dir), "tfrecords")
     make_dirs(folder)
-    sweep(folder)
     _hold(folder, remove)
+    sweep(folder)
     paths = [os.path.join(folder, _copy_name(source)) for source in sources]
     missing = [(s, path) for s, path in zip(sources, paths, strict=True) if not os.path.exists(path)]
     if missing:
@@ -187,17 +189,17 @@ def _copy(source: str, target: str) -> None:
 
 
 _held: dict[str, tuple[int, list[bool]]] = {}
+_guard = threading.Lock()
 
 
 def _hold(folder: str, remove: bool) -> None:
     """Hold the folder's lock, shared, until this process ends; the last one that wants the copies removed does it."""
-    if folder in _held:
-        _held[folder][1].append(remove)
-        return
-    descriptor = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    _held[folder] = (descriptor, [remove])
-    atexit.register(_let_go, folder, os.getpid())
+    with _guard:
+        if folder in _held:
+            _held[folder][1].append(remove)
+            return
+        _held[folder] = (hold(os.path.join(folder, _LOCK)), [remove])
+        atexit.register(_let_go, folder, os.getpid())
 
 
 def _let_go(folder: str, owner: int) -> None:

@@ -17,10 +17,12 @@ import hashlib
 import os
 import threading
 import weakref
+from collections import deque
 from dataclasses import dataclass
 
 from moxserve.errors import DataError
 from moxserve.images.cache import BytesCache, DecodedCache
+from moxserve.tensorflow.datasets.in_use import hold
 from moxserve.tensorflow.datasets.raw.storage import read_file
 
 __all__ = ["Cache", "open_cache"]
@@ -39,6 +41,8 @@ class _Shared:
 
 
 _open: dict[tuple[str, bool], _Shared] = {}
+# Caches that lost an owner, once for each, until somebody has taken note of it.
+_given_up: deque[tuple[str, bool]] = deque()
 
 
 def open_cache(owner: object, cache_dir: str, base_dir: str, decoded: bool, remove: bool) -> Cache:
@@ -61,25 +65,52 @@ def open_cache(owner: object, cache_dir: str, base_dir: str, decoded: bool, remo
         shared = _open.get(key)
         if shared is None:
             try:
-                cache = DecodedCache(folder) if decoded else BytesCache(folder, fetch=read_file)
+                shared = _open[key] = _made(key)
             except OSError as error:
                 raise DataError(f"cache_dir {cache_dir!r} cannot be used: {error}") from error
-            shared = _open[key] = _Shared(cache, _hold(key))
         shared.users += 1
         shared.keep |= not remove
     weakref.finalize(owner, _release, key, os.getpid())
+    _settle()
     return shared.cache
 
 
+def _made(key: tuple[str, bool]) -> _Shared:
+    folder, decoded = key
+    lock = _hold(key)  # first, so that nobody removes what is made next
+    try:
+        return _Shared(DecodedCache(folder) if decoded else BytesCache(folder, fetch=read_file), lock)
+    except OSError:
+        if lock is not None:
+            os.close(lock)
+        raise
+
+
 def _release(key: tuple[str, bool], owner: int) -> None:
-    if os.getpid() != owner:  # a forked child ends
-        return
-    with _lock:
-        shared = _open[key]
-        shared.users -= 1
-        if shared.users:
-            return
-        del _open[key]
+    if os.getpid() == owner:  # else a forked child ends
+        _given_up.append(key)
+        _settle()
+
+
+def _settle() -> None:
+    """Take note of the owners that are gone. Garbage is collected at any moment, also while this thread has the lock:
+    whoever has it comes here when it is free again.
+    """
+    while _given_up and _lock.acquire(blocking=False):
+        unused: list[tuple[tuple[str, bool], _Shared]] = []
+        try:
+            while _given_up:
+                key = _given_up.popleft()
+                _open[key].users -= 1
+                if not _open[key].users:
+                    unused.append((key, _open.pop(key)))
+        finally:
+            _lock.release()
+        for key, shared in unused:
+            _end(key, shared)
+
+
+def _end(key: tuple[str, bool], shared: _Shared) -> None:
     try:
         if shared.keep or not _last(shared.lock):
             shared.cache.close()
@@ -102,12 +133,9 @@ def _lock_path(key: tuple[str, bool]) -> str:
 def _hold(key: tuple[str, bool]) -> int | None:
     """Hold the lock of a cache, shared; None where the disk has no locks, or may only be read."""
     try:
-        descriptor = os.open(_lock_path(key), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return hold(_lock_path(key))
     except OSError:
         return None
-    with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
 
 
 def _last(lock: int | None) -> bool:
