@@ -20,7 +20,7 @@ import pytest
 from moxserve.ports import free_port
 
 _SCRIPT = Path(__file__).with_name("job.py")
-_PATIENCE_S = 240.0
+_PATIENCE_S = 600.0
 # Forks a process for each request that has a script, and tells its number; tells the status of others, once it has one.
 # TensorFlow is imported before: each process would need seconds for it. What is forked lives on below the loop.
 _FORKS = """

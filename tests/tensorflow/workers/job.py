@@ -8,6 +8,7 @@ Each worker takes its rows of the large batch that one device would take, so tha
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -43,6 +44,7 @@ class Training:
         steps: max_number_of_steps; 0 for the end of the input.
         batches: how many batches the first worker's input has, the second has one fewer; 0 for ever.
         pause: seconds after each step.
+        gate: a file without which nobody makes another step once the global step is 80; empty for none.
         save_steps: between checkpoints; 0 for the end only.
         rows: of a batch of a tower.
         start: the checkpoint_path.
@@ -57,6 +59,7 @@ class Training:
     steps: int = 20
     batches: int = 0
     pause: float = 0.0
+    gate: str = ""
     save_steps: int = 0
     rows: int = 8
     start: str | None = None
@@ -90,7 +93,9 @@ class Training:
                 context.make_optional(scale)  # what was trained before has no such variable
             logits *= scale
         loss = tf.losses.sparse_softmax_cross_entropy(y, logits)
-        return mox.ModelSpec(loss=loss, log_info={"loss": loss}, hooks=[Pause(self.pause)] if self.pause else [])
+        return mox.ModelSpec(
+            loss=loss, log_info={"loss": loss}, hooks=[Pause(self.pause, self.gate)] if self.pause else []
+        )
 
     def optimizer_fn(self) -> Any:
         """As `optimizer` says."""
@@ -150,12 +155,15 @@ class Phased:
 class Pause(tf.train.SessionRunHook):
     """Makes steps slow enough to kill somebody between them."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float, gate: str) -> None:
+        self._seconds, self._gate = seconds, gate
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Wait."""
         time.sleep(self._seconds)
+        if self._gate and run_context.session.run(tf.train.get_global_step(run_context.session.graph)) >= 80:
+            while not os.path.exists(self._gate):
+                time.sleep(self._seconds)
 
 
 def main() -> None:

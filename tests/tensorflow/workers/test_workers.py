@@ -21,6 +21,7 @@ from moxserve.tensorflow.executor.workers.part import is_lost
 from moxserve.tensorflow.executor.workers.peers import Peer, wait_for
 from moxserve.tensorflow.executor.workers.shards import input_of, own_shard
 
+pytestmark = pytest.mark.timeout(900)  # these have many processes on what is often two cores
 OPTIMIZERS = ("sgd", "momentum", "adam")
 
 
@@ -211,9 +212,9 @@ def test_a_signal_ends_a_collective_that_waits_for_a_missing_worker(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_job_survives_the_kill_of_each_process(cluster: Any, training: Any, tmp_path: Path) -> None:
-    one = training(str(tmp_path / "log"), "momentum", steps=100, pause=0.05, save_steps=10)
+    gate = tmp_path / "gate"  # so that the training does not end before the parameter server has
+    one = training(str(tmp_path / "log"), "momentum", steps=100, pause=0.05, save_steps=10, gate=str(gate))
     stopped = training(str(tmp_path / "stopped"), "momentum", steps=100000, pause=0.02)
     job = cluster(1, [one, stopped])
     job.start_all()
@@ -230,6 +231,7 @@ def test_a_job_survives_the_kill_of_each_process(cluster: Any, training: Any, tm
     before = int(tf1.train.latest_checkpoint(one.folder).rpartition("-")[2])
     job.send("ps0", signal.SIGKILL)
     job.start("ps0")
+    gate.touch()
     # The workers stay, and the chief restores.
     restored = job.wait_for("worker0", r"Restoring parameters from \S+model.ckpt-(\d+): 9 of 9 variables")
     assert int(restored.group(1)) >= before
