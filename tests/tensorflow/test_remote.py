@@ -101,6 +101,54 @@ def test_a_training_begins_without_a_checkpoint_anywhere(
         train(checkpoint_path=f"{store.base}/denied", max_number_of_steps=1)
 
 
+def test_of_a_bucket_only_what_a_training_leaves_is_fetched(store: Any, tmp_path: Path) -> None:
+    state = {"checkpoint", ".moxserve-job", "hooks.json", "input-0.json", "input-11-skipped.jsonl"}
+    parts = {f"model.ckpt-{step}.{part}" for step in (2, 4) for part in ("index", "meta", "data-00000-of-00002")}
+    state |= parts | {"old.ckpt", "export", "best/checkpoint", "best/best.json"} | {f"best/{part}" for part in parts}
+    others = [
+        "movie.mp4",
+        "input.json",
+        "input-0.json.gz",
+        "best/photo.jpg",
+        "best/ckpt/x.ckpt",
+        "data/model.ckpt-9.index",
+    ]
+    events = ["events.out.tfevents.1.host", "eval/events.out.tfevents.1.host", ".moxserve-claim", ".moxserve-training"]
+    for name in (*state, *others, *events):
+        store.write(name)
+    store.write("checkpoint", b'model_checkpoint_path: "model.ckpt-4"\nall_model_checkpoint_paths: "export"')
+    store.calls.clear()
+    mirror = Mirror(f"s3://{store.bucket}", str(tmp_path / "here" / "run"))
+    mirror.fetch()
+    assert set(names(mirror.folder)) == state
+    listings = [path for _, path in store.calls if path.rstrip("/") == f"/{store.bucket}"]
+    assert len(listings) == 2  # of the root, and of best/: however much there is below
+    with mirror.snapshot() as frozen:
+        mirror.send(frozen)
+    assert {*state, *others, *events} == set(store.listed())
+
+
+@pytest.mark.slow
+def test_the_root_of_a_bucket_is_a_log_dir(train: Train, linear: Any, store: Any) -> None:
+    def model_fn(inputs: list[Any], mode: str) -> mox.ModelSpec:
+        spec = linear.model_fn(inputs, mode)
+        settings = {"batch_size": 10, "samples_in_train": 10, "samples_in_eval": 10}
+        spec.hooks.append(mox.BestCheckpointHook({"loss": spec.losses[0]}, "loss", mode="min", **settings))
+        return spec
+
+    url = f"s3://{store.bucket}"
+    for name in ("photos.zip", "data/a.jpg"):
+        store.write(name)
+    first = train(log_dir=url, model_fn=model_fn, max_number_of_steps=2, inter_mode=mox.ModeKeys.EVAL)
+    left = {name for name in store.listed() if "tfevents" not in name} - {"photos.zip", "data/a.jpg"}
+    store.calls.clear()
+    second = train(log_dir=f"{url}/", model_fn=model_fn, max_number_of_steps=3, inter_mode=mox.ModeKeys.EVAL)
+    assert (first.global_step, second.start_step, second.global_step) == (2, 2, 3)
+    got = {path.partition(f"/{store.bucket}/")[2] for method, path in store.calls if method == "GET"} - {""}
+    assert got - {".moxserve-claim"} == left - {".moxserve-training"}
+    assert {"photos.zip", "data/a.jpg"} <= set(store.listed())
+
+
 def test_old_checkpoints_go_and_the_state_file_comes_last(store: Any, tmp_path: Path) -> None:
     url, folder = f"{store.base}/run", str(tmp_path / "here" / "run")
     mirror = Mirror(url, folder)

@@ -20,10 +20,10 @@ from moxserve.file import atomic_write
 from moxserve.tensorflow.executor.checkpoint import Checkpointer
 from moxserve.tensorflow.executor.located import is_complete
 
-__all__ = ["BEST_FOLDER", "Best", "BestCheckpoints"]
+__all__ = ["BEST_FILE", "BEST_FOLDER", "Best", "BestCheckpoints"]
 
 BEST_FOLDER = "best"
-_FILE = "best.json"
+BEST_FILE = "best.json"
 _VERSION = 1
 
 
@@ -63,7 +63,7 @@ class BestCheckpoints:
         self.folder = os.path.join(beside.folder, BEST_FOLDER)
         self._keep, self._monitor, self._mode = keep, monitor, "max" if more else "min"
         self._sign = 1.0 if more else -1.0
-        self._path = os.path.join(self.folder, _FILE)
+        self._path = os.path.join(self.folder, BEST_FILE)
         self._listed = self._read()
         self._checkpointer = Checkpointer(self.folder, keep, rank=self._rank, saver=beside.saver)
 

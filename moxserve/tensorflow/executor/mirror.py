@@ -16,10 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from moxserve import file
 from moxserve.errors import MoxserveError, UsageError, first_line
-from moxserve.file.filesystem import join, locate
+from moxserve.file.filesystem import join
 from moxserve.file.standins import url_of
-from moxserve.tensorflow.executor.claims import CLAIM_FILE, Claim
+from moxserve.tensorflow.executor.best import BEST_FILE
+from moxserve.tensorflow.executor.claims import Claim
 from moxserve.tensorflow.executor.env import tf1
+from moxserve.tensorflow.executor.hooks.states import HOOK_STATES
 from moxserve.tensorflow.executor.located import is_complete, latest_checkpoint, named_in_state
 from moxserve.tensorflow.executor.lock import LOCK_FILE
 
@@ -32,9 +34,14 @@ JOB_FILE = ".moxserve-job"
 EVALUATIONS = "eval/evaluations.json"
 
 _BEST = "best/"
-_EVENTS = "events.out.tfevents"
 _THREADS = 8
-_OF_A_MODEL = re.compile(r"((?:\d+/)?)(?:saved_model\.pb|variables/.+)\Z")
+_MODEL = "saved_model.pb"
+_VARIABLES = "variables/"
+# What a run reads at its start, and what it leaves for the next: here and in the folder of the best checkpoints.
+_STATE = (STATE_FILE, JOB_FILE, HOOK_STATES, BEST_FILE)
+_PLACE = re.compile(r"input-\d+(?:\.json|-skipped\.jsonl)\Z")
+# Files of checkpoints of any name; those of one file, as TensorFlow wrote them before 2017, have `.ckpt` in theirs.
+_PART = re.compile(r"(?:.+\.(?:index|meta|data-\d+-of-\d+)|[^/]*\.ckpt[^/]*)\Z")
 # Told of a training at its end: not before everything else is there.
 _WORDS = (LOCK_FILE, JOB_FILE)
 
@@ -73,24 +80,25 @@ class Mirror:
             DataError: the store cannot be read.
             UsageError: there is no such bucket.
         """
-        fs, path = locate(self.url)
         try:
-            found = [info.name for info in fs.contents(path)]
+            there = self._names_in("")
         except FileNotFoundError:
             self._require_bucket()
             return
-        names = [name for name in found if _is_state(name)]
         # The state file first: checkpoints that it names are removed only when it names them no more.
-        if STATE_FILE in names:
+        if STATE_FILE in there:
             self._fetch(STATE_FILE)
-        current = [os.path.basename(prefix) for prefix in named_in_state(self.folder)[-1:]] if newest else []
-        for prefix in current:
-            self._fetch_all(name for name in names if name.startswith(f"{prefix}."))
-            if is_complete(os.path.join(self.folder, prefix)):
-                return
-        self._fetch_all(name for name in names if name != STATE_FILE)
+        current = [os.path.basename(prefix) for prefix in named_in_state(self.folder)]
+        if newest:
+            for prefix in current[-1:]:
+                self._fetch_all(name for name in there if name.startswith(f"{prefix}."))
+                if is_complete(os.path.join(self.folder, prefix)):
+                    return
+        best = self._names_in(_BEST) if _BEST in there else []
+        self._fetch_all(name for name in there if name in current or (_is_state(name) and name != STATE_FILE))
+        self._fetch_all(f"{_BEST}{name}" for name in best if _is_state(name))
         if newest and latest_checkpoint(self.folder) is None:
-            self._fetch_model(found)
+            self._fetch_model(there)
 
     def fetch_files(self, names: Sequence[str]) -> None:
         """Bring some files here, those that are there.
@@ -108,13 +116,19 @@ class Mirror:
         """The checkpoint that counts, by its name: its files may have stayed in the store. None if there is none."""
         return next(iter(named_in_state(self.folder)[-1:]), None)
 
-    def _fetch_model(self, names: list[str]) -> None:
+    def _fetch_model(self, there: Sequence[str]) -> None:
         """Bring a SavedModel's variables: of the folder itself, else of the newest of the versions in it."""
-        roots = [name.removesuffix("saved_model.pb") for name in names if name.endswith("saved_model.pb")]
-        ranks = {root: int(root[:-1] or -1) for root in roots if not root or root[:-1].isdecimal()}
-        model = "" if "" in ranks else max(ranks, key=lambda root: ranks[root], default=None)
-        if model is not None:
-            self._fetch_all(n for n in names if (match := _OF_A_MODEL.match(n)) and match.group(1) == model)
+        numbers = {name: int(name[:-1]) for name in there if name.endswith("/") and name[:-1].isdecimal()}
+        for root in ("", *sorted(numbers, key=lambda name: numbers[name], reverse=True)):
+            names = self._names_in(root) if root else there
+            if _MODEL in names:
+                parts = self._names_in(f"{root}{_VARIABLES}") if _VARIABLES in names else []
+                self._fetch_all([root + _MODEL, *(f"{root}{_VARIABLES}{name}" for name in parts)])
+                return
+
+    def _names_in(self, folder: str) -> list[str]:
+        """Return what is directly in a folder of the directory, folders with a slash at their ends."""
+        return file.list_directory(join(self.url, folder), remove_sep=False)
 
     def _require_bucket(self) -> None:
         """A folder that is not there is made by the first upload; a bucket is not."""
@@ -239,10 +253,8 @@ class Mirror:
 
 
 def _is_state(name: str) -> bool:
-    """Whether a run goes on from a file: those at the top that are no events, and the best checkpoints."""
-    if name.startswith(_BEST):
-        return True
-    return "/" not in name and not name.startswith((_EVENTS, file.TEMP_PREFIX)) and name not in (LOCK_FILE, CLAIM_FILE)
+    """Whether a run goes on from a file, by its name alone: a bucket's root may hold anything else."""
+    return name in _STATE or bool(_PLACE.match(name) or _PART.match(name))
 
 
 def _files(folder: str) -> list[str]:
