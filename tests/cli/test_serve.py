@@ -115,7 +115,7 @@ def test_flags_of_the_transports_take_effect(start, half, tmp_path) -> None:
     assert ':tensorflow:serving:request_count{model_name="default",status="INVALID_ARGUMENT"} 1' in page
     with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary("/tensorflow.serving.PredictionService/Predict")(b"x" * 2000, timeout=20)
+            channel.unary_unary("/tensorflow.serving.PredictionService/Predict")(b"x" * 2000, timeout=100)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

@@ -15,6 +15,8 @@ import pytest
 from moxserve.errors import ExportError, UsageError
 from moxserve.export.job import SavedModelJob
 
+pytestmark = pytest.mark.timeout(900)
+
 # y = 2 * x in the C interface of TensorFlow, which compiles in a second.
 SOURCE = """
 #include <stdint.h>
@@ -78,7 +80,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "twice.cc").write_text(SOURCE)
     target = folder / "twice.so"
     command = [compiler, "-shared", "-fPIC", "-I", _include(), str(folder / "twice.cc"), "-o", str(target)]
-    subprocess.run([*command, *tf.sysconfig.get_link_flags()], check=True, timeout=100)
+    subprocess.run([*command, *tf.sysconfig.get_link_flags()], check=True, timeout=400)
     return target
 
 
@@ -112,7 +114,7 @@ print("published", result.export.path)
 def version(library: Path, tmp_path_factory: pytest.TempPathFactory, run_tensorflow_script: Any) -> Path:
     """A version whose model needs MoxserveTwice, of a training script that loaded it."""
     folder = tmp_path_factory.mktemp("trained")
-    run = run_tensorflow_script(TRAIN, library, folder, "TF_SERVING", timeout=200)
+    run = run_tensorflow_script(TRAIN, library, folder, "TF_SERVING", timeout=400)
     assert run.returncode == 0, run.stderr[-3000:]
     return folder / "1"
 
@@ -150,7 +152,7 @@ def serve(run_tensorflow_script: Any) -> Callable[..., str]:
     """`serve(version, "allowed" or "not", *own)`: what a server with these options answers, in a process of its own."""
 
     def run(path: Path, *args: str) -> str:
-        done = run_tensorflow_script(SERVE, path, *args, timeout=100)
+        done = run_tensorflow_script(SERVE, path, *args, timeout=400)
         assert done.returncode == 0, done.stderr
         return str(done.stdout)
 
@@ -193,7 +195,7 @@ def test_a_version_is_exported_again_with_the_library_named(
     version: Path, library: Path, serve: Any, tmp_path: Path, run_tensorflow_script: Any
 ) -> None:
     def export(*libraries: str) -> str:
-        done = run_tensorflow_script(EXPORT, version, tmp_path / "base", *libraries, timeout=100)
+        done = run_tensorflow_script(EXPORT, version, tmp_path / "base", *libraries, timeout=400)
         assert done.returncode == 0, done.stderr
         return str(done.stdout)
 
@@ -213,7 +215,7 @@ def test_a_version_is_exported_again_with_the_library_named(
 def test_variants_are_made_with_the_library(library: Path, tmp_path: Path, run_tensorflow_script: Any) -> None:
     from moxserve.export.manifest import read_manifest
 
-    run = run_tensorflow_script(TRAIN, library, tmp_path, "FROZEN,ONNX", timeout=280)
+    run = run_tensorflow_script(TRAIN, library, tmp_path, "FROZEN,ONNX", timeout=400)
     assert run.returncode == 0, run.stderr[-3000:]
     manifest = read_manifest(str(tmp_path / "1"))
     assert manifest is not None

@@ -296,5 +296,5 @@ def test_nobody_is_told_of_it(nets: Any, tmp_path: Path) -> None:
         "from moxserve.export.variants.openvino import convert\n"
         "convert(pickle.load(sys.stdin.buffer))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], input=pickle.dumps(work), capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], input=pickle.dumps(work), capture_output=True, timeout=280)
     assert done.returncode == 0, done.stderr.decode()
