@@ -8,6 +8,7 @@ anew each time. Not here: records of compressed files in any order, which nobody
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import resource
@@ -135,24 +136,17 @@ def scan_files(
     if missing:
         if before_scan is not None:
             before_scan()
-        troubled: set[str] = set()
+        troubles: dict[str, list[str]] = {path: [] for path in missing}
         with ThreadPoolExecutor(min(_SCANNERS, len(missing))) as pool:
-            scanned = list(pool.map(lambda path: scan_file(path, _note(path, damaged, troubled)), missing))
+            scanned = list(pool.map(lambda path: scan_file(path, damaged and troubles[path].append), missing))
         found.update(zip(missing, scanned, strict=True))
+        if damaged is not None:
+            # Here, in the order of the files: whoever is told need not expect several threads.
+            for message in itertools.chain.from_iterable(troubles.values()):
+                damaged(message)
         # What was damaged is told again each time.
-        _save([file for file in scanned if file.path not in troubled], known)
+        _save([file for file in scanned if not troubles[file.path]], known)
     return [file for path in paths if (file := found[path]) is not None]
-
-
-def _note(path: str, damaged: Damaged | None, troubled: set[str]) -> Damaged | None:
-    if damaged is None:
-        return None
-
-    def note(message: str) -> None:
-        troubled.add(path)
-        damaged(message)
-
-    return note
 
 
 def _fresh(path: str, known: dict[str, RecordFile]) -> RecordFile | None:

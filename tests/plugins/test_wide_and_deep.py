@@ -82,7 +82,7 @@ def post(server: Any, method: str, body: Any) -> Any:
     url = f"http://127.0.0.1:{server.rest_port}/v1/models/survey:{method}"
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return json.loads(error.read())
@@ -149,8 +149,8 @@ def test_classify_and_regress_over_grpc(trained: Trained, server: Any):
             request.model_spec.name, request.model_spec.signature_name = "survey", signature
             for payload in payloads:
                 request.input.example_list.examples.add().ParseFromString(payload)
-        classes = stub.Classify(classify, timeout=30).result.classifications
-        values = stub.Regress(regress, timeout=30).result.regressions
+        classes = stub.Classify(classify, timeout=120).result.classifications
+        values = stub.Regress(regress, timeout=120).result.regressions
     assert [[c.label for c in row.classes] for row in classes] == [["no", "yes"]] * 32
     found = np.array([[c.score for c in row.classes] for row in classes])
     np.testing.assert_allclose(found, trained.scores[:32], atol=1e-6)

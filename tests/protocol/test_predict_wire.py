@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis.extra.numpy as hnp
@@ -260,15 +261,23 @@ def big_request(typed: bool) -> tuple[np.ndarray, bytes]:
     return array, request.SerializeToString()
 
 
+def least_memory(work: Callable[[], np.ndarray]) -> tuple[int, np.ndarray]:
+    """The least of several peaks, since other threads of this process are counted too; and what `work` returned."""
+    peaks = []
+    for _ in range(3):
+        tracemalloc.start()
+        try:
+            found = work()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    return min(peaks), found
+
+
 @pytest.mark.parametrize("typed", [False, True])
 def test_large_tensors_are_views_of_the_request(typed: bool) -> None:
     array, data = big_request(typed)
-    tracemalloc.start()
-    try:
-        found = read_predict(data).tensors()["x"]
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    peak, found = least_memory(lambda: read_predict(data).tensors()["x"])
     np.testing.assert_array_equal(found, array)
     assert not found.flags.writeable
     assert np.shares_memory(found, np.frombuffer(data, np.uint8))
@@ -278,12 +287,8 @@ def test_large_tensors_are_views_of_the_request(typed: bool) -> None:
 def test_one_value_for_a_large_tensor_is_not_copied() -> None:
     tensor = number(1, 1) + sized(2, sized(2, number(1, 4_000_000))) + sized(5, np.float32(7).tobytes())
     data = sized(2, sized(1, b"x") + sized(2, tensor))
-    tracemalloc.start()
-    try:
-        found = read_predict(data).tensors()["x"]
-        assert tracemalloc.get_traced_memory()[1] < 50_000
-    finally:
-        tracemalloc.stop()
+    peak, found = least_memory(lambda: read_predict(data).tensors()["x"])
+    assert peak < 50_000
     assert found.shape == (4_000_000,)
     assert found.strides == (0,)
     assert found[-1] == 7

@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import threading
+import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -115,6 +118,25 @@ def test_a_damaged_header_or_a_cut_ends_the_file(tmp_path: Path) -> None:
     Path(path).write_bytes(struct.pack("<Q", 2**63) + b"\0" * 40)
     with pytest.raises(DataError, match="record 0"):
         scan_file(path)
+
+
+def test_damage_is_told_in_the_order_of_the_files_and_by_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = written(tmp_path, [b"first"], [b"second"], [b"third"])
+    for path in paths:
+        Path(path).write_bytes(Path(path).read_bytes()[:-1])
+    scan = scan_file
+
+    def slow_at_first(path: str, damaged: Callable[[str], None] | None) -> tfrecord_index.RecordFile:
+        if path == paths[0]:
+            time.sleep(0.2)
+        return scan(path, damaged)
+
+    monkeypatch.setattr(tfrecord_index, "scan_file", slow_at_first)
+    told: list[tuple[str, int]] = []
+    scan_files(paths, lambda message: told.append((message.partition(":")[0], threading.get_ident())))
+    assert told == [(path, threading.get_ident()) for path in paths]
 
 
 def test_a_file_that_changes_under_the_index_is_noticed(tmp_path: Path) -> None:
