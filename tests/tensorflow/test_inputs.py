@@ -135,7 +135,7 @@ def test_generators_have_full_batches_in_training_and_all_rows_otherwise() -> No
 
 def test_tensors_without_an_iterator_are_drawn_anew_for_each_sample() -> None:
     def input_fn(mode: str) -> Any:
-        return tf1.random_uniform([3]), tf.constant([1, 2])
+        return tf1.random_uniform([3], dtype=tf.float64), tf.constant([1, 2])  # of 2**52 numbers: no two are the same
 
     opened = Opened(input_fn, batch_size=64)
     assert opened.source.endless

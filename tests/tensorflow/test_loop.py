@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moxserve.errors import UsageError
+from moxserve.tensorflow.executor import loop
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.loop import Loop
 from moxserve.tensorflow.executor.participants import NEVER, Clock, Every, HookParticipant, Participant
@@ -171,7 +174,9 @@ def test_scheduled_participants_are_asked_at_their_steps_only(rig: Rig) -> None:
     assert rig.stepper.fetcher.built == 2
 
 
-def test_participant_by_time_gets_its_turn_between_quiet_steps() -> None:
+def test_participant_by_time_gets_its_turn_between_quiet_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = itertools.count()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(looks) / 1000))  # at each look later
     rig = Rig(length=10**9)
     clock = Clock(steps_per_epoch=NEVER)
 
