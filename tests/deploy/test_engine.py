@@ -31,7 +31,7 @@ def serve(tmp_path: Path) -> Callable[..., Started]:
         done = subprocess.run(
             [sys.executable, "-m", "moxserve", "serve", "--engine", "tensorflow_model_server", *arguments],
             env={**os.environ, "PATH": f"{path}:/usr/bin:/bin", "TMPDIR": str(tmp_path)},
-            cwd=tmp_path, capture_output=True, text=True, timeout=60,
+            cwd=tmp_path, capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         argv = tmp_path / "argv"
         return done, argv.read_text().splitlines() if argv.exists() else []

@@ -64,7 +64,7 @@ class Grpc:
         request = self._request(kind, rows, signature, model, version, context)
         method = self.stub.Classify if kind == "classify" else self.stub.Regress
         try:
-            response = method(request, timeout=30)
+            response = method(request, timeout=60)
         except grpc.RpcError as error:
             return error.code().name, error.details()
         if kind == "regress":
@@ -81,7 +81,7 @@ class Rest:
     name = "rest"
 
     def __init__(self, server: Server) -> None:
-        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{server.rest_port}", timeout=30)
+        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{server.rest_port}", timeout=60)
 
     def ask(
         self, kind: str, rows: Rows, signature: str = "", *, model: str = "default", version: int | None = None,
@@ -217,7 +217,7 @@ def test_the_spec_of_an_answer(half) -> None:
     client = Grpc(half)
     for kind, signature in (("classify", "classify_x_to_y"), ("regress", "regress_x_to_y")):
         request = client._request(kind, [{"x": 1.0}], signature, "default", None, None)
-        response = (client.stub.Classify if kind == "classify" else client.stub.Regress)(request, timeout=30)
+        response = (client.stub.Classify if kind == "classify" else client.stub.Regress)(request, timeout=60)
         spec = response.model_spec
         assert (spec.name, spec.version.value, spec.signature_name) == ("default", 123, signature)
         assert spec.WhichOneof("version_choice") == "version"
@@ -318,7 +318,7 @@ def test_messages_without_model_or_examples(half) -> None:
 
 def code(call: Callable[..., Any], request: Any) -> tuple[str, str]:
     with pytest.raises(grpc.RpcError) as caught:
-        call(request, timeout=30)
+        call(request, timeout=60)
     return caught.value.code().name, caught.value.details()
 
 
@@ -354,7 +354,7 @@ def multi_shapes(shapes: Server) -> Iterator[Any]:
 def test_several_signatures_at_once(multi) -> None:
     request = tasks(("regress_x_to_y2", REGRESS), ("classify_x_to_y", CLASSIFY), ("regress_x_to_y", REGRESS))
     request.tasks[0].model_spec.version.value = 123
-    results = multi(request, timeout=30).results
+    results = multi(request, timeout=60).results
     specs = [(r.model_spec.name, r.model_spec.version.value, r.model_spec.signature_name) for r in results]
     assert specs == [("default", 123, s) for s in ("regress_x_to_y2", "classify_x_to_y", "regress_x_to_y")]
     assert [r.WhichOneof("result") for r in results] == [

@@ -54,7 +54,7 @@ class Grpc:
         for alias, array in inputs.items():
             request.inputs[alias].CopyFrom(tf.make_tensor_proto(array))
         try:
-            response = self.stub.Predict(request, timeout=30)
+            response = self.stub.Predict(request, timeout=60)
         except grpc.RpcError as error:
             return error.code().name, error.details()
         return OK, {alias: tf.make_ndarray(proto) for alias, proto in response.outputs.items()}
@@ -67,7 +67,7 @@ class Grpc:
         if version is not None:
             request.model_spec.version.value = version
         try:
-            response = self.models.GetModelStatus(request, timeout=30)
+            response = self.models.GetModelStatus(request, timeout=60)
         except grpc.RpcError as error:
             return error.code().name, error.details()
         states = get_model_status_pb2.ModelVersionStatus.State
@@ -81,7 +81,7 @@ class Grpc:
         if version is not None:
             request.model_spec.version.value = version
         try:
-            response = self.stub.GetModelMetadata(request, timeout=30)
+            response = self.stub.GetModelMetadata(request, timeout=60)
         except grpc.RpcError as error:
             return error.code().name, error.details()
         found = get_model_metadata_pb2.SignatureDefMap()
@@ -99,7 +99,7 @@ class Rest:
     name = "rest"
 
     def __init__(self, server: Server) -> None:
-        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{server.rest_port}", timeout=30)
+        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{server.rest_port}", timeout=60)
 
     def _path(self, model: str, version: int | None, label: str = "") -> str:
         which = f"/versions/{version}" if version is not None else f"/labels/{label}" if label else ""
@@ -399,7 +399,7 @@ def test_model_spec_of_the_answer_and_typed_fields(grpc_half) -> None:
 
 def _code(call: Callable[..., Any], request: Any) -> tuple[str, str]:
     with pytest.raises(grpc.RpcError) as caught:
-        call(request, timeout=30)
+        call(request, timeout=60)
     return caught.value.code().name, caught.value.details()
 
 

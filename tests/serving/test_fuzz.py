@@ -229,7 +229,7 @@ class Target:
 
     def __init__(self, grpc_port: int, rest_port: int) -> None:
         self._channel = grpc.insecure_channel(f"127.0.0.1:{grpc_port}")
-        self._http = httpx2.Client(base_url=f"http://127.0.0.1:{rest_port}", timeout=30)
+        self._http = httpx2.Client(base_url=f"http://127.0.0.1:{rest_port}", timeout=120)
         self.asked = 0
 
     def close(self) -> None:
@@ -238,7 +238,7 @@ class Target:
 
     def grpc(self, method: str, data: bytes) -> str:
         self.asked += 1
-        call = self._channel.unary_unary(method).future(data, timeout=30)
+        call = self._channel.unary_unary(method).future(data, timeout=120)
         refusal = call.exception()
         if refusal is None:
             return "OK"
@@ -338,7 +338,7 @@ class Process:
             self.popen = subprocess.Popen(command, stdout=out, stderr=out)
 
     def wait(self) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while b"Exporting HTTP/REST API" not in self._log.read_bytes():
             assert self.popen.poll() is None, self._log.read_text()
             assert time.monotonic() < deadline, self._log.read_text()

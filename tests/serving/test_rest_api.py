@@ -33,7 +33,7 @@ def http(server: Server) -> Iterator[httpx2.Client]:
 
 def raw(server: Server, request: bytes) -> bytes:
     """Send bytes as they are and read until the server closes."""
-    with socket.create_connection(("127.0.0.1", server.rest_port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.rest_port), timeout=60) as connection:
         connection.sendall(request)
         parts = []
         while part := connection.recv(65536):

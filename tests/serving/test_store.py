@@ -80,5 +80,5 @@ def test_a_server_takes_the_version_that_is_published_next(
         wait_for(lambda: [v.version for v in client.status("default") if v.state == "AVAILABLE"] == [2], "version 2")
         assert client.predict("default", {"x": [1.0, 2.0]})["y"].tolist() == first["y"].tolist()
         wait_for(lambda: not copies[0].exists(), "the copy of version 1 is removed")
-    assert server.stop(20)
+    assert server.stop(120)
     assert os.listdir(scratch) == []

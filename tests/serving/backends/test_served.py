@@ -43,7 +43,7 @@ def predict() -> Iterator[Callable[..., dict[str, np.ndarray]]]:
         request.model_spec.name, request.model_spec.signature_name = model, signature
         for alias, value in inputs.items():
             request.inputs[alias].CopyFrom(tf.make_tensor_proto(value))
-        answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=30)
+        answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=60)
         return {alias: tf.make_ndarray(proto) for alias, proto in answer.outputs.items()}
 
     yield run
@@ -53,7 +53,7 @@ def predict() -> Iterator[Callable[..., dict[str, np.ndarray]]]:
 
 def rest(server: Server, path: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.rest_port}{path}", data, timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.rest_port}{path}", data, timeout=60) as answer:
         return json.load(answer)
 
 
@@ -238,12 +238,12 @@ def test_a_server_of_these_formats_never_loads_tensorflow(
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         with Client(f"127.0.0.1:{free_port}") as client:
-            client.wait_ready("default", 30)
+            client.wait_ready("default", 240)
             (alias,) = client.metadata("default").signatures["serving_default"].inputs
             outputs = client.predict("default", {alias: X})
         assert any(np.allclose(v, forms.scores(X), rtol=1e-5) for v in outputs.values() if v.shape == (2, 3))
     finally:
         process.terminate()
-        log = process.communicate(timeout=30)[1]
+        log = process.communicate(timeout=60)[1]
     assert process.returncode == 0, log
     assert told.read_text() == {"onnx": "onnxruntime", "openvino": "openvino"}[name]

@@ -237,7 +237,7 @@ def test_stdout(tmp_path) -> None:
         "recorder = Recorder([AccessLog('-')]); recorder.start()\n"
         "recorder.take(RequestRecord('http', 'GET /')); recorder.close(60); print('still open')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     first, second = done.stdout.splitlines()
     assert json.loads(first)["method"] == "GET /"
     assert second == "still open"

@@ -25,7 +25,7 @@ NEWS = [
 
 def run(code: str) -> subprocess.CompletedProcess[bytes]:
     head = "import os, sys\nfrom moxserve.serving.observe.stderr import StartupNotes\nnotes = StartupNotes()\n"
-    return subprocess.run([sys.executable, "-c", head + code], capture_output=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", head + code], capture_output=True, timeout=240)
 
 
 def test_only_known_noise_is_left_out() -> None:
@@ -61,7 +61,7 @@ def test_the_log_goes_on_after_the_block() -> None:
     )
     for level, noise in (("2", []), ("0", ["I0000 0 1 a.cc:1] noise"])):
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, timeout=60, check=True,
+            [sys.executable, "-c", code], capture_output=True, timeout=240, check=True,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": level},
         )  # fmt: skip
         assert sorted(done.stderr.decode().splitlines()) == sorted(

@@ -142,5 +142,5 @@ def test_the_extra_is_named_when_it_is_missing() -> None:
         "from moxserve.serving.observe.tracing import Tracing\n"
         "try:\n    Tracing()\nexcept MissingExtraError as error:\n    print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     assert 'pip install "moxserve[otel]"' in done.stdout

@@ -32,6 +32,10 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
+class PageLeftError(Exception):
+    """The page that was asked has been left meanwhile."""
+
+
 class Browser:
     """One tab. Commands go to the browser's file descriptor 3, answers and events come from 4, ended by a zero byte."""
 
@@ -77,15 +81,18 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._commands, json.dumps(message).encode() + b"\0")
         with self._came:
-            assert self._came.wait_for(lambda: message["id"] in self._found, 60), f"{method}: no answer"
+            assert self._came.wait_for(lambda: message["id"] in self._found, 120), f"{method}: no answer"
             answer = self._found.pop(message["id"])
+        if "context" in answer.get("error", {}).get("message", "").lower():
+            raise PageLeftError(answer["error"]["message"])
         assert "error" not in answer, answer
         return answer["result"]
 
     def open(self, url: str) -> None:
         self.problems.clear()
+        self.run("window.left = true")
         self.call("Page.navigate", session=True, url=url)
-        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait("!window.left && document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def run(self, script: str) -> Any:
         done = self.call(
@@ -94,14 +101,30 @@ class Browser:
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
-    def wait(self, script: str, timeout_s: float = 20) -> None:
+    def wait(self, script: str, timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
-        while not self.run(script):
+        while not self._is(script):
             assert time.monotonic() < deadline, f"never true: {script}; problems: {self.problems}"
             time.sleep(0.05)
 
+    def _is(self, script: str) -> bool:
+        try:
+            return bool(self.run(script))
+        except PageLeftError:
+            return False
+
     def click(self, selector: str) -> None:
-        """Click as a person does: with the mouse, on what is there."""
+        """Click as a person does: with the mouse, on what is there; once more when it has moved away meanwhile."""
+        self.run(
+            f"window.clicked = false; document.querySelector({json.dumps(selector)})"
+            ".addEventListener('click', () => { window.clicked = true; }, {once: true})"
+        )
+        deadline = time.monotonic() + 120
+        while not self.run("window.clicked"):
+            assert time.monotonic() < deadline, f"cannot be clicked: {selector}"
+            self._press(selector)
+
+    def _press(self, selector: str) -> None:
         place = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); "
             "e.scrollIntoView({block: 'center'}); "
