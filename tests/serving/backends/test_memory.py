@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,7 +37,7 @@ with Server(ServerOptions(model_base_path=base, manager=ManagerOptions(poll_inte
     manager = server._manager
     for number in range(1, cycles + 1):
         os.rename(f"{base}/{number}", f"{base}/{number + 1}")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while manager.available("default") != {number + 1}:
             assert time.monotonic() < deadline, manager.statuses("default")
             time.sleep(0.002)
@@ -48,18 +50,22 @@ print(json.dumps(seen))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ["tensorflow", "onnx"])
 def test_two_hundred_loads_and_unloads(
     name: str, testdata: Path, tmp_path: Path, half_onnx: Callable[[], Path]
 ) -> None:
     source = testdata / "saved_model_half_plus_two_cpu" / "00000123" if name == "tensorflow" else half_onnx()
     command: list[Any] = [sys.executable, "-c", SCRIPT, source, tmp_path / "base", str(CYCLES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    # One arena for all threads: how many the allocator makes otherwise is up to which of them meet.
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1000, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
     assert len(seen) == CYCLES
-    # The first few fill caches and free lists.
-    assert seen[-1] <= 1.05 * seen[9], f"from {seen[9] >> 20} to {seen[-1] >> 20} MiB"
+    # The first half fills caches and free lists. A hundred models that stayed would be 80 MiB.
+    before, after = statistics.median(seen[80:100]), statistics.median(seen[-20:])
+    assert after - before <= 30 << 20, f"from {before / 2**20:.1f} to {after / 2**20:.1f} MiB"
 
 
 @pytest.fixture

@@ -58,7 +58,9 @@ def answer(inputs: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(chosen=parameters(), requests=st.lists(request, min_size=1, max_size=12))
 def test_each_gets_its_own_rows(
     chosen: BatchingParameters | None, requests: list[Any], make_stage: Any, make_backend: Any

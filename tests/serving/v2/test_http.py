@@ -241,7 +241,9 @@ def test_web_pages_and_time_limits(serve, save_slow, tmp_path) -> None:
     ),
     st.sampled_from(["inputs", "outputs", "parameters", "id", "item"]),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_any_json_is_answered_or_refused_with_a_reason(http: httpx2.Client, value: Any, where: str) -> None:
     document: dict[str, Any] = {"inputs": [tensor([1.0], [1])]}
     if where == "item":
@@ -261,7 +263,9 @@ def test_any_json_is_answered_or_refused_with_a_reason(http: httpx2.Client, valu
     ),
     st.binary(max_size=60),
 )  # fmt: skip
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_any_bytes_over_grpc_are_answered_or_refused(server: Any, method: str, data: bytes) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", (("grpc.use_local_subchannel_pool", 0),)) as channel:
         call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}").future(data, timeout=60)
