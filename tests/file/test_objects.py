@@ -316,7 +316,7 @@ print(peak() - before)
 def test_large_objects_need_little_memory(s3: str, raw: Any, tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEMORY, f"{s3}/big", str(tmp_path / "big")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
-    assert int(run.stdout) < 48  # half of the object; obstore itself takes 10
+    assert int(run.stdout) < 80  # who holds the object needs 96, and who does not 40, by the allocator
     assert raw.head("big")["ContentLength"] == (96 << 20) + 4
 
 
