@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -125,9 +127,17 @@ def test_interrupted(toy_server, tmp_path) -> None:
 def test_locust_itself(repo_root, toy_server, more) -> None:
     command = [
         sys.executable, "-m", "locust", "-f", str(repo_root / "loadtests" / "moxserve_loadtests" / "locustfile.py"),
-        "--host", f"grpc://{toy_server.grpc}", "--model", "toy", "-u", "2", "-r", "2", "-t", "2s", "--headless",
-        "--only-summary", "--exit-code-on-error", "1", *more,
+        "--host", f"grpc://{toy_server.grpc}", "--model", "toy", "-u", "2", "-r", "2", "--headless",
+        "--exit-code-on-error", "1", *more,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "predict toy" in done.stderr + done.stdout
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    out = process.stdout
+    assert out is not None
+    try:
+        begun = list(itertools.takewhile(lambda line: not re.search(r"predict toy +[1-9]", line), out))
+        process.send_signal(signal.SIGTERM)
+        told, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()
+    assert process.returncode == 0, [*begun, told]
+    assert re.search(r"predict toy +[1-9][0-9]* +0\(0\.00%\)", told)
