@@ -83,6 +83,8 @@ class StartupNotes:
                 self._write(lines)
             if rest:
                 self._write([rest])
+        # By whoever uses it last: a process that was started meanwhile may keep the pipe open after the end.
+        os.close(self._real)
 
     def _write(self, lines: list[bytes]) -> None:
         told = b"".join(line + b"\n" for line in lines if not _NOTES.match(line))
@@ -100,4 +102,3 @@ class StartupNotes:
         self.stream.close()
         os.dup2(self._real, _STDERR)  # closes the last way into the pipe, so the thread comes to its end
         self._thread.join(_PATIENCE_S)
-        os.close(self._real)

@@ -49,6 +49,23 @@ def test_much_output_blocks_nobody() -> None:
     assert done.stderr.count(b"\n") == 20000
 
 
+def test_what_comes_late_goes_to_stderr_and_nowhere_else(tmp_path) -> None:
+    """A process that was started meanwhile has the filter as its stderr for as long as it likes."""
+    done = run(
+        "import subprocess\n"
+        "from moxserve.serving.observe import stderr\n"
+        "stderr._PATIENCE_S = 0.1\n"
+        "late = 'import sys; sys.stdin.readline(); print(\"late\", file=sys.stderr)'\n"
+        "child = subprocess.Popen([sys.executable, '-c', late], stdin=subprocess.PIPE)\n"
+        "notes.end()\n"
+        f"files = [open({str(tmp_path)!r} + f'/{{i}}', 'w') for i in range(5)]\n"
+        "child.communicate(b'go on\\n')\n"
+        "notes._thread.join(60)\n"
+    )
+    assert (done.returncode, done.stderr) == (0, b"late\n")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b""] * 5
+
+
 def test_the_log_goes_on_after_the_block() -> None:
     code = (
         "import logging, os, sys\n"
