@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import moxserve.tensorflow as mox
+from moxserve.dataflow import fix_rng_seed
 from moxserve.tensorflow.executor.env import tf, tf1
 from moxserve.tensorflow.executor.flags import store
 
@@ -24,6 +25,15 @@ def plain_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     tf1.reset_default_graph()
     yield
     store.clear()
+
+
+@pytest.fixture
+def drawn_alike(plain_process: None) -> Iterator[None]:
+    """The same weights, orders and augmentations each time: what a training comes to is not left to chance."""
+    fix_rng_seed(5)
+    tf1.set_random_seed(5)
+    yield
+    fix_rng_seed(None)
 
 
 class Console(logging.Handler):

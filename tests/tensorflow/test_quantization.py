@@ -77,7 +77,7 @@ class Images:
 
 
 @pytest.fixture
-def images() -> Images:
+def images(drawn_alike: None) -> Images:
     random = np.random.default_rng(0)
     x = random.normal(0.3, 1.0, (64, 8, 8, 3)).astype(np.float32)
     return Images(x, random.integers(0, 4, 64))

@@ -60,6 +60,7 @@ def test_metas() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn_alike")
 def test_the_example_of_the_document(digits_dir: Path) -> None:
     """Example 1 of mox.run, with a small net in place of a model that is built in."""
     batch_size = 50

@@ -13,6 +13,8 @@ import moxserve.tensorflow as mox
 from moxserve.errors import DataError
 from moxserve.tensorflow.executor.env import tf, tf1
 
+pytestmark = pytest.mark.usefixtures("drawn_alike")
+
 
 def _model_fn(inputs: Any, mode: str, **kwargs: Any) -> mox.ModelSpec:
     """Logistic regression on the mean colours, which tells nearly all crops apart."""

@@ -391,6 +391,7 @@ def test_records_of_tensorflow(tmp_path: Path, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn_alike")
 def test_a_run_on_the_digits(digits_dir: Path, tmp_path: Path) -> None:
     """The documented way: single samples, batches made by the run."""
 
