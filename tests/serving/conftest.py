@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 
+from moxserve.serving.backends.savedmodel import SavedModelBackend
 from moxserve.serving.main import Server
 from moxserve.serving.manager import ManagerOptions
 from moxserve.serving.options import ServerOptions
@@ -121,54 +123,50 @@ def save_slow() -> MakeModel:
 
 
 class Gate:
-    """Holds up the runs of a model of `save_gated` that are given its `folder`, until `open`."""
+    """Holds up the runs of SavedModels whose input `x` begins with its `value`, until `open`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
-        os.mkfifo(folder / "gate")
-        self._began = folder / "began"
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self._began = threading.Event()
+        self._open = threading.Event()
 
     @property
     def began(self) -> bool:
         """Whether a run has come so far."""
-        return self._began.exists()
+        return self._began.is_set()
 
     def open(self) -> None:
-        """Let all runs go on, also those to come: somebody has the pipe open for reading from now on."""
-        os.open(os.path.join(self.folder, "gate"), os.O_RDWR | os.O_NONBLOCK)
+        """Let all runs go on, also those to come."""
+        self._open.set()
+
+    def passed(self) -> None:
+        """Wait until it is open."""
+        self._began.set()
+        self._open.wait()
 
 
 @pytest.fixture
-def gates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Gate]]:
+def gates(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Gate]]:
     """`gates()` makes one more. Name it behind `serve`: no server waits for a gate that a failed test left closed."""
-    made: list[Gate] = []
+    made: dict[float, Gate] = {}
+    run = SavedModelBackend.run
+
+    def held(backend: Any, signature: str, inputs: Any, outputs: Any = None) -> Any:
+        gate = made.get(float(np.ravel(inputs["x"])[0]))
+        if gate is not None:
+            gate.passed()
+        return run(backend, signature, inputs, outputs)
+
+    monkeypatch.setattr(SavedModelBackend, "run", held)
 
     def make() -> Gate:
-        made.append(Gate(tmp_path_factory.mktemp("gate")))
-        return made[-1]
+        gate = Gate(1000.0 + len(made))
+        made[gate.value] = gate
+        return gate
 
     yield make
-    for gate in made:
+    for gate in made.values():
         gate.open()
-
-
-@pytest.fixture(scope="session")
-def save_gated() -> MakeModel:
-    """`save_gated(version_dir)`: writes `began` into its input `folder`, then the pipe `gate`, and gives 1."""
-
-    def save(path: Path) -> Path:
-        def build(tf1: Any) -> Any:
-            import tensorflow as tf
-
-            folder = tf1.placeholder("string", [], "folder")
-            with tf.control_dependencies([tf.io.write_file(tf.strings.join([folder, "/began"]), "")]):
-                waits = tf.io.write_file(tf.strings.join([folder, "/gate"]), "")
-            with tf.control_dependencies([waits]):
-                return {"serving_default": ({"folder": folder}, {"y": tf.strings.length(folder) * 0 + 1})}
-
-        return _save(path, build)
-
-    return save
 
 
 ECHO_DTYPES = (

@@ -45,11 +45,6 @@ def linear_base(tmp_path_factory, save_linear) -> Path:
     return save_linear(tmp_path_factory.mktemp("linear") / "1", slope=2).parent
 
 
-@pytest.fixture(scope="module")
-def gated_base(tmp_path_factory, save_gated) -> Path:
-    return save_gated(tmp_path_factory.mktemp("gated") / "1").parent
-
-
 def test_a_relative_base_path_is_taken_from_the_working_directory(linear_base, serve, monkeypatch) -> None:
     monkeypatch.chdir(linear_base.parent)
     server = serve(linear_base.name)
@@ -151,18 +146,19 @@ def test_packages_that_are_missing_are_told_before_loading(
     assert server.grpc_port == 0
 
 
-def test_stop_lets_requests_finish_on_both_transports(gated_base, options: Callable[..., Any], gates, wait_for) -> None:
-    server = Server(options(gated_base, grpc=GrpcOptions(max_threads=2)))
+def test_stop_lets_requests_finish_on_both_transports(linear_base, options, gates, wait_for) -> None:
+    server = Server(options(linear_base, grpc=GrpcOptions(max_threads=2)))
     server.start()
     grpc_target, rest = f"127.0.0.1:{server.grpc_port}", f"http://127.0.0.1:{server.rest_port}/v1/models/default"
     first, second = gates(), gates()
     answers: dict[str, Any] = {}
 
     def over_grpc() -> None:
-        answers["grpc"] = int(from_proto(ask_grpc(grpc_target, folder=first.folder).outputs["y"]))
+        answers["grpc"] = from_proto(ask_grpc(grpc_target, x=np.float32([first.value])).outputs["y"]).item()
 
     def over_rest() -> None:
-        answers["rest"] = httpx2.post(rest + ":predict", json={"inputs": second.folder}, timeout=120).json()
+        reply = httpx2.post(rest + ":predict", json={"instances": [second.value]}, timeout=120)
+        answers["rest"] = reply.json()["predictions"]
 
     def stop() -> None:
         answers["stopped"] = server.stop(120)
@@ -179,25 +175,25 @@ def test_stop_lets_requests_finish_on_both_transports(gated_base, options: Calla
     second.open()
     for thread in threads:
         thread.join(120)
-    assert answers == {"grpc": 1, "rest": {"outputs": 1}, "stopped": True}
+    assert answers == {"grpc": 2 * first.value, "rest": [2 * second.value], "stopped": True}
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(rest)
     with pytest.raises(grpc.RpcError) as caught:
-        ask_grpc(grpc_target, folder="")
+        ask_grpc(grpc_target, x=np.float32([1]))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert server.wait(0)
     assert server.stop()
 
 
-def test_stop_has_a_limit(gated_base, options: Callable[..., Any], gates, wait_for) -> None:
-    server = Server(options(gated_base))
+def test_stop_has_a_limit(linear_base, options: Callable[..., Any], gates, wait_for) -> None:
+    server = Server(options(linear_base))
     server.start()
     target, gate = f"127.0.0.1:{server.grpc_port}", gates()
     outcome: list[Any] = []
 
     def ask() -> None:
         try:
-            outcome.append(ask_grpc(target, folder=gate.folder))
+            outcome.append(ask_grpc(target, x=np.float32([gate.value])))
         except grpc.RpcError as error:
             outcome.append(error.code())
 
@@ -210,15 +206,15 @@ def test_stop_has_a_limit(gated_base, options: Callable[..., Any], gates, wait_f
     gate.open()
 
 
-def test_a_rest_request_that_takes_too_long(gated_base, serve, gates) -> None:
+def test_a_rest_request_that_takes_too_long(linear_base, serve, gates) -> None:
     from moxserve.serving.rest.options import RestOptions
 
-    server, gate = serve(gated_base, rest=RestOptions(timeout_s=1.0)), gates()
+    server, gate = serve(linear_base, rest=RestOptions(timeout_s=1.0)), gates()
     url = f"http://127.0.0.1:{server.rest_port}/v1/models/default:predict"
-    reply = httpx2.post(url, json={"inputs": gate.folder})
+    reply = httpx2.post(url, json={"instances": [gate.value]})
     assert (reply.status_code, reply.json()) == (504, {"error": "Timed out waiting for notification"})
     gate.open()
-    assert httpx2.post(url, json={"inputs": gate.folder}).json() == {"outputs": 1}
+    assert httpx2.post(url, json={"instances": [gate.value]}).json() == {"predictions": [2 * gate.value]}
 
 
 @pytest.mark.parametrize(

@@ -81,14 +81,16 @@ def test_new_version_and_rollback_under_traffic(tmp_path: Path, save_linear, ser
     assert [a for a in answers if a not in allowed] == []
 
 
-def test_a_request_in_flight_is_answered_by_its_old_version(tmp_path: Path, save_gated, serve, gates, wait_for) -> None:
-    save_gated(tmp_path / "1")
+def test_a_request_in_flight_is_answered_by_its_old_version(
+    tmp_path: Path, save_linear, serve, gates, wait_for
+) -> None:
+    save_linear(tmp_path / "1", slope=3)
     server, gate = serve(tmp_path), gates()
     answers: list[Prediction] = []
 
     def slow() -> None:
-        folder = np.array(gate.folder.encode(), object)
-        answers.append(server.call(server.dataplane.predict(ModelRef("default"), "", lambda _: {"folder": folder})))
+        x = np.float32([gate.value])
+        answers.append(server.call(server.dataplane.predict(ModelRef("default"), "", lambda _: {"x": x})))
 
     thread = threading.Thread(target=slow)
     thread.start()
@@ -98,7 +100,7 @@ def test_a_request_in_flight_is_answered_by_its_old_version(tmp_path: Path, save
     wait_for(lambda: states(server) == {2: "AVAILABLE", 1: "UNLOADING"}, "the new version, while the old one works")
     gate.open()
     thread.join(60)
-    assert (answers[0].version, int(answers[0].outputs["y"])) == (1, 1)
+    assert (answers[0].version, answers[0].outputs["y"].tolist()) == (1, [3 * gate.value])
     wait_for(lambda: states(server) == {2: "AVAILABLE", 1: "END"}, "the old version to go")
 
 

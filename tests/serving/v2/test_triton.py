@@ -344,19 +344,19 @@ def test_requests_are_counted(triton: Triton, server) -> None:
 # Time
 
 
-def test_a_caller_that_waits_too_short(triton: Triton, serve, save_gated, tmp_path, gates) -> None:
-    server, gate = serve(save_gated(tmp_path / "gated" / "1").parent), gates()
+def test_a_caller_that_waits_too_short(triton: Triton, serve, save_linear, tmp_path, gates) -> None:
+    server, gate = serve(save_linear(tmp_path / "linear" / "1").parent), gates()
     port = server.grpc_port if triton.module.__name__.endswith("grpc") else server.rest_port
     with triton.module.InferenceServerClient(f"127.0.0.1:{port}") as client:
-        inputs = Triton(triton.module, client).tensors({"folder": np.array(gate.folder.encode(), object)})
+        inputs = Triton(triton.module, client).tensors({"x": np.float32([gate.value])})
         status, _ = triton.refused(lambda: client.infer("default", inputs, timeout=300_000))
     assert status in ("DEADLINE_EXCEEDED", "504")
     gate.open()
 
 
-def test_a_caller_over_http_that_has_left_is_seen(serve, save_gated, tmp_path, gates, wait_for) -> None:
-    server, gate = serve(save_gated(tmp_path / "gated" / "1").parent), gates()
-    body = b'{"inputs": [{"name": "folder", "shape": [], "datatype": "BYTES", "data": ["%s"]}]}' % gate.folder.encode()
+def test_a_caller_over_http_that_has_left_is_seen(serve, save_linear, tmp_path, gates, wait_for) -> None:
+    server, gate = serve(save_linear(tmp_path / "linear" / "1").parent), gates()
+    body = b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [%f]}]}' % gate.value
     head = f"POST /v2/models/default/infer HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", server.rest_port)) as connection:
         connection.sendall(head + body)
@@ -366,13 +366,12 @@ def test_a_caller_over_http_that_has_left_is_seen(serve, save_gated, tmp_path, g
     gate.open()
 
 
-def test_a_cancelled_call_is_dropped(serve, save_gated, tmp_path, gates, wait_for) -> None:
+def test_a_cancelled_call_is_dropped(serve, save_linear, tmp_path, gates, wait_for) -> None:
     import tritonclient.grpc
 
-    server, gate = serve(save_gated(tmp_path / "gated" / "1").parent), gates()
+    server, gate = serve(save_linear(tmp_path / "linear" / "1").parent), gates()
     with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
-        folder = np.array(gate.folder.encode(), object)
-        inputs = Triton(tritonclient.grpc, client).tensors({"folder": folder})
+        inputs = Triton(tritonclient.grpc, client).tensors({"x": np.float32([gate.value])})
         errors: queue.Queue[Any] = queue.Queue()
         call = client.async_infer("default", inputs, lambda result, error: errors.put(error))
         wait_for(lambda: gate.began, "the request runs")
