@@ -19,6 +19,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -97,6 +98,8 @@ class Closes(Protocol):
 
 
 _at_fork: weakref.WeakSet[Closes] = weakref.WeakSet()
+# Of one thread more than once: collecting garbage closes pools, whatever the thread was doing.
+_forking = threading.RLock()
 
 
 def close_in_children(owner: Closes) -> None:
@@ -104,14 +107,31 @@ def close_in_children(owner: Closes) -> None:
     _at_fork.add(owner)
 
 
+def no_fork() -> AbstractContextManager[Any]:
+    """Let no thread fork while pipes are made or closed: a child that found one half closed would close, by its number,
+    what another thread has opened since.
+    """
+    return _forking
+
+
+def _before() -> None:
+    _forking.acquire()
+
+
+def _after() -> None:
+    _forking.release()
+
+
 def _forked() -> None:
+    global _forking
+    _forking = threading.RLock()
     for owner in list(_at_fork):
         owner.forked()
     _at_fork.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_forked)
 
 
 @dataclass

@@ -47,16 +47,6 @@ _place = threading.local()
 _process_path: tuple[int, ...] = ()
 
 
-def _forked() -> None:
-    # Another thread of the parent may have held it.
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
-
-
 def fix_rng_seed(seed: int | None) -> None:
     """Make every flow and augmentor that is made from now on draw the same numbers in each run of the program.
 
@@ -164,12 +154,44 @@ class _Generator(np.random.RandomState):
     """A generator that `reseed` finds. A copy of it, in this process or another, begins the object's stream anew."""
 
     number: int
+    bits: Any
 
     def __reduce__(self) -> tuple[Any, ...]:
         return get_rng, (self.number,)
 
+    def begin(self) -> None:
+        """Begin the object's stream, with a lock that nobody holds."""
+        self.bits = _bits(self.number)
+        np.random.RandomState.__init__(self, self.bits)
+
+
+def _bits(number: int) -> Any:
+    return np.random.MT19937(seed_sequence(number))
+
 
 _generators: weakref.WeakSet[_Generator] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    # Another thread of the parent may have held any of these locks: it is not here to let them go.
+    global _lock
+    _lock = threading.Lock()
+    for generator in list(_generators):
+        if _is_held(generator.bits.lock):
+            generator.begin()
+    if _is_held(np.random.mtrand.get_bit_generator().lock):
+        np.random.mtrand.set_bit_generator(np.random.MT19937())
+
+
+def _is_held(lock: Any) -> bool:
+    if lock.acquire(blocking=False):
+        lock.release()
+        return False
+    return True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def get_rng(number: int) -> np.random.RandomState:
@@ -178,9 +200,9 @@ def get_rng(number: int) -> np.random.RandomState:
     Args:
         number: of the object, from `next_number`.
     """
-    bits: Any = np.random.MT19937(seed_sequence(number))
+    bits = _bits(number)
     generator = _Generator(bits)
-    generator.number = number
+    generator.number, generator.bits = number, bits
     with _lock:
         _generators.add(generator)
     return generator

@@ -148,10 +148,11 @@ class Pool:
         self._lock = threading.Lock()
         self._closed, self._forked = False, False
         self._failure: BaseException | None = None
-        down, self._down = Pipe(duplex=False)
-        self._up, up = Pipe(duplex=False)
-        end, self._life = Pipe(duplex=False)
-        processes.close_in_children(self)
+        with processes.no_fork():
+            down, self._down = Pipe(duplex=False)
+            self._up, up = Pipe(duplex=False)
+            end, self._life = Pipe(duplex=False)
+            processes.close_in_children(self)
         path = seeds.worker_path()
         stations = [
             Station(i, options.workers - 1, self.slots, down, up, Lifeline(os.getpid(), end, (*path, i)), work)
@@ -161,7 +162,8 @@ class Pool:
             method = processes.default_method(options.start_method)
             self._processes = processes.start_processes(_main, stations, method)
         except BaseException:
-            self.forked()
+            with processes.no_fork():
+                self.forked()
             raise
         finally:
             for connection in (down, up, end):
@@ -291,7 +293,7 @@ class Pool:
             self._end(2.0)
 
     def _end(self, patience_s: float) -> None:
-        with self._lock:
+        with self._lock, processes.no_fork():
             for connection in (self._down, self._life):
                 connection.close()
         processes.end_processes(self._processes, patience_s)

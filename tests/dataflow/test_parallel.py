@@ -36,6 +36,7 @@ from moxserve.dataflow import (
     fix_rng_seed,
 )
 from moxserve.dataflow.order import EpochOrder
+from moxserve.dataflow.seeds import get_rng, next_number
 from moxserve.errors import DataError, MoxserveError, UsageError
 
 
@@ -352,6 +353,27 @@ def test_threads_draw_numbers_of_their_own() -> None:
     got = firsts(itertools.islice(iter(flow), 300))
     assert len(set(got)) == 300
     flow.close()
+
+
+def test_workers_start_while_other_threads_draw() -> None:
+    rng = get_rng(next_number())
+    flow = MultiProcessRunnerZMQ(MapData(Count(5), lambda dp: [dp[0], rng.randint(9), np.random.rand()]))
+    held, done = threading.Event(), threading.Event()
+
+    def draw() -> None:
+        with rng._bit_generator.lock, np.random.get_bit_generator().lock:  # as in the middle of a draw
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        assert held.wait(60)
+        assert firsts(flow) == list(range(5))
+    finally:
+        flow.close()
+        done.set()
+        thread.join()
 
 
 def test_a_second_iteration_while_one_is_open_is_refused() -> None:

@@ -6,6 +6,9 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import threading
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -259,3 +262,26 @@ def test_a_forked_child_is_told_even_if_the_pool_was_in_use() -> None:
     child.join()
     pool.close()
     assert code == 7
+
+
+def test_a_pool_that_starts_while_another_closes_keeps_its_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = Owner()
+    first = transport.Pool(transport.PoolOptions("Test", 1, 2), echo, owner)
+    closing, close = threading.Event(), Connection._close
+
+    def half_close(connection: Any) -> None:
+        close(connection)
+        if connection is first._down:
+            closing.set()
+            time.sleep(0.2)
+
+    monkeypatch.setattr(Connection, "_close", half_close)
+    thread = threading.Thread(target=first.close)
+    thread.start()
+    assert closing.wait(60)
+    second = transport.Pool(transport.PoolOptions("Test", 1, 2), echo, owner)
+    monkeypatch.undo()
+    second.put([1])
+    assert second.receive()[1].value == [1]
+    thread.join()
+    second.close()
