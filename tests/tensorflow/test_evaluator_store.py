@@ -122,6 +122,29 @@ def test_a_bucket_is_watched_beside_the_training(
 
 
 @pytest.mark.slow
+def test_a_training_that_ends_while_its_bucket_is_looked_at_is_evaluated_to_its_end(
+    train_there: Train, evaluate_there: Train, url: str, store: Any
+) -> None:
+    train_there(max_number_of_steps=4)
+    last = ("model.ckpt-4.data-00000-of-00001", "model.ckpt-4.index", "checkpoint", ".moxserve-training")
+    ended = {name: file.read(f"{url}/{name}", binary=True) for name in last}
+    for name in last[:2]:
+        file.remove(f"{url}/{name}")
+    file.write(f"{url}/checkpoint", 'model_checkpoint_path: "model.ckpt-2"')
+    file.write(f"{url}/.moxserve-training", "7\n")
+
+    def ends(method: str, path: str, query: str) -> None:
+        if method == "GET" and path.endswith("/.moxserve-training"):
+            store.before = None
+            for name, content in ended.items():
+                store.write(f"{url.partition('://')[2].partition('/')[2]}/{name}", content)
+
+    store.before = ends
+    assert evaluate_there(max_number_of_steps=4).global_step == 4
+    assert list(evaluations(url)) == [2, 4]
+
+
+@pytest.mark.slow
 def test_a_store_that_is_away_is_waited_for(
     train_there: Train, evaluate_there: Train, url: str, store: Any, console: Any
 ) -> None:

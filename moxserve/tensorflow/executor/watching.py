@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -152,17 +152,28 @@ class WatchedStore:
         return False
 
     def _list(self) -> None:
+        found = self._listed()
+        if self._keeps_up(LOCK_FILE, found):
+            # It may say that the training ended since this was listed: the last checkpoint is there by now.
+            found = self._listed()
+        self._there = found
+        self._keeps_up(STATE_FILE, found)
+
+    def _listed(self) -> dict[str, str]:
         pages = self._bucket.pages(self._prefix, delimiter="/")
         found = [entry for page in pages for entry in page.get("Contents", ())]
-        self._there = {entry["Key"][len(self._prefix) :]: str(entry["ETag"]) for entry in found}
-        for name in (STATE_FILE, LOCK_FILE):
-            tag = self._there.get(name)
-            if tag is None:
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(os.path.join(self._folder, name))
-            elif tag != self._fetched.get(name):
-                self._fetch(name)
-            self._fetched[name] = tag or ""
+        return {entry["Key"][len(self._prefix) :]: str(entry["ETag"]) for entry in found}
+
+    def _keeps_up(self, name: str, found: Mapping[str, str]) -> bool:
+        """Have a small file here as it was listed, or later; tells whether it was fetched."""
+        tag, known = found.get(name), self._fetched.get(name)
+        if tag is None:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(self._folder, name))
+        elif tag != known:
+            self._fetch(name)
+        self._fetched[name] = tag or ""
+        return tag is not None and tag != known
 
     def _fetch(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # a training has removed it since it was listed
