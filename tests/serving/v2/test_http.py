@@ -210,18 +210,18 @@ def test_versions_that_do_not_answer(serve, testdata, save_linear, tmp_path, wai
         assert http.get("/v2/models/default").json()["versions"] == ["1"]
 
 
-@pytest.mark.slow
-def test_web_pages_and_time_limits(serve, save_slow, tmp_path) -> None:
+def test_web_pages_and_time_limits(serve, save_linear, tmp_path, gates) -> None:
     """What holds for the other REST API holds for this one."""
-    options = RestOptions(cors=True, timeout_s=0.2)
-    server = serve(save_slow(tmp_path / "slow" / "1").parent, rest=options)
+    options = RestOptions(cors=True, timeout_s=1.0)
+    server, gate = serve(save_linear(tmp_path / "linear" / "1").parent, rest=options), gates()
     with httpx2.Client(base_url=f"http://127.0.0.1:{server.rest_port}", timeout=60) as http:
         path = "/v2/models/default/infer"
         assert http.options(path, headers={"Origin": "http://a.example"}).status_code == 200
-        reply = http.post(path, json={"inputs": [tensor([200_000], [], "INT32", "n")]})
+        reply = http.post(path, json={"inputs": [tensor([gate.value], [1], "FP32", "x")]})
         assert (reply.status_code, reply.json()["error"]) == (504, "Timed out waiting for notification")
         for answer in (reply, http.get("/v2/health/ready")):
             assert answer.headers["access-control-allow-origin"] == "*"
+    gate.open()
 
 
 # What no client sends
