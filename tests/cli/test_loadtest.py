@@ -141,3 +141,26 @@ def test_locust_itself(repo_root, toy_server, more) -> None:
         process.kill()
     assert process.returncode == 0, [*begun, told]
     assert re.search(r"predict toy +[1-9][0-9]* +0\(0\.00%\)", told)
+
+
+CLOCK = """
+import time
+import gevent
+
+loop, sleep = gevent.get_hub().loop, time.sleep
+before = loop.now()
+import locust.env
+from moxserve_loadtests import locustfile
+
+sleep(0.2)
+assert loop.now() == before
+locust.events.init.fire(environment=None, runner=None, web_ui=None)
+assert loop.now() - before >= 0.2
+"""
+
+
+@pytest.mark.slow
+def test_the_time_of_a_test_counts_from_its_beginning() -> None:
+    """gevent looks at the clock when it runs; a timer that is set before would be over when the imports took long."""
+    done = subprocess.run([sys.executable, "-c", CLOCK], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
