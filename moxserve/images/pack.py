@@ -268,7 +268,8 @@ class PackStore:
         writer = self._writer()
         if writer is None:
             return False
-        if key not in writer.entries or writer.file is None:
+        # Another thread may have put it, and finished the pack, since the caller looked.
+        if writer.find(key) is None and _find(self._tables, key) is None:
             writer.add(key, data, shape)
             if writer.size >= _SEGMENT_BYTES:
                 self.commit()

@@ -229,6 +229,10 @@ def test_what_another_thread_commits_meanwhile_is_found(tmp_path: Path, monkeypa
     assert looked[0] is None
     assert found is not None
     assert bytes(found.data) == b"one"
+    # Nor is it stored twice by a thread that looked before.
+    assert store.put((1, 1), b"one")
+    store.close()
+    assert len(PackStore(tmp_path)) == 1
 
 
 def test_many_packs_are_one_table(tmp_path: Path):
