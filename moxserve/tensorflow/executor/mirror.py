@@ -42,6 +42,7 @@ _STATE = (STATE_FILE, JOB_FILE, HOOK_STATES, BEST_FILE)
 _PLACE = re.compile(r"input-\d+(?:\.json|-skipped\.jsonl)\Z")
 # Files of checkpoints of any name; those of one file, as TensorFlow wrote them before 2017, have `.ckpt` in theirs.
 _PART = re.compile(r"(?:.+\.(?:index|meta|data-\d+-of-\d+)|[^/]*\.ckpt[^/]*)\Z")
+_Identity = tuple[int, int, int]
 # Told of a training at its end: not before everything else is there.
 _WORDS = (LOCK_FILE, JOB_FILE)
 
@@ -64,7 +65,7 @@ class Mirror:
         self.folder = folder
         self.claim = claim
         self._owned = owned
-        self._there: dict[str, tuple[int, int]] = {}  # size and time of the local files that the store has
+        self._there: dict[str, _Identity] = {}  # of the local files that the store has
         self._lock = threading.Lock()
         self.stale = False
         self._keeps_all = False
@@ -203,7 +204,7 @@ class Mirror:
     def _owns(self, name: str) -> bool:
         return self._owned is None or name in self._owned
 
-    def _upload(self, name: str, folder: str, identity: tuple[int, int]) -> None:
+    def _upload(self, name: str, folder: str, identity: _Identity) -> None:
         file.copy(os.path.join(folder, name), join(self.url, name))
         self._there[name] = identity
 
@@ -244,7 +245,7 @@ class Mirror:
         return url_of(path, self.folder, self.url)
 
     @property
-    def state_identity(self) -> tuple[int, int] | None:
+    def state_identity(self) -> _Identity | None:
         """What tells that the state file was written again; None where there is none."""
         try:
             return _identity(os.path.join(self.folder, STATE_FILE))
@@ -267,6 +268,8 @@ def _files(folder: str) -> list[str]:
     return sorted(found)
 
 
-def _identity(path: str) -> tuple[int, int]:
+def _identity(path: str) -> _Identity:
+    # With its number: a file that takes the place of another one of the same size may have its time, too, which the
+    # kernel reads off a clock that stands still for milliseconds.
     found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+    return found.st_size, found.st_mtime_ns, found.st_ino
