@@ -197,10 +197,12 @@ class Manager:
             self._changed.wait_for(
                 lambda: self._stopping or all(model.settled for model in self._models.values()), timeout_s
             )
+            if self._stopping:
+                return False  # a load that the stop broke off is no failure
             failed = [line for model in self._models.values() for line in model.failures()]
             if failed:
                 raise UnknownError(f"{len(failed)} servable(s) did not become available: {{{''.join(failed)}}}")
-            self._started_up = not self._stopping and all(model.ready for model in self._models.values())
+            self._started_up = all(model.ready for model in self._models.values())
             return self._started_up
 
     def stop(self, timeout_s: float | None = None) -> bool:

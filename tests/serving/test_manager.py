@@ -354,6 +354,18 @@ def test_stop_unloads_and_waits_for_requests(manage, base, loader) -> None:
     assert not manager.wait_until_ready(0.1)
 
 
+def test_a_load_that_fails_because_of_a_stop_is_not_told_as_a_failure(manage, base, loader, wait_for) -> None:
+    publish(base, 1)
+    gate = loader.gates[1] = threading.Event()
+    loader.failing[1] = Internal("the loop is closed")
+    manager = manage()
+    wait_for(lambda: loader.log, "the load to begin")
+    assert not manager.stop(0.1)
+    gate.set()
+    wait_for(lambda: states(manager) == {1: "END"}, "the load to fail")
+    assert not manager.wait_until_ready(60)
+
+
 def test_polling_once(manage, base, loader) -> None:
     publish(base, 1)
     manager = manage(poll_interval_s=0)
