@@ -22,8 +22,8 @@ __all__ = ["ProgramEndsError", "before_the_end"]
 # How long the end of the program waits, at most.
 _PATIENCE_S = 3.0
 # How long no call may have ended, or been tried: for the few instructions until it is back in the other library, and
-# for that library to see an error.
-_QUIET_S = 0.02
+# for that library to see an error. On a busy machine, a thread waits a good part of it for its turn.
+_QUIET_S = 0.1
 
 
 class ProgramEndsError(MoxserveError):
