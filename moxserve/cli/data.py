@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from moxserve.cli.main import LazyGroup
+from moxserve.cli.paths import SEND_IT, LocalPath
 
 __all__ = ["data"]
 
@@ -38,7 +39,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON."),
         click.option("--force", is_flag=True, help="Replace an earlier data set at --out."),
-        click.option("--out", required=True, type=click.Path(), help="Directory to make."),
+        click.option("--out", required=True, type=LocalPath(SEND_IT), help="Directory to make."),
     ):
         command = option(command)
     return command

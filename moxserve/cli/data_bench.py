@@ -33,22 +33,24 @@ def bench(path: str, batch_size: int, image_size: int | None, steps: int, augmen
     """Read the images of PATH through our reader, as training does: images a second, and what each costs.
 
     PATH is a folder of images (a folder per class, or images/ and labels/), TFRecord files with image/encoded and
-    image/class/label, or a folder of such parts, of which train is read. Images per second of CPU time compare
-    between busy and idle machines.
+    image/class/label, or a folder of such parts, of which train is read. A data set in a store is fetched
+    first. Images per second of CPU time compare between busy and idle machines.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from moxserve.cli.quiet import import_tensorflow, verbose
     from moxserve.cli.render import echo_json
     from moxserve.data.bench import BenchOptions, run_bench
+    from moxserve.file.standins import by_url, copied_here
 
     import_tensorflow()
     import moxserve.tensorflow  # noqa: F401 - it sets the level of TensorFlow's logger
 
     if not verbose():
         logging.getLogger("tensorflow").setLevel(logging.WARNING)
-    with _bar(steps) as progress:
-        found = run_bench(path, BenchOptions(batch_size, image_size, steps, augment, progress))
+    with copied_here(path) as here, _bar(steps) as progress:
+        found = run_bench(here, BenchOptions(batch_size, image_size, steps, augment, progress))
+        found = replace(found, path=by_url(found.path))
     if as_json:
         echo_json(asdict(found))
     else:

@@ -36,14 +36,17 @@ def inspect(path: str, decode: bool, rows: int, strict: bool, all_problems: bool
     """Tell what PATH is: kinds, counts per class, sizes, formats, features; and name what is broken.
 
     PATH is a folder of images (a folder per class, or images/ and labels/), TFRecord, CSV, Parquet, npz, IDX or LMDB
-    files, or a folder of those. Of several data sets in it, such as train and eval, each is told.
+    files, or a folder of those. Of several data sets in it, such as train and eval, each is told. What is in a
+    store (s3://, obs://) is fetched.
     """
     from moxserve.cli.render import echo_json
     from moxserve.data.inspection.describe import Depth, describe
     from moxserve.errors import DataError
+    from moxserve.file.standins import by_url, copied_here
 
-    with _bar() as progress:
-        reports = describe(path, Depth(decode=decode, rows=rows, progress=progress))
+    with copied_here(path) as here, _bar() as progress:
+        reports = describe(here, Depth(decode=decode, rows=rows, progress=progress))
+        reports = [report.renamed(by_url) for report in reports]
     if as_json:
         found = [report.to_json() for report in reports]
         echo_json(found[0] if len(found) == 1 and found[0]["path"] == path else {"path": path, "data_sets": found})

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import click
 
+from moxserve.cli.paths import SEND_IT, ExistingPath, LocalPath
+
 __all__ = ["to_tfrecord"]
 
 _EXAMPLES = """\b
@@ -18,8 +20,8 @@ Examples:
 
 
 @click.command("to-tfrecord", epilog=_EXAMPLES)
-@click.argument("source", type=click.Path(exists=True))
-@click.option("--out", required=True, type=click.Path(), help="Directory to make.")
+@click.argument("source", type=ExistingPath())
+@click.option("--out", required=True, type=LocalPath(SEND_IT), help="Directory to make.")
 @click.option("--shards", default=1, show_default=True, type=click.IntRange(min=1), help="Files of each split.")
 @click.option(
     "--split",
@@ -44,14 +46,16 @@ def to_tfrecord(
     """Write a data set as TFRecord files of tf.Examples.
 
     SOURCE is a folder with a folder a class; a folder with images/ and labels/ (several labels an image); a folder of
-    such folders named train, eval, test or validation; a .csv or .tsv file; or a .npz file.
+    such folders named train, eval, test or validation; a .csv or .tsv file; or a .npz file. One in a
+    store (s3://, obs://) is fetched.
     """
     from moxserve.cli.render import echo_json
     from moxserve.data.to_tfrecord import RecordJob, parse_split, write_tfrecords
+    from moxserve.file.standins import copied_here
 
     parts = parse_split(split)
-    with _bar() as progress:
-        job = RecordJob(source, out, shards, parts, seed, on_bad_image, force, progress)
+    with copied_here(source) as here, _bar() as progress:
+        job = RecordJob(here, out, shards, parts, seed, on_bad_image, force, progress)
         manifest = write_tfrecords(job)
     if as_json:
         echo_json({**manifest, "path": os.path.abspath(out)})

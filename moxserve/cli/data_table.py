@@ -6,11 +6,13 @@ import os
 
 import click
 
+from moxserve.cli.paths import SEND_IT, LocalPath
+
 __all__ = ["table"]
 
 
 @click.command(epilog="\b\nExample:\n  moxserve data table --out data/table")
-@click.option("--out", required=True, type=click.Path(), help="Directory to make.")
+@click.option("--out", required=True, type=LocalPath(SEND_IT), help="Directory to make.")
 @click.option(
     "--formats",
     default="csv,parquet,tfrecord",

@@ -154,13 +154,13 @@ def _serve_flags(arguments: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]
 def _write(documents: list[dict[str, Any]], out: str) -> None:
     import yaml
 
-    from moxserve.file import atomic_write
+    from moxserve import file
 
     text = yaml.dump_all(documents, Dumper=_dumper(), sort_keys=False, width=120, allow_unicode=True)
     if out == "-":
         click.echo(text, nl=False)
         return
-    atomic_write(out, text)
+    file.write(out, text)
     click.echo(f"wrote {out}", err=True)
 
 

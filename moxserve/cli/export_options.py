@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from moxserve.cli.paths import ExistingPath
+from moxserve.cli.paths import ExistingPath, LocalPath
 from moxserve.errors import UsageError
 
 __all__ = ["GroupedCommand", "apply_options", "stage_changes"]
@@ -101,7 +101,8 @@ _GROUPS: Mapping[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
             "metavar": "HOST:PORT", "help": "Wait until the server at this address (gRPC, or http:// for REST) "
             "serves the version."}),
         (("--report",), {
-            "type": click.Path(file_okay=False), "metavar": "DIR",
+            "type": LocalPath("a version in a store has its report in assets.extra/report", file_okay=False),
+            "metavar": "DIR",
             "help": "Also write report.json and report.html into this folder."}),
     ],
     "What it is made of": [
@@ -123,7 +124,8 @@ _GROUPS: Mapping[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
             "help": "Real rows for a source without a pipeline: .npz, .npy or JSON lines, by input name, or a folder "
             "of pictures; `labels` holds the right classes."}),
         (("--op-library", "op_libraries"), {
-            "multiple": True, "type": click.Path(exists=True, dir_okay=False), "metavar": "FILE",
+            "multiple": True, "metavar": "FILE",
+            "type": LocalPath("copy the library here: mox.file.copy", exists=True, dir_okay=False),
             "help": "Library of custom operations that the model needs."}),
     ],
     "Variants": [

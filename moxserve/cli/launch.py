@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from moxserve.cli.paths import LocalPath
 from moxserve.launch.plan import UPDATES
 
 __all__ = ["launch"]
@@ -85,7 +86,7 @@ def _flag_help(context: click.Context, _parameter: click.Parameter, value: bool)
 )
 @click.option(
     "--log-dir",
-    type=click.Path(file_okay=False),
+    type=LocalPath("checkpoints and events go to a store by the log_dir of the training", file_okay=False),
     metavar="DIR",
     help="Add what each process prints to DIR/worker-0.log, ..., too.",
 )

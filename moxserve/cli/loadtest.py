@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,10 +52,10 @@ speaks of failures.
 )
 @click.option("--duration", default="10s", show_default=True, help="Length of the measurement: 10s, 1m30s.")
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Rows a request.")
-@click.option("--input", "source", metavar="PATH", help="Data set to send; without it random data is sent.")
+@click.option("--input", "source", metavar="PATH", help="Data set to send, or its URL; without it random data is sent.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True,
               metavar="S", help="Seconds for a request.")  # fmt: skip
-@click.option("--report", metavar="FILE", help="HTML page to write.")
+@click.option("--report", metavar="FILE", help="HTML page to write, or its URL.")
 @click.option("--fail-if", "limits", multiple=True, metavar="LIMIT", help="Such as 'p95>50ms'; may be repeated.")
 @click.option("--no-progress", is_flag=True, help="No progress line (there is none without a terminal anyway).")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
@@ -79,6 +80,7 @@ def loadtest(
     from moxserve_loadtests.plan import LoadSpec, prepare
 
     from moxserve.cli.signals import told_when_interrupted
+    from moxserve.file.standins import by_url, copied_here
 
     parsed = [parse_limit(text) for text in limits]
     duration_s = parse_duration(duration)
@@ -86,14 +88,17 @@ def loadtest(
     _check_locust()
     show = not no_progress and sys.stderr.isatty()
     with told_when_interrupted(lambda: "interrupted; " + (f"{report!r} was not written" if report else "no figures")):
-        plan = prepare(LoadSpec(_target(grpc_address, rest_url), model, signature, batch_size, source, timeout_s))
+        target = _target(grpc_address, rest_url)
+        with copied_here(source or "") as here:
+            plan = prepare(LoadSpec(target, model, signature, batch_size, here or None, timeout_s))
+            plan = replace(plan, source=by_url(plan.source))
         result, page = _generate(plan, users, spawn_rate or float(users), duration_s, show=show)
     if report:
         from moxserve_loadtests.report import with_summary
 
-        from moxserve.file import atomic_write
+        from moxserve import file
 
-        atomic_write(report, with_summary(page, result, parsed))
+        file.write(report, with_summary(page, result, parsed))
     _print(result, parsed, report, as_json)
     _judge(result, parsed)
 
@@ -107,8 +112,13 @@ def _target(grpc_address: str | None, rest_url: str | None) -> str:
 def _check_report(report: str | None) -> None:
     """Refuse a report that cannot be written now, not after the test."""
     from moxserve.errors import UsageError
+    from moxserve.file.filesystem import is_remote
+    from moxserve.file.writable import require_writable
 
     if report is None:
+        return
+    if is_remote(report):
+        require_writable(report)
         return
     folder = os.path.dirname(os.path.abspath(report))
     if os.path.isdir(report) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):

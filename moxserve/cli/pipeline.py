@@ -169,12 +169,13 @@ def validate(file: str, overrides: tuple[str, ...], no_files: bool, as_json: boo
 @_JSON
 def list_(folder: str, as_json: bool) -> None:
     """List the pipelines in a folder, valid or not."""
+    from moxserve import file
     from moxserve.cli.render import echo_json, echo_table
     from moxserve.errors import UsageError
 
-    if not os.path.isdir(folder):
+    if not file.is_directory(folder):
         raise UsageError(f"no such folder: {folder!r}", hint="moxserve pipeline list FOLDER")
-    names = sorted(name for name in os.listdir(folder) if name.endswith((".yaml", ".yml")))
+    names = [name for name in file.list_directory(folder) if name.endswith((".yaml", ".yml"))]
     facts = [_facts(os.path.join(folder, name)) for name in names]
     if as_json:
         echo_json(facts)
@@ -228,15 +229,15 @@ def schema(output: str | None) -> None:
     """Print the JSON schema of pipeline files, which editors check and complete by."""
     import json
 
+    from moxserve import file
     from moxserve.config.schema import pipeline_schema
-    from moxserve.file import atomic_write
     from moxserve.registry import discover
 
     text = json.dumps(pipeline_schema(discover()), indent=2) + "\n"
     if output is None:
         click.echo(text, nl=False)
     else:
-        atomic_write(output, text)
+        file.write(output, text)
         click.echo(f"wrote {output}", err=True)
 
 

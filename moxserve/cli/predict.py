@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -35,7 +36,12 @@ pixels scaled to 0..1, integer inputs 0..255.
 
 @click.command(epilog=_EPILOG)
 @address_options
-@click.option("--local", "local_dir", metavar="DIR", help="Run the model of this directory here, without a server.")
+@click.option(
+    "--local",
+    "local_dir",
+    metavar="DIR",
+    help="Run the model of this directory here, without a server; one in a store is fetched.",
+)
 @click.option("--model", metavar="NAME[:VERSION|@LABEL]", help="Which model; with --local its name is the folder's.")
 @click.option(
     "--input",
@@ -86,6 +92,7 @@ def predict(
     from moxserve.cli.signals import told_when_interrupted
     from moxserve.client import Client
     from moxserve.errors import ServerUnreachableError
+    from moxserve.file.standins import by_url, copied_here
     from moxserve.predict import PredictJob, run_predict
 
     target, name = _target(grpc_address, rest_url, local_dir, model)
@@ -101,12 +108,14 @@ def predict(
 
     with (
         told_when_interrupted(lambda: f"interrupted after {done:,} rows; {output!r} was not written"),
-        Client(target, timeout_s=timeout_s) as client,
+        copied_here(local_dir or "") as here,
+        Client(f"local:{here}" if here else target, timeout_s=timeout_s) as client,
         _model_loaded(client, name, here=local_dir is not None),
         _progress_bar(job, hidden=no_progress) as show,
     ):
         try:
             summary = run_predict(client, job, progress)
+            summary = replace(summary, target=by_url(summary.target))
         except ServerUnreachableError as error:
             if not done:
                 raise
@@ -124,7 +133,7 @@ def _target(
             f"Give one of --grpc HOST:PORT, --rest URL, --local DIR; got {' and '.join(given) or 'none'}."
         )
     if local_dir:
-        return f"local:{local_dir}", model or os.path.basename(os.path.abspath(local_dir))
+        return f"local:{local_dir}", model or os.path.basename(os.path.abspath(local_dir.rstrip("/") or "/"))
     if not model:
         raise click.UsageError("Missing option '--model': which model of the server?")
     return server_target(grpc_address, rest_url), model

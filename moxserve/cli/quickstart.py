@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 
+from moxserve.cli.paths import LocalPath
 from moxserve.errors import MoxserveError
 from moxserve.ports import free_port
 
@@ -126,7 +127,7 @@ def _wait_ready(process: subprocess.Popen[Any], address: str, log: Path) -> None
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=LocalPath("its commands take URLs one by one: see docs/files.md", file_okay=False, path_type=Path),
     default=Path("quickstart"),
     show_default=True,
     help="Folder for data, checkpoints, model and reports; training resumes from what is there.",

@@ -10,6 +10,7 @@ import traceback
 
 import click
 
+from moxserve.cli.paths import LocalPath
 from moxserve.cli.told import JSON_LINES, QUIET, told_as
 
 __all__ = ["run"]
@@ -31,7 +32,7 @@ _IMPORTS = (
 )
 @QUIET
 @JSON_LINES
-@click.argument("script", type=click.Path(exists=True, dir_okay=False))
+@click.argument("script", type=LocalPath("copy the script here, with what it imports", exists=True, dir_okay=False))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(script: str, arguments: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     """Run SCRIPT, which calls mox.run, with ARGUMENTS of its own.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -306,9 +307,13 @@ def check_network(
 
     _network(name)
     _import_tensorflow()
+    from moxserve.file.standins import by_url
+    from moxserve.tensorflow.executor.remote import local_checkpoint
     from moxserve.tensorflow.nets.checkpoints import match
 
-    report = match(name, checkpoint, num_classes, include=include, exclude=exclude, moving_averages=moving_averages)
+    with local_checkpoint(checkpoint) as here:
+        report = match(name, here, num_classes, include=include, exclude=exclude, moving_averages=moving_averages)
+        report = replace(report, path=by_url(report.path))
     _echo_match(name, report, as_json)
     if not report.fits:
         count = len(report.missing) + len(report.misfits)
@@ -342,18 +347,26 @@ def _echo_match(name: str, report: CheckpointReport, as_json: bool) -> None:
 @_json
 def convert_weights(name: str, file: str, output: str, moving_averages: bool, force: bool, as_json: bool) -> None:
     """Make a checkpoint of weights that others published."""
-    import os
-
+    from moxserve import file as files
     from moxserve.cli.render import echo_json
     from moxserve.errors import UsageError
+    from moxserve.file.standins import by_url, copied_here
+    from moxserve.inspect.detect import is_there
+    from moxserve.inspect.opened import delivered
 
     _network(name)
-    if os.path.lexists(f"{output}.index") and not force:
+    if files.exists(f"{output}.index") and not force:
         raise UsageError(f"{output}.index exists already", hint="--force replaces it")
     _import_tensorflow()
+    from moxserve.tensorflow.executor.located import without_part
+    from moxserve.tensorflow.executor.remote import local_checkpoint
     from moxserve.tensorflow.nets.checkpoints import convert
 
-    done = convert(name, file, output, moving_averages=moving_averages)
+    # What is no file of its own, such as a prefix or a folder, is a checkpoint.
+    is_whole = is_there(file) and without_part(file) == file
+    with (copied_here if is_whole else local_checkpoint)(file) as here, delivered(output) as target:
+        done = convert(name, here, target, moving_averages=moving_averages)
+        done = replace(done, checkpoint=by_url(done.checkpoint))
     if as_json:
         echo_json(done)
         return

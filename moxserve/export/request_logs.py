@@ -8,13 +8,14 @@ be larger than memory: they are read twice, once to see what there is, once to t
 from __future__ import annotations
 
 import glob
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from moxserve import file
 from moxserve.errors import DataError, MoxserveError, UsageError
+from moxserve.file.filesystem import join
 from moxserve.protocol.prediction_log import (
     parse_log,
     request_only,
@@ -54,20 +55,20 @@ def find_logs(names: Sequence[str]) -> list[str]:
 
     Args:
         names: files; folders, which stand for the record files in them; patterns such as `/var/log/requests.*`; or the
-            `filename_prefix` of a server's configuration.
+            `filename_prefix` of a server's configuration; here or in a store.
 
     Raises:
         UsageError: there is none of a name.
     """
     found: list[str] = []
     for name in names:
-        if os.path.isdir(name):
-            matches = sorted(path for path in glob.glob(os.path.join(glob.escape(name), "*")) if ".tfrecord" in path)
-        elif os.path.exists(name):
+        if file.is_directory(name):
+            matches = [join(name, found) for found in file.list_directory(name, skip_dir=True) if ".tfrecord" in found]
+        elif file.exists(name):
             matches = [name]
         else:
-            matches = sorted(glob.glob(name)) or sorted(glob.glob(f"{glob.escape(name)}.*"))
-        matches = [path for path in matches if os.path.isfile(path)]
+            matches = file.glob(name) or file.glob(f"{glob.escape(name)}.*")
+            matches = [path for path in matches if not file.is_directory(path)]
         if not matches:
             raise UsageError(f"there is no request log {name!r}", hint="give a file, a folder or a filename_prefix")
         found += matches

@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import BinaryIO
 
-from moxserve.errors import VersionExistsError
+from moxserve.errors import UsageError, VersionExistsError
+from moxserve.file.filesystem import is_remote, text_of
 
 __all__ = [
     "TEMP_PREFIX",
@@ -87,6 +88,19 @@ def fsync_directory(path: str) -> None:
     fsync_path(path)
 
 
+def _refuse_url(path: str | os.PathLike[str]) -> None:
+    """Make no local folder called `s3:` of a URL that somebody gave where a path is expected.
+
+    Raises:
+        UsageError: it is a URL.
+    """
+    if is_remote(text_of(path)):
+        raise UsageError(
+            f"{os.fspath(path)!r} is in a store; expected a path of this machine",
+            hint="write it here, and copy it then: mox.file.copy, mox.file.copy_parallel",
+        )
+
+
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Replace a file's content, all or nothing.
 
@@ -111,6 +125,7 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises:
         OSError: the directory is missing or not writable; the old content is untouched.
     """
+    _refuse_url(path)
     # Behind a symbolic link, as an ordinary open would write.
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
@@ -137,6 +152,7 @@ def staging_directory(parent: str | os.PathLike[str]) -> Iterator[str]:
     Args:
         parent: the directory that the result is published into; made if missing.
     """
+    _refuse_url(parent)
     os.makedirs(parent, exist_ok=True)
     temp = os.path.join(os.path.abspath(parent), temp_name())
     os.mkdir(temp)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moxserve.errors import UsageError
+from moxserve.file.filesystem import is_remote
 from moxserve.ports import free_port
 
 __all__ = ["FLAGS_VARIABLE", "UPDATES", "JobOptions", "Plan", "Task", "make_plan", "visible_gpus"]
@@ -291,5 +292,9 @@ def _command(options: JobOptions, flags: Sequence[str]) -> tuple[tuple[str, ...]
 
 
 def _there(options: JobOptions, what: str) -> None:
+    if is_remote(options.target):
+        if what != "pipeline":
+            raise UsageError(f"the {what} {options.target!r} is in a store", hint="copy it here, with what it imports")
+        return  # each process reads it there
     if not options.hosts and not os.path.isfile(options.target):
         raise UsageError(f"no such {what}: {options.target!r} (the current directory is {os.getcwd()})")
