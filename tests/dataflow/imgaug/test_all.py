@@ -238,7 +238,7 @@ def test_forked_processes_draw_other_numbers() -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(30)
+        worker.join(120)
     drawn = {queue.get() for _ in workers} | {augmentor.rng.randint(1 << 30)}
     assert len(drawn) == 4
 
