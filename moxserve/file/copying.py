@@ -215,6 +215,14 @@ def _check_two_buckets(source: Place, target: Place) -> None:
         )
 
 
+def _remove_file(source: Place) -> None:
+    if source.remote:
+        bucket, key = source.at()
+        bucket.delete([key])
+    else:
+        os.remove(source.path)
+
+
 def rename(source: Place, target: Place) -> None:
     """Move a file or directory; a file that has the new name is replaced.
 
@@ -234,7 +242,7 @@ def rename(source: Place, target: Place) -> None:
     if source.fs.is_file(source.path):
         if source.remote != target.remote or _object_name(source) != _object_name(target):
             copy_file(source, target)
-            source.fs.remove(source.path, recursive=False)
+            _remove_file(source)
         return
     if not source.fs.is_directory(source.path):
         raise missing(source.path)

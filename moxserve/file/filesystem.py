@@ -177,6 +177,10 @@ class FileSystem(Protocol):
         """Remove by MoXing's table."""
         ...
 
+    def held(self, path: str) -> list[str]:
+        """Return what `remove_files` must remove for a directory to be gone, itself too (as an empty name)."""
+        ...
+
     def remove_files(self, folder: str, names: Sequence[str]) -> None:
         """Remove files of a directory, and what is empty then."""
         ...

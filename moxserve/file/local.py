@@ -97,6 +97,15 @@ class LocalFileSystem:
         dirs, files = _listed(path, recursive=True, followlinks=True)
         return dirs, dict.fromkeys(files)
 
+    def held(self, path: str) -> list[str]:
+        """Return the names of files and directories below a directory, and of itself.
+
+        Raises:
+            MoxFileNotExistsException: it is no directory.
+        """
+        dirs, files = self.tree(path)
+        return [*files, *dirs, ""]
+
     def contents(self, path: str) -> Iterator[FileInfo]:
         """Yield what is known of each file below a directory, and behind the symbolic links there."""
         for folder, _, names in os.walk(path, onerror=_unreadable, followlinks=True):

@@ -349,6 +349,19 @@ class ObjectFileSystem:
         if named and not found:
             raise missing(path)
 
+    def held(self, path: str) -> list[str]:
+        """Return the names of the objects below a directory, and of those that hold places: no others can be removed.
+
+        Raises:
+            MoxFileNotExistsException: it is not there.
+        """
+        bucket, key = self.at(path)
+        start = _folder(key)
+        names = [found.key[len(start) :] for found in bucket.objects(start)]
+        if start and not names:
+            raise missing(path)
+        return names
+
     def remove_files(self, folder: str, names: Sequence[str]) -> None:
         """Remove objects of a directory, and the place holders of directories among them."""
         bucket, key = self.at(folder)

@@ -333,7 +333,7 @@ def move_tree(source: Place, target: Place) -> None:
     old, new = absolute(source), absolute(target)
     if old.startswith(new) or new.startswith(old):
         raise UsageError(f"{source.path!r} cannot be moved to {target.path!r}: one is inside the other")
-    dirs, files = source.fs.tree(source.path)
+    held = source.fs.held(source.path)
     copy_tree(source, target)
     # Only when all of it is there, and only what was copied.
-    source.fs.remove_files(source.path, [*files, *dirs, ""])
+    source.fs.remove_files(source.path, held)

@@ -609,6 +609,22 @@ def test_a_file_is_not_put_beside_a_directory(s3: str, raw: Any, tmp_path: Path)
     assert raw.keys() == ["both", "both/x", "f"]
 
 
+def test_a_move_removes_what_is_there_and_asks_for_no_more(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("d/a", "d/x/b", "d/y/", "d/", "f", "e//f"):
+        store.write(f"team/digits/{name}")
+    asked: list[str] = []
+    store.before = lambda method, path, _query: asked.append(f"{method} {path.rpartition('/')[2]}")
+    file.rename(f"{store.base}/f", f"{store.base}/g")
+    assert asked[1:] == ["HEAD f", "HEAD f", "PUT g", "DELETE f"]  # after a look whether g is a directory
+    file.rename(f"{store.base}/e//f", f"{store.base}/h")
+    gone: list[list[str]] = []
+    delete = s3_module.Bucket.delete
+    monkeypatch.setattr(s3_module.Bucket, "delete", lambda self, keys: (gone.append(keys), delete(self, keys)))
+    file.rename(f"{store.base}/d", f"{store.base}/moved")
+    assert gone == [[f"team/digits/{name}" for name in ("d/", "d/a", "d/x/b", "d/y/")]]
+    assert store.listed() == [f"team/digits/{name}" for name in ("g", "h", "moved/a", "moved/x/b", "moved/y/")]
+
+
 def test_a_move_takes_file_or_directory(s3: str, raw: Any) -> None:
     raw.put("p", b"file")
     raw.put("p/x", b"below")
