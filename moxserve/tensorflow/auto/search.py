@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moxserve.errors import UsageError, did_you_mean
-from moxserve.file import atomic_write
+from moxserve.file import write
 from moxserve.tensorflow.auto.params import ParamSpec, giving
 from moxserve.tensorflow.auto.trial import Functions, Metric, ModelSize, Range, Trial, TrialRuns
 from moxserve.tensorflow.executor import RunResult, get_flag
@@ -161,7 +161,7 @@ def search(
     result = SearchResult(_winner(trials, "weight_decay" in lists, weight_decay_diff_thres).params, trials)
     tf1.logging.info("[auto] %d trials by %s:\n%s", len(trials), metric.name, result.table())
     if results_path is not None:
-        atomic_write(results_path, json.dumps(result.rows(), indent=2, default=str) + "\n")
+        write(results_path, json.dumps(result.rows(), indent=2, default=str) + "\n")
     return result
 
 
