@@ -194,6 +194,8 @@ import numpy as np
 tf.logging.set_verbosity(tf.logging.ERROR)  # nobody reads stderr before the end: a line a save would fill the pipe
 
 class Check(Pace):
+    steps = -10**9  # says no number
+
     def after_create_session(self, session, coord):
         step = session.run(tf.train.get_global_step(session.graph))
         values = session.run(['w%d/Read/ReadVariableOp:0' % i for i in range(4)])
