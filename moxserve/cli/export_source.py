@@ -15,7 +15,7 @@ from moxserve.errors import UsageError
 if TYPE_CHECKING:
     from moxserve.config.models import ExportStage
     from moxserve.export.job import JobOptions
-    from moxserve.pipeline.runner import PreparedRun
+    from moxserve.pipeline.prepared import PreparedRun
 
 __all__ = ["open_job"]
 
@@ -58,7 +58,7 @@ def _prepare(source: str) -> PreparedRun | None:
     from moxserve import file
     from moxserve.config import load_pipeline
     from moxserve.file.filesystem import is_remote, join
-    from moxserve.pipeline.runner import RESOLVED, load_run, prepare
+    from moxserve.pipeline.prepared import RESOLVED, load_run, prepare
 
     if source.endswith((".yaml", ".yml")) and (is_remote(source) or os.path.isfile(source)):
         loaded = load_pipeline(source, check=True)
@@ -84,7 +84,7 @@ def _no_source(folder: str) -> UsageError:
     """Say that a folder is nothing that can be exported, what it holds, and what may have been meant."""
     from moxserve import file
     from moxserve.file.filesystem import join
-    from moxserve.pipeline.runner import RESOLVED
+    from moxserve.pipeline.prepared import RESOLVED
 
     names = file.list_directory(folder)
     held = f"it holds {', '.join(names[:6])}{' …' if len(names) > 6 else ''}" if names else "it is empty"

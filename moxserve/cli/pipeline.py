@@ -99,7 +99,7 @@ def _echo_result(result: Any) -> None:
 def _dry_run(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from moxserve.cli.render import echo_json, echo_table
     from moxserve.config import load_pipeline
-    from moxserve.pipeline.runner import plan
+    from moxserve.pipeline.plan import plan
 
     stages = plan(load_pipeline(file, overrides, check=True))
     if as_json:

@@ -87,7 +87,7 @@ def _step(prefix: str) -> int | None:
 
 def _run(report: Report) -> None:
     from moxserve.config import load_pipeline
-    from moxserve.pipeline.runner import RESOLVED
+    from moxserve.pipeline.prepared import RESOLVED
 
     path = os.path.join(report.path, RESOLVED)
     try:

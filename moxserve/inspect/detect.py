@@ -141,7 +141,7 @@ def _directory(path: str) -> Subject:
     names = file.list_directory(path, remove_sep=False)
     if holds_model(path):
         return Subject("version", path, path)
-    from moxserve.pipeline.runner import RESOLVED  # with all of the configuration: only where it is needed
+    from moxserve.pipeline.prepared import RESOLVED  # with all of the configuration: only where it is needed
 
     if RESOLVED in names:
         return Subject("run", path, path)

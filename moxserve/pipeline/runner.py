@@ -1,8 +1,6 @@
 """Runs a pipeline: input -> model -> optimizer -> run, then export, evaluate, predict.
 
-`run_pipeline` does it all. `prepare` stops before anything runs: it builds input, model and optimizer out of a loaded
-file. `load_run` does the same for the directory of an earlier run, from the `config.resolved.yaml` that it left there.
-`plan` says what would happen. TensorFlow, executor and exporter are imported inside the functions that need them.
+TensorFlow, executor and exporter are imported inside the functions that need them.
 """
 
 from __future__ import annotations
@@ -15,114 +13,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from moxserve import file
-from moxserve.config.dump import config_hash, to_data, to_yaml
+from moxserve.config.dump import to_data, to_yaml
 from moxserve.config.models import EvaluateStage
-from moxserve.config.pipeline import LoadedPipeline, PipelineConfig, load_pipeline
+from moxserve.config.pipeline import LoadedPipeline, load_pipeline
 from moxserve.errors import CheckpointError, ConfigError, LimitExceededError
 from moxserve.file import atomic_write
-from moxserve.file.filesystem import is_remote, join
+from moxserve.file.filesystem import is_remote
 from moxserve.file.standins import known_as
 from moxserve.file.writable import require_writable
-from moxserve.pipeline.slots import InputBundle, InputPlugin, ModelPlugin, OptimizerPlugin, RunJob, RunPlugin, RunReport
+from moxserve.pipeline.plan import has_checkpoint
+from moxserve.pipeline.prepared import RESOLVED, PreparedRun, plugins_of, prepare
+from moxserve.pipeline.slots import InputBundle, RunJob, RunPlugin, RunReport
 from moxserve.pipeline.stage import Talk, silent, stage
-from moxserve.types import TensorSpec, dtype_of
 
 if TYPE_CHECKING:
-    from moxserve.export.job import ExportJob, ExportResult
+    from moxserve.export.job import ExportResult
 
-__all__ = ["RESOLVED", "PipelineResult", "PreparedRun", "load_run", "plan", "prepare", "run_pipeline"]
+__all__ = ["PipelineResult", "run_pipeline"]
 
-RESOLVED = "config.resolved.yaml"
 EVALUATION = "evaluation.json"
 # What tells a process that it is one of several.
 _CLUSTER = ("MOXSERVE_FLAGS", "TF_CONFIG")
-
-
-@dataclass(frozen=True)
-class PreparedRun:
-    """A pipeline whose input, model and optimizer are built; nothing has run.
-
-    Attributes:
-        loaded: the file and what it says.
-        data: the input.
-        model_fn: as `mox.run` takes it.
-        optimizer_fn: as `mox.run` takes it; None when there is no optimizer.
-        log_dir: where the run's checkpoints are, or will be.
-    """
-
-    loaded: LoadedPipeline
-    data: InputBundle
-    model_fn: Callable[..., Any]
-    optimizer_fn: Callable[..., Any] | None
-    log_dir: str
-
-    @property
-    def config(self) -> PipelineConfig:
-        """What the file says."""
-        return self.loaded.config
-
-    @property
-    def input_fn(self) -> Callable[..., Any]:
-        """The input's function."""
-        return self.data.input_fn
-
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """Class names by index."""
-        return self.data.labels
-
-    def export_job(
-        self,
-        base_dir: str | os.PathLike[str],
-        checkpoint: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        **changes: Any,
-    ) -> ExportJob:
-        """Describe the export of a checkpoint, with real rows to verify and warm up with.
-
-        Args:
-            base_dir: BASE of `BASE/<version>/`.
-            checkpoint: prefix; None takes the newest of the run.
-            metadata: added to what goes into the manifest.
-            changes: fields of the export stage (see `ExportStage`) that are to differ from the file.
-
-        Raises:
-            UsageError: a change is no field, or has no right value.
-            CheckpointError: there is no checkpoint.
-            DataError: the input gives no rows.
-        """
-        from moxserve.export.job import ExportJob
-        from moxserve.export.options import job_options, read_stage, sample_rows
-        from moxserve.pipeline.steps import find_checkpoint
-
-        base = os.fspath(base_dir)
-        told = self.config.export.model_dump() if self.config.export is not None else {}
-        options = read_stage({**told, **changes, "tf_serving": base})
-        samples = self._samples(sample_rows(options))
-        return ExportJob(
-            model_fn=self.model_fn,
-            inputs=[
-                TensorSpec(name, dtype_of(rows), (None, *rows.shape[1:]))
-                for name, rows in zip(self.data.names, samples, strict=True)
-            ],
-            checkpoint=checkpoint or find_checkpoint(self.log_dir),
-            samples=samples,
-            labels=self.data.labels,
-            metadata={"pipeline": self.loaded.path, "config_sha256": config_hash(self.config), **(metadata or {})},
-            **job_options(options),
-        )
-
-    def _samples(self, count: int) -> Sequence[Any]:
-        from moxserve.tensorflow.executor.inputs import collect_samples
-
-        # Without evaluation data the training rows still are real rows.
-        mode = "EVAL" if self.data.num_samples.get("EVAL") else "TRAIN"
-        self.data.steps(mode)
-        samples: Sequence[Any] = collect_samples(
-            self.data.input_fn, mode, self.data.rows_per_step(mode), self.data.auto_batch, count
-        )
-        return samples
 
 
 @dataclass(frozen=True)
@@ -185,117 +96,6 @@ class PipelineResult:
         return {**facts, "seconds": dict(self.seconds)}
 
 
-def prepare(loaded: LoadedPipeline, log_dir: str | None = None, talk: Talk = silent) -> PreparedRun:
-    """Build input, model and optimizer.
-
-    Args:
-        loaded: a valid pipeline.
-        log_dir: where the run is; None takes the run stage's.
-        talk: told what happens.
-
-    Raises:
-        ConfigError: a parameter does not go with the rest; with its place.
-        MoxserveError: a plugin failed; the stage and the plugin are named.
-    """
-    config = loaded.config
-    source, model, optimizer, run = _plugins(config)
-    with stage(loaded, "input", talk):
-        data = source.build()
-    with stage(loaded, "model", talk):
-        model_fn = _compressed(model.build(data), config)
-    optimizer_fn = None
-    if optimizer is not None:
-        with stage(loaded, "optimizer", talk):
-            optimizer_fn = optimizer.build()
-    return PreparedRun(loaded, data, model_fn, optimizer_fn, log_dir or run.log_dir)
-
-
-def _compressed(model_fn: Callable[..., Any], config: PipelineConfig) -> Callable[..., Any]:
-    """Have the model quantized and pruned as the file says."""
-    if config.quantization is not None:
-        from moxserve.tensorflow.quantization import Quantization, quantize_model_fn
-
-        model_fn = quantize_model_fn(model_fn, Quantization(**config.quantization.model_dump()))
-    if config.pruning is not None:
-        from moxserve.tensorflow.pruning import Pruning, prune_model_fn
-
-        model_fn = prune_model_fn(model_fn, Pruning(**config.pruning.model_dump()))
-    return model_fn
-
-
-def _plugins(config: PipelineConfig) -> tuple[InputPlugin, ModelPlugin, OptimizerPlugin | None, RunPlugin]:
-    """Give the plugins the types that loading has checked."""
-    source, model, optimizer, run = config.input, config.model, config.optimizer, config.run
-    if (
-        isinstance(source, InputPlugin)
-        and isinstance(model, ModelPlugin)
-        and isinstance(optimizer, OptimizerPlugin | None)
-        and isinstance(run, RunPlugin)
-    ):
-        return source, model, optimizer, run
-    raise TypeError("a plugin names a slot in its class but does not derive from that slot's base")
-
-
-def load_run(run_dir: str | os.PathLike[str]) -> PreparedRun:
-    """Build input and model of an earlier run from what it left in its directory.
-
-    Args:
-        run_dir: the run's log_dir, wherever it is now, a URL too. Its checkpoints are fetched when they are used.
-
-    Raises:
-        CheckpointError: the directory holds no run.
-        DataError: the store cannot be read.
-        ConfigError: what it holds is not valid any more (its data moved, a plugin changed).
-    """
-    folder = os.fspath(run_dir)
-    path = join(folder, RESOLVED)
-    if not file.exists(path) or file.is_directory(path):
-        what = "holds no" if file.is_directory(folder) else "does not exist; expected a directory with a"
-        raise CheckpointError(
-            f"{folder!r} {what} {RESOLVED}", hint="give the log_dir of a finished `moxserve pipeline run`"
-        )
-    # What was resolved is literal: a `${` in it was meant as one.
-    return prepare(load_pipeline(path, check=True, environment=None), log_dir=folder)
-
-
-def plan(loaded: LoadedPipeline) -> list[tuple[str, str, str]]:
-    """Say what a run would do: stage, plugin and what, in order. Writes nothing, needs no TensorFlow."""
-    config = loaded.config
-    source, model, optimizer, run = _plugins(config)
-    with stage(loaded, "input", silent):
-        lines = [("input", config.input.plugin, source.describe())]
-    lines.append(("model", model.plugin, model.describe()))
-    if optimizer is not None:
-        lines.append(("optimizer", optimizer.plugin, optimizer.describe()))
-    if config.quantization is not None:
-        start = config.quantization.start_step
-        told = f"int8 from step {start}" if start else "int8 from the first step"
-        lines.append(("quantization", "", told + _without(config.quantization.exclude)))
-    if config.pruning is not None:
-        pruning = config.pruning
-        told = f"{100 * pruning.sparsity:g} % of each kernel zero, from step {pruning.begin_step} to {pruning.end_step}"
-        lines.append(("pruning", "", told + _without(pruning.exclude)))
-    resumes = " (checkpoints there: it would resume)" if run.trains and _has_checkpoint(run.log_dir) else ""
-    lines.append(("run", config.run.plugin, run.describe() + resumes))
-    if config.export is not None:
-        where = config.export.tf_serving
-        lines.append(("export", "", f"version {_next_version(where)} of {config.export.model_name!r} in {where}"))
-    if config.evaluate is not None:
-        needs = "".join(f", {name} of at least {limit:g}" for name, limit in config.evaluate.require.items())
-        lines.append(("evaluate", "", f"the whole evaluation data{needs}"))
-    if config.predict is not None:
-        lines.append(("predict", "", f"one line a row to {config.predict.output}"))
-    return lines
-
-
-def _without(exclude: Sequence[str]) -> str:
-    return f", without {', '.join(exclude)}" if exclude else ""
-
-
-def _has_checkpoint(log_dir: str) -> bool:
-    return file.exists(join(log_dir, "checkpoint"))
-
-
 @contextlib.contextmanager
 def _here(run: RunPlugin) -> Iterator[str]:
     """Give the local folder that stands for a run's log_dir in a store; of a local one the folder itself."""
@@ -316,12 +116,6 @@ def _here(run: RunPlugin) -> Iterator[str]:
 def _shown(path: str | None, log_dir: str) -> str | None:
     """Return the URL of a path in the folder that stands for a log_dir in a store."""
     return path if path is None or not is_remote(log_dir) else known_as(path)
-
-
-def _next_version(base: str) -> int:
-    from moxserve.export.publish import next_version
-
-    return next_version(base)
 
 
 def run_pipeline(
@@ -346,8 +140,8 @@ def run_pipeline(
         MoxserveError: a stage failed; the stage and its plugin are named.
     """
     loaded = load_pipeline(path, overrides, check=True)
-    _, _, _, run = _plugins(loaded.config)
-    if not resume and run.trains and _has_checkpoint(run.log_dir) and _follower() is None:
+    _, _, _, run = plugins_of(loaded.config)
+    if not resume and run.trains and has_checkpoint(run.log_dir) and _follower() is None:
         raise CheckpointError(
             f"{run.log_dir!r} holds checkpoints of an earlier run",
             hint="leave --no-resume out to go on from them, or choose another place with --set run.log_dir=DIR",
@@ -379,7 +173,7 @@ class _Stages:
         self._seconds: dict[str, float] = {}
 
     def run(self) -> PipelineResult:
-        run = _plugins(self._config)[3]
+        run = plugins_of(self._config)[3]
         with _here(run) as folder:
             result = self._run_in(folder)
             report = replace(result.report, checkpoint=_shown(result.report.checkpoint, run.log_dir))
@@ -417,8 +211,10 @@ class _Stages:
         """See whether the stores take what later stages write, before a training that may take days."""
         export, evaluation, prediction = self._config.export, self._config.evaluate, self._config.predict
         if export is not None and is_remote(export.tf_serving):
+            from moxserve.export.publish import next_version
+
             with stage(self._loaded, "export", silent):
-                _next_version(export.tf_serving)
+                next_version(export.tf_serving)
         outputs = {
             "evaluate": evaluation.output if evaluation is not None else None,
             "predict": prediction.output if prediction is not None else None,
@@ -430,7 +226,7 @@ class _Stages:
 
     def _follow(self, prepared: PreparedRun, role: str) -> PipelineResult:
         """Train along; everything else is the chief's."""
-        run, report = _plugins(self._config)[3], RunReport(None)
+        run, report = plugins_of(self._config)[3], RunReport(None)
         if run.trains:
             job = RunJob(prepared.data, prepared.model_fn, prepared.optimizer_fn, prepared.log_dir, leads=False)
             report = self._stage("run", prepared.data, lambda: run.run(job))
@@ -460,7 +256,7 @@ class _Stages:
             atomic_write(target, head + text)
 
     def _run(self, prepared: PreparedRun) -> RunReport:
-        run = _plugins(self._config)[3]
+        run = plugins_of(self._config)[3]
         self._keep_config(run, prepared.log_dir)
         return run.run(RunJob(prepared.data, prepared.model_fn, prepared.optimizer_fn, prepared.log_dir))
 
@@ -491,7 +287,7 @@ class _Stages:
         checkpoint = self._checkpoint(report)
         metrics = evaluate(prepared.data, prepared.model_fn, checkpoint, prepared.log_dir)
         output = config.output or os.path.join(prepared.log_dir, EVALUATION)
-        shown = _shown(checkpoint, _plugins(self._config)[3].log_dir)
+        shown = _shown(checkpoint, plugins_of(self._config)[3].log_dir)
         facts = {"checkpoint": shown, "rows": prepared.data.num_samples["EVAL"], "metrics": metrics}
         with open_output(output) as f:
             f.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

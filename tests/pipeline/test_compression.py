@@ -9,7 +9,9 @@ import pytest
 
 from moxserve.config.pipeline import load_pipeline
 from moxserve.errors import ConfigError
-from moxserve.pipeline.runner import load_run, plan, run_pipeline
+from moxserve.pipeline.plan import plan
+from moxserve.pipeline.prepared import load_run
+from moxserve.pipeline.runner import run_pipeline
 from moxserve.pipeline.steps import evaluate
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from moxserve.config import load_pipeline
 from moxserve.errors import ConfigError
-from moxserve.pipeline.runner import plan, run_pipeline
+from moxserve.pipeline.plan import plan
+from moxserve.pipeline.runner import run_pipeline
 
 Write = Callable[..., Path]
 

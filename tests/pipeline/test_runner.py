@@ -19,7 +19,9 @@ import yaml
 
 from moxserve.config import load_pipeline
 from moxserve.errors import CheckpointError, ConfigError, DataError, LimitExceededError, MoxserveError
-from moxserve.pipeline.runner import load_run, plan, run_pipeline
+from moxserve.pipeline.plan import plan
+from moxserve.pipeline.prepared import load_run
+from moxserve.pipeline.runner import run_pipeline
 from moxserve.pipeline.stage import StageError
 
 Write = Callable[..., Path]

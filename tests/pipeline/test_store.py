@@ -14,7 +14,8 @@ from moxserve.cli.main import main
 from moxserve.errors import CheckpointError, ConfigError, MoxserveError
 from moxserve.export.exporter import export_version
 from moxserve.export.manifest import read_manifest
-from moxserve.pipeline.runner import load_run, run_pipeline
+from moxserve.pipeline.prepared import load_run
+from moxserve.pipeline.runner import run_pipeline
 
 Write = Callable[..., Path]
 

@@ -49,7 +49,8 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Trained:
-    from moxserve.pipeline.runner import load_run, run_pipeline
+    from moxserve.pipeline.prepared import load_run
+    from moxserve.pipeline.runner import run_pipeline
     from moxserve.pipeline.steps import find_checkpoint, predict
 
     base = tmp_path_factory.mktemp("survey")

@@ -267,9 +267,8 @@ def kept_here(settings: Settings, topology: Topology, *, phased: bool = False) -
         if path is not None and is_remote(path) and not share.restores:
             settings = replace(settings, checkpoint_path=None, warm_start=None)  # another process restores it
         elif path is not None and is_remote(path) and latest_checkpoint(settings.log_dir) is None:
-            local, prefix = stack.enter_context(
-                _brought(path)
-            )  # None: as of a local path, the mode tells what it means
+            # Without a checkpoint there the mode tells what that means, as with a local path.
+            local, prefix = stack.enter_context(_brought(path))
             if warm is None:
                 fetched = None if prefix is None else (prefix, known_as(prefix))
                 settings = replace(settings, checkpoint_path=prefix or local, fetched=fetched)
