@@ -18,7 +18,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import pickle
+import socket as socketlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,7 +31,7 @@ from types import ModuleType
 from typing import Any
 
 from moxserve.dataflow import values
-from moxserve.dataflow.base import DataFlow, DataFlowReentrantError, DataFlowReentrantGuard, DataFlowTerminated
+from moxserve.dataflow.base import DataFlow, DataFlowReentrantGuard, DataFlowTerminated
 from moxserve.errors import DataError, MissingExtraError, UsageError
 
 __all__ = ["RemoteDataZMQ", "send_dataflow_zmq"]
@@ -79,6 +82,9 @@ class _Place:
             UsageError: the address is none, is in use, or is not of this machine.
         """
         zmq = _zmq()
+        if self.bind and self.address.startswith("ipc://") and _is_heard(self.address[len("ipc://") :]):
+            # ZeroMQ would take the path away from whoever listens there, without a word.
+            raise self._in_use()
         socket = context.socket(kind)
         socket.set_hwm(self.hwm)
         # Acknowledgements always have room: there are no more of them than datapoints.
@@ -103,10 +109,7 @@ class _Place:
         code = getattr(error, "errno", None)
         what = "bind to" if self.bind else "connect to"
         if code == zmq.EADDRINUSE:
-            return UsageError(
-                f"cannot bind to {self.address}: another process listens there",
-                hint="take another port or path; only one side binds, the other connects (bind=False)",
-            )
+            return self._in_use()
         if code in (zmq.EADDRNOTAVAIL, errno.ENODEV):
             return UsageError(
                 f"cannot bind to {self.address}: it is no address of this machine",
@@ -115,6 +118,25 @@ class _Place:
         return UsageError(
             f"cannot {what} {self.address!r}: {error}", hint="expected an address such as tcp://HOST:PORT or ipc://PATH"
         )
+
+    def _in_use(self) -> UsageError:
+        return UsageError(
+            f"cannot bind to {self.address}: another process listens there",
+            hint="take another port or path; only one side binds, the other connects (bind=False)",
+        )
+
+
+def _is_heard(path: str) -> bool:
+    """Tell whether somebody listens at the path of a Unix socket: a file is also left by a process that was killed."""
+    with socketlib.socket(socketlib.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except TimeoutError:
+            return True
+        except (OSError, ValueError):
+            return False
+        return True
 
 
 def _wait(poll: Any, timeout_s: float | None, what: str) -> Any:
@@ -295,11 +317,13 @@ class _Line:
         context: of the sockets.
         sockets: one for each address.
         leaving: senders that ended and wait to hear that the end was taken: socket and name.
+        pid: of the process whose they are.
     """
 
     context: Any
     sockets: list[Any]
     leaving: set[_Peer] = field(default_factory=set)
+    pid: int = field(default_factory=os.getpid)
 
     def take(self, socket: Any) -> Any:
         """Receive one message, and tell its sender; None if it was a farewell."""
@@ -381,15 +405,25 @@ class RemoteDataZMQ(DataFlow):
         self._guard = DataFlowReentrantGuard()
         self._line: _Line | None = None
         self._closed = False
+        # Held by whoever uses the sockets: they may go from thread to thread, but belong to one at a time.
+        self._using = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no sockets yet."""
-        kept = {k: v for k, v in super().__getstate__().items() if k != "_finalizer"}
+        kept = {k: v for k, v in super().__getstate__().items() if k not in ("_finalizer", "_using")}
         return kept | {"_line": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a lock of its own."""
+        self.__dict__.update(state)
+        self._using = threading.RLock()
 
     def reset_state(self) -> None:
         """Count from 0."""
         super().reset_state()
+        if self._line is not None and self._line.pid != os.getpid():
+            # Sockets, and the thread that may use them, stayed in the process that this one was forked from.
+            self._line, self._using = None, threading.RLock()
         self.cnt1 = self.cnt2 = 0
         self._ended = 0
         self._inbox: deque[tuple[int, Any]] = deque()
@@ -402,37 +436,33 @@ class RemoteDataZMQ(DataFlow):
             DataError: nothing came for `timeout_s`, or what came is no datapoint, or a pickle that is not allowed.
             DataFlowTerminated: `close` was called.
         """
-        try:
-            with self._guard:
-                self._open()
-                while self._ended < self._senders:
-                    index, message = self._next()
-                    if message == _END:
-                        self._ended += 1
-                        continue
-                    self.cnt1, self.cnt2 = self.cnt1 + (index == 0), self.cnt2 + (index == 1)
-                    yield self._decode(message, self._places[index].address)
-                self._ended = 0
-        finally:
-            # With the guard open again: whoever calls `close` meanwhile finds it so, or is seen here.
-            if self._closed:
-                self.close()
+        with self._guard:
+            self._open()
+            while self._ended < self._senders:
+                index, message = self._next()
+                if message == _END:
+                    self._ended += 1
+                    continue
+                self.cnt1, self.cnt2 = self.cnt1 + (index == 0), self.cnt2 + (index == 1)
+                yield self._decode(message, self._places[index].address)
+            self._ended = 0
 
     def _open(self) -> None:
-        if self._closed:
-            raise DataFlowTerminated("RemoteDataZMQ was closed")
-        if self._line is not None:
-            return
         zmq = _zmq()
-        context = zmq.Context()
-        try:
-            sockets = [place.open(context, zmq.ROUTER) for place in self._places]
-        except BaseException:
-            context.destroy(linger=0)
-            raise
-        self._line = _Line(context, sockets)
-        # At the end of the program a context that is still open would wait for its sockets.
-        self._finalizer = Finalize(self, self._line.close, exitpriority=100)
+        with self._using:
+            if self._closed:
+                raise DataFlowTerminated("RemoteDataZMQ was closed")
+            if self._line is not None:
+                return
+            context = zmq.Context()
+            try:
+                sockets = [place.open(context, zmq.ROUTER) for place in self._places]
+            except BaseException:
+                context.destroy(linger=0)
+                raise
+            self._line = _Line(context, sockets)
+            # At the end of the program a context that is still open would wait for its sockets.
+            self._finalizer = Finalize(self, self._line.close, exitpriority=100)
 
     def _next(self) -> tuple[int, Any]:
         # One message of each socket that has any, so that none starves.
@@ -442,18 +472,19 @@ class RemoteDataZMQ(DataFlow):
 
     def _receive(self) -> list[tuple[int, Any]]:
         zmq = _zmq()
-        line = self._line
-        if line is None:
-            raise DataFlowTerminated("RemoteDataZMQ was closed")
-        poller = zmq.Poller()
-        for socket in line.sockets:
-            poller.register(socket, zmq.POLLIN)
         where = " or ".join(place.address for place in self._places)
-        try:
-            ready = dict(_wait(self._poll(poller), self._timeout_s, f"no datapoint came to {where}"))
-            taken = [(i, line.take(s)) for i, s in enumerate(line.sockets) if s in ready]
-        except zmq.ZMQError as error:
-            raise DataError(f"receiving from {where} failed: {error}") from error
+        with self._using:
+            line = self._line
+            if line is None or self._closed:
+                raise DataFlowTerminated("RemoteDataZMQ was closed")
+            poller = zmq.Poller()
+            for socket in line.sockets:
+                poller.register(socket, zmq.POLLIN)
+            try:
+                ready = dict(_wait(self._poll(poller), self._timeout_s, f"no datapoint came to {where}"))
+                taken = [(i, line.take(s)) for i, s in enumerate(line.sockets) if s in ready]
+            except zmq.ZMQError as error:
+                raise DataError(f"receiving from {where} failed: {error}") from error
         return [(i, message) for i, message in taken if message is not None]
 
     def _poll(self, poller: Any) -> Callable[[int], Any]:
@@ -480,12 +511,14 @@ class RemoteDataZMQ(DataFlow):
             ) from error
 
     def close(self) -> None:
-        """Close the sockets now, instead of when this flow is collected or the program ends."""
-        self._closed = True
-        # An iteration that is open closes them itself: sockets belong to one thread.
-        with contextlib.suppress(DataFlowReentrantError), self._guard:
-            self._close()
+        """Close the sockets, instead of when this flow is collected or the program ends.
 
-    def _close(self) -> None:
-        if self._line is not None:
+        They are closed when this returns, also under an iteration that is open: its next datapoint is a
+        `DataFlowTerminated`. Senders that ended are given up to 15 s to hear that everything was taken.
+        """
+        self._closed = True
+        line = self._line
+        if line is None or line.pid != os.getpid():
+            return
+        with self._using:  # an iteration that waits in another thread sees within a moment that it is to end
             self._finalizer()

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moxserve.dataflow import DataFlow, DataFlowTerminated, DataFromList, RemoteDataZMQ, send_dataflow_zmq
+from moxserve.dataflow import DataFlow, DataFlowTerminated, DataFromList, RemoteDataZMQ, send_dataflow_zmq, values
 from moxserve.dataflow import remote as wire
-from moxserve.dataflow.base import DataFlowReentrantGuard
 from moxserve.errors import DataError, UsageError
 
 zmq = pytest.importorskip("zmq")
@@ -243,31 +242,53 @@ def test_closing_waits_for_a_sender_that_is_slow_to_hear_that_its_end_was_taken(
     remote.close()
 
 
-def test_close_while_an_iteration_leaves_closes_at_once(free_port: int) -> None:
-    class Guard(DataFlowReentrantGuard):
-        def __exit__(self, *error: Any) -> None:
-            if not flow._closed:
-                flow.close()  # as another thread may, in this moment
-            super().__exit__(*error)
+def test_close_ends_an_iteration_that_stands_between_two_datapoints(ipc: str) -> None:
+    threading.Thread(target=_raw, args=(ipc, values.dumps([0]), values.dumps([1])), daemon=True).start()
+    flow = RemoteDataZMQ(ipc, timeout_s=60)
+    iterator = iter(flow)
+    assert next(iterator) == [0]
+    flow.close()
+    _is_free(ipc)
+    with pytest.raises(DataFlowTerminated):
+        list(iterator)
 
+
+def test_close_ends_an_iteration_that_waits_in_another_thread(free_port: int) -> None:
     address = f"tcp://127.0.0.1:{free_port}"
-    flow = RemoteDataZMQ(address, timeout_s=0.05)
-    flow._guard = Guard()
-    with pytest.raises(DataError, match="no datapoint came"):
-        next(iter(flow))
-    # The address is free again.
-    again = RemoteDataZMQ(address, timeout_s=0.05)
-    with pytest.raises(DataError, match="no datapoint came"):
-        next(iter(again))
-    again.close()
+    flow = RemoteDataZMQ(address)
+    flow.reset_state()
+    told: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            next(iter(flow))
+        except DataFlowTerminated as error:
+            told.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while flow._line is None:
+        time.sleep(0.01)
+    flow.close()
+    _is_free(address)
+    thread.join(60)
+    assert len(told) == 1
 
 
-def test_an_address_in_use_is_told(free_port: int) -> None:
-    address = f"tcp://127.0.0.1:{free_port}"
+def _is_free(address: str) -> None:
+    other = RemoteDataZMQ(address, timeout_s=0.05)
+    with pytest.raises(DataError, match="no datapoint came"):
+        next(iter(other))
+    other.close()
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "ipc"])
+def test_an_address_in_use_is_told(free_port: int, ipc: str, protocol: str) -> None:
+    address = f"tcp://127.0.0.1:{free_port}" if protocol == "tcp" else ipc
     first = RemoteDataZMQ(address, timeout_s=0.1)
     with pytest.raises(DataError, match="no datapoint came"):
         next(iter(first))
-    with pytest.raises(UsageError, match=f"{free_port}: another process listens there"):
+    with pytest.raises(UsageError, match=f"{address}: another process listens there"):
         next(iter(RemoteDataZMQ(address)))
     with pytest.raises(UsageError, match="another process listens"):
         send_dataflow_zmq(numbers(0, 1), address, bind=True, passes=1)

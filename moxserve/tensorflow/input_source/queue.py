@@ -345,8 +345,12 @@ class ZMQInput(QueueInput):
         """Name the source and its address."""
         return f"ZMQInput({self._address!r})"
 
+    def _close(self) -> None:
+        super()._close()
+        self._reader.release()  # of a dataset, too, which sets up no queue
+
     def to_dataset(self, types: Sequence[Any] | None = None) -> Any:
-        """Return a `tf.data.Dataset` of what comes, instead of a queue.
+        """Return a `tf.data.Dataset` of what comes, instead of a queue; `close` ends it.
 
         Args:
             types: dtype of each component; None takes those of the signature that the constructor got.
