@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from moxserve.errors import UsageError
+from moxserve.file.forks import ForkLock
 
 __all__ = [
     "as_worker",
@@ -39,7 +40,7 @@ __all__ = [
     "worker_path",
 ]
 
-_lock = threading.Lock()
+_lock = ForkLock()
 _seed: int | None = None
 _numbers = itertools.count()
 _place = threading.local()
@@ -174,8 +175,6 @@ _generators: weakref.WeakSet[_Generator] = weakref.WeakSet()
 
 def _forked() -> None:
     # Another thread of the parent may have held any of these locks: it is not here to let them go.
-    global _lock
-    _lock = threading.Lock()
     for generator in list(_generators):
         if _is_held(generator.bits.lock):
             generator.begin()

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from moxserve.cores import available_cores
+from moxserve.file.forks import ForkLock
 
 __all__ = ["each"]
 
-_lock = threading.Lock()
+_lock = ForkLock()
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -77,9 +77,9 @@ def _shared(cores: int) -> ThreadPoolExecutor:
 
 
 def _forget() -> None:
-    # The threads stayed in the parent, perhaps with the lock in their hands.
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+    # The threads stayed in the parent.
+    global _pool
+    _pool = None
 
 
 if hasattr(os, "register_at_fork"):

@@ -195,7 +195,8 @@ class AllReduceWorkers(Lockstep, Workers):
         """Compare the mean square with the square of the mean; every worker comes to the same result."""
         total, squares = self._sum(session, float(value)), self._sum(session, float(value) ** 2)
         same = squares * self.topology.num_workers == total**2
-        time.sleep(0 if same else _GRACE_S)  # who finds out that they are not leaves: the others must hear of it first
+        if not same:
+            time.sleep(_GRACE_S)  # who finds that out leaves: the others must hear of it first
         return same
 
     def _sum(self, session: Any, value: float) -> float:
